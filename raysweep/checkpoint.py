@@ -1,0 +1,138 @@
+"""A training checkpoint: a folder of three files, each under a checksum, found again after any kill.
+
+    model.safetensors       weights under OLMo's names
+    optimizer.safetensors   AdamW's moments by parameter, and torch's random state
+    state.json              position, rows so far, and the checksums of the other two
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+from safetensors.torch import load, save
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("raysweep")
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Position:
+    """How far a run is. Floats survive the JSON to the last bit."""
+
+    cell: str
+    fingerprint: str
+    """Of the corpus it trains on."""
+    step: int = 0
+    """Optimizer steps taken."""
+    loss_sum: float = 0.0
+    """Sum of the steps' losses since the last row."""
+    loss_steps: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The trajectory so far."""
+    diverged: bool = False
+    seconds: float = 0.0
+    """Wall-clock spent so far, what a kill took included only up to its last checkpoint."""
+    starts: int = 0
+
+
+@dataclass
+class Checkpoint:
+    position: Position
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+
+
+def write(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the three files into an existing folder."""
+    sums = {}
+    for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+        content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        (folder / name).write_bytes(content)
+        sums[name] = hashlib.sha256(content).hexdigest()
+    body = {"position": asdict(checkpoint.position), "sha256": sums}
+    (folder / STATE).write_text(json.dumps(body | {"checksum": _checksum(body)}), encoding="utf-8")
+
+
+def read(fs: pafs.FileSystem, folder: str) -> Checkpoint:
+    """Read and verify a checkpoint; ValueError says which file is damaged."""
+    position, sums = _state(fs, folder)
+    return Checkpoint(position, _tensors(fs, folder, MODEL, sums), _tensors(fs, folder, OPTIMIZER, sums))
+
+
+def read_model(fs: pafs.FileSystem, folder: str) -> dict[str, torch.Tensor]:
+    """The weights alone, verified; ValueError says which file is damaged."""
+    return _tensors(fs, folder, MODEL, _state(fs, folder)[1])
+
+
+def latest(fs: pafs.FileSystem, run_directory: str) -> tuple[str, Checkpoint] | None:
+    """The name and content of the furthest intact checkpoint in a Ray Train run directory.
+
+    A damaged one is passed over with a warning, for the one before it. This, and not Ray Train's own record of the run,
+    decides where a cell goes on, so that no damage to either can lose more than one checkpoint.
+    """
+    for name in names(fs, run_directory):
+        try:
+            return name, read(fs, f"{run_directory}/{name}")
+        except (ValueError, OSError) as error:
+            log.warning("checkpoint %s/%s is damaged (%s): going on from the one before", run_directory, name, error)
+    return None
+
+
+def names(fs: pafs.FileSystem, run_directory: str) -> list[str]:
+    """The checkpoints of a run directory, the furthest first."""
+    infos = fs.get_file_info(pafs.FileSelector(run_directory, allow_not_found=True))
+    return sorted((info.base_name for info in infos if _NAME.fullmatch(info.base_name)), reverse=True)
+
+
+def name(step: int) -> str:
+    """A new name for a checkpoint after `step` steps; names sort by step.
+
+    Each is unique: a run that goes on from an older checkpoint must not write into a damaged newer one.
+    """
+    return f"checkpoint_step{step:012d}_{uuid.uuid4().hex[:6]}"
+
+
+_NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
+
+
+def _state(fs: pafs.FileSystem, folder: str) -> tuple[Position, dict[str, str]]:
+    try:
+        body = json.loads(_content(fs, f"{folder}/{STATE}"))
+        checksum = body.pop("checksum")
+        if checksum != _checksum(body):
+            raise ValueError
+        return Position(**body["position"]), body["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{STATE} is not what was written") from None
+
+
+def _tensors(fs: pafs.FileSystem, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:
+    content = _content(fs, f"{folder}/{name}")
+    if hashlib.sha256(content).hexdigest() != sums[name]:
+        raise ValueError(f"{name} is not what was written")
+    return load(content)
+
+
+def _content(fs: pafs.FileSystem, path: str) -> bytes:
+    try:
+        with fs.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except (FileNotFoundError, pa.ArrowException):
+        raise ValueError(f"{path.rpartition('/')[2]} is missing") from None
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,186 @@
+"""The commands: parse, call, print. What they do is elsewhere, and imported only by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from raysweep import __version__
+from raysweep.errors import UserError
+
+if TYPE_CHECKING:
+    from raysweep.space import Space
+    from raysweep.store import Store
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `raysweep`: exits 0 on success, 1 on an error or a failed cell, 2 on bad usage, 130 on Ctrl-C."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(format="raysweep: %(levelname)s: %(message)s", level=logging.WARNING)
+    logging.addLevelName(logging.WARNING, "warning")
+    try:
+        status = options.command(options)
+        sys.stdout.flush()
+    except UserError as error:
+        status = _fail(error, options, str(error))
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:  # noqa: BLE001 (a defect of ours, still said in one line)
+        status = _fail(error, options, f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)")
+    sys.exit(status)
+
+
+def _fail(error: Exception, options: argparse.Namespace, message: str) -> int:
+    if options.debug:
+        raise error
+    print(f"raysweep: error: {message}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raysweep", description="Controlled sweeps of language-model pretraining on a Ray cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"raysweep {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for_scripts = argparse.ArgumentParser(add_help=False)
+    for_scripts.add_argument("--json", action="store_true", help="print the answer as JSON")
+    of_space = argparse.ArgumentParser(add_help=False)
+    of_space.add_argument("space", metavar="SPACE", help="a search-space file, such as search_spaces/demo.yaml")
+    of_store = argparse.ArgumentParser(add_help=False)
+    of_store.add_argument(
+        "--store", help="folder or URI of the sweep's results (default: RAYSWEEP_STORE, else runs/<space name>)"
+    )
+
+    def command(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=[shared, *parents])
+        added.set_defaults(command=function)
+        return added
+
+    command("plan", _plan, "show the cells, steps, tokens, FLOPs and GPU-hours of a search space", of_space, for_scripts)
+    command("run", _run, "train and evaluate every cell that the store lacks", of_space, of_store)
+    command("status", _status, "show what is done, running, failed and left", of_space, of_store, for_scripts)
+    results = command("results", _results, "one row per finished cell", of_space, of_store)
+    results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
+    measured = command("geometry", _geometry, "measure the unembedding of a language model", for_scripts)
+    measured.add_argument(
+        "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
+    )
+    measured.add_argument("--revision", help="revision of a model on the hub")
+    built = command("corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts)
+    built.set_defaults(command=_corpus)
+    return parser
+
+
+def _load(options: argparse.Namespace) -> Space:
+    from raysweep import space
+
+    return space.load(options.space)
+
+
+def _store(options: argparse.Namespace, space: Space) -> Store:
+    from raysweep.store import Store
+
+    return Store(options.store or os.environ.get("RAYSWEEP_STORE") or f"runs/{space.name}")
+
+
+def _print_json(answer: Any) -> None:
+    print(json.dumps(answer, indent=1))
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from raysweep import progress, sweep
+
+    plan = sweep.plan(_load(options))
+    if options.json:
+        _print_json(plan)
+    else:
+        progress.show_plan(plan)
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from raysweep import sweep
+
+    space = _load(options)
+    store = _store(options, space)
+    again = ["raysweep", "run", options.space] + (["--store", options.store] if options.store else [])
+    return sweep.run(space, store, shlex.join(again))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from raysweep import lock, progress, sweep
+
+    space = _load(options)
+    store = _store(options, space)
+    now = sweep.survey(store, space)
+    driver = lock.holder(store)
+    counts = now.counts(driver["progress"].get("running", {}) if driver else ())
+    if options.json:
+        _print_json(counts)
+    else:
+        progress.show_status(space, store, now, counts, driver)
+    return 0
+
+
+def _results(options: argparse.Namespace) -> int:
+    from raysweep import progress
+    from raysweep import store as tables
+
+    space = _load(options)
+    store = _store(options, space)
+    if options.output is None:
+        progress.show_results(store, space)
+        return 0
+    table = tables.results(store, space.cells, space.evaluations)
+    import pyarrow.parquet as pq
+
+    try:
+        pq.write_table(table, options.output)
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be written: {error.strerror or error}") from None
+    print(f"{table.num_rows} of {len(space.cells)} cells written to {options.output}")
+    return 0
+
+
+def _geometry(options: argparse.Namespace) -> int:
+    from raysweep import geometry, pretrained
+
+    answer = geometry.measure(pretrained.unembedding(options.model, options.revision))
+    if options.json:
+        _print_json(answer)
+    else:
+        for name, value in answer.items():
+            print(f"{name:20} {value:.6g}")
+    return 0
+
+
+def _corpus(options: argparse.Namespace) -> int:
+    from raysweep import progress
+    from raysweep.corpora.loader import open_corpus
+
+    corpora = [open_corpus(corpus) for corpus in dict.fromkeys(cell.corpus for cell in _load(options).cells)]
+    if options.json:
+        _print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
+    else:
+        for corpus in corpora:
+            progress.show_corpus(corpus.manifest, Path(corpus.folder))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""One driver a store: `run.json` says who runs the sweep now, and beats while it does.
+
+It works on any file system or bucket and does not trust clocks. A driver on this machine is alive if its process is; one
+elsewhere is alive if its beat changes while we watch. So what a killed driver leaves behind is taken over by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from raysweep.errors import UserError
+from raysweep.store import Store
+
+FILE = "run.json"
+BEAT = 3.0
+# How long two drivers that start at once may take from reading the file to writing it.
+SETTLE = 0.5
+
+
+def machine() -> str:
+    """This machine since its last boot."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+
+
+def holder(store: Store) -> dict[str, Any] | None:
+    """What the driver that holds the store says of itself, as far as can be told without waiting; None without one."""
+    record = _read(store)
+    if record is None or (record["machine"] == machine() and not _process_alive(record)):
+        return None
+    return record
+
+
+class Lock:
+    """Holds a store while in its context. Raises `UserError` naming the driver that has it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._record: dict[str, Any] = {
+            "owner": uuid.uuid4().hex,
+            "machine": machine(),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process_started": psutil.Process().create_time(),
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            "beat": 0,
+            "progress": {},
+        }
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+
+    def __enter__(self) -> Lock:
+        other = holder(self._store)
+        if other is not None and (other["machine"] == machine() or self._beats(other)):
+            raise _refused(self._store, other)
+        self._write()
+        time.sleep(SETTLE)
+        other = _read(self._store)
+        if other is None or other["owner"] != self._record["owner"]:
+            raise _refused(self._store, other or self._record)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._store.delete(FILE)
+
+    def progress(self, progress: dict[str, Any]) -> None:
+        """What the next beat says of the sweep."""
+        self._record["progress"] = progress
+
+    def _keep(self) -> None:
+        while not self._stop.wait(BEAT):
+            try:
+                self._write()
+            except UserError:
+                continue  # A store that is away for a moment; what matters is told where results are written.
+
+    def _write(self) -> None:
+        self._record["beat"] += 1
+        self._store.write(FILE, json.dumps(self._record, default=str).encode())
+
+    def _beats(self, other: dict[str, Any]) -> bool:
+        deadline = time.monotonic() + 4 * BEAT
+        while time.monotonic() < deadline:
+            time.sleep(BEAT / 2)
+            now = _read(self._store)
+            if now is None:
+                return False
+            if (now["owner"], now["beat"]) != (other["owner"], other["beat"]):
+                return True
+        return False
+
+
+def _refused(store: Store, other: dict[str, Any]) -> UserError:
+    return UserError(
+        f"the store {store.location} is in use by process {other['pid']} on {other['host']}, running since "
+        f"{other['started']}: wait for it, stop it, or use another --store"
+    )
+
+
+def _read(store: Store) -> dict[str, Any] | None:
+    content = store.read(FILE)
+    try:
+        record = json.loads(content) if content else None
+        if record is not None:
+            _ = [record[key] for key in ("owner", "machine", "host", "pid", "process_started", "started", "beat")]
+        return record
+    except (ValueError, KeyError, TypeError):
+        return None  # Not from a driver: nobody holds the store by it.
+
+
+def _process_alive(record: dict[str, Any]) -> bool:
+    try:
+        return abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 1
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,116 @@
+"""Cross-entropy of the unembedding, in chunks of tokens, so that no tokens x vocabulary matrix exists.
+
+For hidden states H (n x d), unembedding W (V x d) and targets y, token i has the loss log z_i - w_{y_i} . h_i with
+z_i = sum_v exp(w_v . h_i). With E = exp(H W^T), the gradients of the summed loss are
+
+    dH = diag(1/z) (E W) - W[y]          dW = E^T (diag(1/z) H) - sum_i onehot(y_i) h_i^T
+
+so a chunk's share of both is two matmuls away while its E is still at hand. The forward pass computes them, and the
+normalisation touches only the n x d side: E is written once, exponentiated once and summed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# Tokens in a chunk: few enough for a chunk of logits to stay in the cache, many enough for the matmuls to run at speed.
+CHUNK = {"cpu": 128, "cuda": 2048}
+
+
+def unembedding_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy, in nats per token, of `softmax(hidden @ weight.T)`; differentiable once.
+
+    `hidden` (..., d), `weight` (V, d), `targets` (...) of integers in [0, V). Equal to `F.cross_entropy` and its
+    gradients to rounding. Under autocast the matmuls run in its precision and everything else in float32. Returns a
+    float32 scalar (float64 for float64 inputs).
+    """
+    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())  # type: ignore[no-any-return]
+
+
+def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of every token, in nats, in the shape of `targets`; without gradients."""
+    flat, labels = hidden.flatten(0, -2), targets.flatten()
+    with torch.no_grad():
+        weight = weight.to(_matmul_dtype(flat))
+        losses = [_exponentials(flat[rows], weight, labels[rows])[2] for rows in _chunks(flat)]
+    return torch.cat(losses).view(targets.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        n = len(hidden)
+        wants_gradients = any(ctx.needs_input_grad)
+        factor = weight.to(_matmul_dtype(hidden))
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        grad_hidden = grad_weight = None
+        if wants_gradients:
+            grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
+            grad_weight = torch.zeros_like(weight)
+        for rows in _chunks(hidden):
+            exponentials, norm, losses = _exponentials(hidden[rows], factor, targets[rows])
+            total += losses.sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            exponentials = exponentials.to(factor.dtype)
+            scale = 1 / norm[:, None]
+            grad_hidden[rows] = (exponentials @ factor) * scale
+            scaled = (hidden[rows] * scale).to(factor.dtype)
+            if factor.dtype == grad_weight.dtype:
+                grad_weight.addmm_(exponentials.T, scaled)
+            else:
+                grad_weight += exponentials.T @ scaled
+        if grad_hidden is not None and grad_weight is not None:
+            grad_hidden = (grad_hidden - weight[targets]).to(hidden.dtype)
+            grad_weight.index_add_(0, targets, hidden.to(grad_weight.dtype), alpha=-1)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.tokens = n
+        return total / n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        # The saved gradients belong to this node alone, so they are scaled where they lie.
+        scale = grad_output / ctx.tokens
+        hidden, weight = (saved.mul_(scale) for saved in ctx.saved_tensors)
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        return hidden if wants_hidden else None, weight if wants_weight else None, None
+
+
+def _chunks(hidden: torch.Tensor) -> list[slice]:
+    size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+def _matmul_dtype(hidden: torch.Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _exponentials(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one chunk: E up to a factor per row, its row sums, and the losses."""
+    logits, chosen = _logits(hidden, weight, targets)
+    if hidden.device.type == "cpu":
+        # Logits of a language model are far from overflow, so their maximum, one more pass over them, is taken only where
+        # the sums ask for it. A GPU takes it always: the question would cost it a synchronisation.
+        exponentials = logits.exp_()
+        norm = exponentials.sum(dim=1)
+        if bool(((norm > 1e-30) & (norm < 1e30)).all()):
+            return exponentials, norm, norm.log() - chosen
+        logits, chosen = _logits(hidden, weight, targets)
+    largest = logits.amax(dim=1)
+    exponentials = logits.sub_(largest[:, None]).exp_()
+    norm = exponentials.sum(dim=1)
+    return exponentials, norm, norm.log() + largest - chosen
+
+
+def _logits(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = hidden.to(weight.dtype) @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits, logits.gather(1, targets[:, None]).squeeze(1)

@@ -1,0 +1,317 @@
+"""What a person sees of a sweep: before it starts, while it runs, when it ends, and by `raysweep status`.
+
+On a terminal a running sweep is one live panel; elsewhere it is a line for every finished cell and every half minute.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from raysweep import store as tables
+
+if TYPE_CHECKING:
+    from raysweep.lock import Lock
+    from raysweep.space import Space
+    from raysweep.store import Store
+    from raysweep.sweep import CellState, Survey
+
+console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=160)  # A file or a pipe has no width to keep to.
+
+LINE_EVERY = 30.0
+
+# More rows than this are for `raysweep results`.
+LONGEST_TABLE = 120
+
+
+def announce(space: Space, store: Store, before: Survey) -> None:
+    """Say what is done and what is going to happen, before it does."""
+    counts = before.counts()["cells"]
+    parts = [f"{counts['planned']} cells"]
+    if before.count("done", "diverged"):
+        parts.append(f"{before.count('done', 'diverged')} trained")
+    if before.count("started"):
+        parts.append(f"{before.count('started')} to continue from a checkpoint")
+    if before.count("failed"):
+        parts.append(f"{before.count('failed')} to retry")
+    if before.count("new"):
+        parts.append(f"{before.count('new')} to start")
+    missing = sum(outcome != "done" for state in before.states for outcome in state.evaluations.values())
+    parts.append(f"{missing} evaluations to do" if missing else "every evaluation done")
+    _print(f"[bold]{space.name}[/]: {', '.join(parts)}")
+    _print(f"store {store.location}")
+
+
+def conclude(space: Space, store: Store, after: Survey) -> None:
+    """The results as a table, then what failed."""
+    show_results(store, space)
+    failed = [(state.cell.id, stage, error) for state in after.states for stage, error in state.errors.items()]
+    for cell, stage, error in failed:
+        _print(f"[red]failed[/] {stage} of {cell}: {_escape(error)}")
+    counts = after.counts()
+    cells, evaluations = counts["cells"], counts["evaluations"]
+    line = f"{cells['done']} of {cells['planned']} cells done"
+    if cells["diverged"]:
+        line += f", {cells['diverged']} diverged"
+    line += f", {evaluations['done']} of {evaluations['planned']} evaluations done"
+    _print(f"[bold]{line}[/]" + ("" if not after.left else "; run the same command again to retry what failed"))
+
+
+def interrupted(after: Survey, resume_command: str) -> None:
+    cells = after.counts()["cells"]
+    _print(
+        f"stopped: {cells['done'] + cells['diverged']} of {cells['planned']} cells trained, nothing is lost. "
+        f"Go on with:\n  [bold]{_escape(resume_command)}[/]"
+    )
+
+
+def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any], driver: dict[str, Any] | None) -> None:
+    """`raysweep status` for a person."""
+    cells, evaluations = counts["cells"], counts["evaluations"]
+    _print(f"[bold]{space.name}[/] in {store.location}")
+    _print("cells        " + ", ".join(f"{number} {name}" for name, number in cells.items()))
+    _print("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
+    if driver is None:
+        _print("nothing is running" + ("" if not now.left else "; `raysweep run` goes on"))
+    else:
+        live = driver.get("progress", {})
+        _print(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
+        if live.get("dashboard"):
+            _print(f"dashboard {live['dashboard']}")
+        for cell in live.get("running", {}).values():
+            _print("  " + _cell_line(cell))
+    for state in now.states:
+        for stage, error in state.errors.items():
+            _print(f"[red]failed[/] {stage} of {state.cell.id}: {_escape(error)}")
+
+
+def show_results(store: Store, space: Space) -> None:
+    """The results so far as a table, the columns that differ between cells first."""
+    results = tables.results(store, space.cells, space.evaluations).to_pylist()
+    if not results:
+        return
+    if len(results) > LONGEST_TABLE:
+        _print(f"{len(results)} cells have results: raysweep results --output FILE.parquet writes the table")
+        return
+    settings = ("size", "tokens", "batch_size", "weight_decay", "learning_rate_factor", "final_learning_rate_fraction", "seed")
+    varied = [name for name in settings if len({row[name] for row in results}) > 1]
+    measured = [name for name in results[0] if name.endswith("_loss")] + ["effective_rank_W", "cosine_W", "isotropy_W"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in varied:
+        table.add_column(_heading(name), justify="left" if name == "size" else "right")
+    for name in measured:
+        table.add_column(_heading(name), justify="right")
+    for row in results:
+        table.add_row(
+            *(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in varied),
+            *("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured),
+            style="red" if row["status"] == "diverged" else None,
+        )
+    console.print()
+    console.print(table)
+    console.print()
+
+
+class Display:
+    """The state of a running sweep, drawn."""
+
+    def __init__(self, left: list[CellState], held: Lock, dashboard: str) -> None:
+        self._held = held
+        self._dashboard = f"http://{dashboard}" if dashboard else ""
+        self._planned = {state.cell.id: state.cell.steps * state.cell.tokens_per_step for state in left}
+        self._total = sum(state.cell.steps * state.cell.tokens_per_step for state in left if not _trained(state))
+        # Tokens at the first and at the latest report of each cell: what this run has done is their difference.
+        self._first: dict[str, int] = {}
+        self._latest: dict[str, int] = {}
+        self._running: dict[str, dict[str, Any]] = {}
+        self._finished: set[str] = set()
+        self._failed: dict[str, str] = {}
+        self._begun = self._line = time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tune pickles its callbacks for a restore that raysweep never asks for; a display is of one process only.
+        return (object, ())
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the run ended while cells had not."""
+        return len(self._finished) + len(self._failed) < len(self._planned)
+
+    # What happens, as Tune tells it.
+
+    def started(self, cell: str) -> None:
+        self._running.setdefault(cell, {"cell": cell, "since": time.time()})
+        self._share()
+
+    def reported(self, result: dict[str, Any]) -> None:
+        cell = result["cell"]
+        if result.get("finished"):
+            return self._end(cell, result["failed"])
+        if "refused" in result:
+            return None
+        known = self._running.setdefault(cell, {"cell": cell, "since": time.time()})
+        known |= {key: result[key] for key in _SHOWN if key in result}
+        tokens = result.get("tokens", 0)
+        self._first.setdefault(cell, tokens)
+        self._latest[cell] = tokens
+        return self._share()
+
+    def crashed(self, cell: str) -> None:
+        self._end(cell, ["the trial's process was lost"])
+
+    def _end(self, cell: str, errors: list[str]) -> None:
+        last = self._running.pop(cell, {"cell": cell})
+        seconds = time.time() - last.get("since", time.time())
+        done = sum(len(group) for group in (self._finished, self._failed)) + 1
+        where = f"[{done}/{len(self._planned)}]"
+        if errors:
+            self._failed[cell] = errors[0]
+            _print(f"{_escape(where)} [red]failed[/] {cell}: {_escape(errors[0])}")
+        else:
+            self._finished.add(cell)
+            _print(f"{_escape(where)} [green]done[/] {_escape(_cell_line(last, short=True))} in {_duration(seconds)}")
+        self._share()
+
+    def _share(self) -> None:
+        self._held.progress(
+            {"dashboard": self._dashboard, "running": self._running, "finished": len(self._finished)} | self._pace()
+        )
+
+    # The drawing.
+
+    @contextmanager
+    def live(self) -> Iterator[Display]:
+        _print(f"dashboard {self._dashboard or 'off'}")
+        if console.is_terminal:
+            with Live(self, console=console, refresh_per_second=2, transient=True):
+                yield self
+        else:
+            yield self
+
+    def tick(self) -> None:
+        """Called often; prints a line now and then where there is no live panel."""
+        if not console.is_terminal and time.monotonic() - self._line > LINE_EVERY:
+            self._line = time.monotonic()
+            _print(self._summary())
+
+    def _pace(self) -> dict[str, Any]:
+        elapsed = time.monotonic() - self._begun
+        done = sum(self._latest[cell] - self._first[cell] for cell in self._latest)
+        position = sum(self._latest.values())
+        rate = done / elapsed if elapsed > 0 else 0.0
+        left = (self._total - position) / rate if rate > 0 else None
+        return {"tokens_per_second": rate, "seconds_left": left, "share": position / self._total if self._total else 1.0}
+
+    def _summary(self) -> str:
+        pace = self._pace()
+        waiting = len(self._planned) - len(self._finished) - len(self._failed) - len(self._running)
+        left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
+        return (
+            f"{len(self._finished)} done, {len(self._running)} running, {len(self._failed)} failed, {waiting} waiting · "
+            f"{pace['share']:.0%} of {_count(self._total)} tokens · {_count(pace['tokens_per_second'])} tokens/s · {left}"
+        )
+
+    def __rich__(self) -> Group:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("cell", "", "step", "tokens/s", "loss", "effective rank"):
+            table.add_column(heading, justify="left" if heading in ("cell", "") else "right", no_wrap=True)
+        for cell in list(self._running.values()):
+            step, steps = cell.get("step"), cell.get("steps")
+            table.add_row(
+                cell["cell"],
+                ProgressBar(total=steps or 1, completed=step or 0, width=12),
+                f"{step}/{steps}" if steps else "starting",
+                _count(cell["tokens_per_second"]) if step else "",
+                f"{cell['validation_loss']:.3f}" if "validation_loss" in cell else "",
+                f"{cell['effective_rank_W']:.3f}" if "effective_rank_W" in cell else "",
+            )
+        return Group(
+            ProgressBar(total=1.0, completed=self._pace()["share"], width=min(80, console.width)),
+            Text(self._summary()),
+            table,
+        )
+
+
+_SHOWN = ("step", "steps", "tokens_per_second", "validation_loss", "effective_rank_W")
+
+
+def _trained(state: CellState) -> bool:
+    return state.training in ("done", "diverged")
+
+
+def _cell_line(cell: dict[str, Any], short: bool = False) -> str:
+    line = cell["cell"]
+    if not short and "steps" in cell:
+        line += f"  step {cell['step']}/{cell['steps']}  {_count(cell['tokens_per_second'])} tokens/s"
+    if "validation_loss" in cell:
+        line += f"  loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
+    return line
+
+
+def _heading(name: str) -> str:
+    return name.replace("final_learning_rate_fraction", "final lr").replace("learning_rate", "lr").replace("_", " ")
+
+
+def _count(number: float) -> str:
+    for unit, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.3g}{letter}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _print(text: str) -> None:
+    # One line stays one line in a file or a pipe.
+    console.print(text, soft_wrap=True)
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """`raysweep plan` for a person."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("cell", "N", "steps", "peak lr", "FLOP"):
+        table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
+    for cell in plan["cells"]:
+        peak = f"{cell['learning_rate']:.3g}"
+        table.add_row(cell["id"], _count(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
+    console.print(table)
+    totals = plan["totals"]
+    _print(
+        f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP, "
+        f"about {totals['gpu_hours']:.3g} GPU-hours ({plan['assumes']})"
+    )
+
+
+def show_corpus(manifest: dict[str, Any], folder: Path) -> None:
+    """`raysweep corpus` for a person."""
+    corpus = manifest["corpus"]
+    _print(f"[bold]{corpus['name']}[/] ({corpus['tokenizer']}, vocabulary {corpus['vocabulary']}) in {folder}")
+    _print(f"fingerprint {manifest['fingerprint']}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("shard", "domain", "documents", "MB", "tokens"):
+        table.add_column(heading, justify="left" if heading in ("shard", "domain") else "right")
+    for name, shard in manifest["shards"].items():
+        for domain, counts in shard["domains"].items():
+            table.add_row(
+                name, domain, f"{counts['documents']:,}", f"{counts['bytes'] / 1e6:.2f}", f"{counts['tokens']:,}"
+            )
+    console.print(table)

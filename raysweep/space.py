@@ -1,0 +1,435 @@
+"""A search-space file -> validated cells, each with its id.
+
+A search space has a `base` (one value per field), a `cross` (axes, full product) and `ablate` (a list of items; each is a
+small grid of changes to the base, crossed with `cross`). Its cells are cross x ({base} + every ablation), equal cells
+counted once, in the order of the file. `evaluations` names the tasks run on each trained cell and `resources` what a
+cell's training and one evaluation ask of the cluster.
+
+A cell's id is readable and safe in a path: `4M-32B-b128-wd0.1-lr1-f0.1-s6198-3f2a91c0`. The tail is a hash of every field
+that changes the numbers, the corpus's specification included, and of nothing else: the same id means the same numbers.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from raysweep import corpora, evaluate, model
+from raysweep.errors import UserError
+
+
+def _number(value: Any) -> Any:
+    """Refuses what pydantic would quietly convert: `true` and `"32"` are no numbers."""
+    if isinstance(value, bool | str):
+        raise ValueError("a number is needed")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("a finite number is needed")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
+Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Size(_Strict):
+    """A model's width and depth; the vocabulary comes from the corpus."""
+
+    width: Count
+    """Hidden size d."""
+    depth: Count = model.DEPTH
+    """Number of blocks."""
+    heads: Count = model.HEADS
+    """Attention heads of each block."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Size:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by {self.heads} heads")
+        if (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} over {self.heads} heads is odd; rotary embeddings need an even size")
+        return self
+
+    @property
+    def label(self) -> str:
+        """`4M` for a named size, else `d32`, with depth and heads where they are not the study's."""
+        if (self.depth, self.heads) == (model.DEPTH, model.HEADS):
+            for name, width in model.SIZES.items():
+                if width == self.width:
+                    return name
+        depth = "" if self.depth == model.DEPTH else f"x{self.depth}"
+        heads = "" if self.heads == model.HEADS else f"h{self.heads}"
+        return f"d{self.width}{depth}{heads}"
+
+
+def _named_size(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in model.SIZES:
+            raise ValueError(f"no such size; {_allowed(value, model.SIZES)}, or {{width: 32, depth: 6, heads: 4}}")
+        return Size(width=model.SIZES[value])
+    return value
+
+
+def _named_corpus(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class Cell(_Strict):
+    """One configuration of the grid. Every field here changes the numbers, and so the id."""
+
+    size: Annotated[Size, BeforeValidator(_named_size)]
+    """A name (`4M` ... `75M`) or `{width, depth, heads}`."""
+    corpus: Annotated[corpora.Corpus, BeforeValidator(_named_corpus)]
+    """A name or `{name, tokenizer, vocabulary, fraction}`."""
+    tokens: Count
+    """Training budget; rounded down to whole steps."""
+    batch_size: Count
+    """Sequences per optimizer step."""
+    sequence_length: Annotated[Count, Field(ge=2)] = 2048
+    """Tokens per sequence."""
+    learning_rate: Positive | None = None
+    """Peak learning rate before the factor; by default the rule of `raysweep.model.peak_learning_rate`."""
+    learning_rate_factor: Positive = 1.0
+    """Multiplies the peak learning rate."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """Learning rate at the last step, as a fraction of the peak (cosine schedule)."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps over which the rate rises linearly from zero."""
+    weight_decay: Number = 0.1
+    """AdamW's, on every parameter."""
+    beta1: Annotated[Fraction, Field(lt=1)] = 0.9
+    beta2: Annotated[Fraction, Field(lt=1)] = 0.95
+    epsilon: Positive = 1e-8
+    gradient_clipping: Positive = 1.0
+    """Largest L2 norm of the gradient."""
+    validation_sequences: Count = 128
+    """Sequences of the validation split on which each report measures the loss."""
+    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 6198
+    """Of the initial weights and of the data order."""
+
+    @model_validator(mode="after")
+    def _at_least_one_step(self) -> Cell:
+        if self.tokens < self.tokens_per_step:
+            raise ValueError(
+                f"tokens {self.tokens} is less than one step of batch_size {self.batch_size} x "
+                f"sequence_length {self.sequence_length} = {self.tokens_per_step}"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.sequence_length
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def shape(self) -> model.Shape:
+        return model.Shape(self.size.width, self.size.depth, self.size.heads, self.corpus.vocabulary)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        base = self.learning_rate if self.learning_rate is not None else model.peak_learning_rate(self.shape.parameters)
+        return base * self.learning_rate_factor
+
+    @property
+    def flops(self) -> float:
+        """6 N D, of the tokens in whole steps (Kaplan et al. 2020)."""
+        return 6.0 * self.shape.parameters * self.steps * self.tokens_per_step
+
+    @property
+    def id(self) -> str:
+        numbers = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        tail = hashlib.sha256(numbers.encode()).hexdigest()[:8]
+        peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
+        return (
+            f"{self.size.label}-{_short(self.tokens)}-b{self.batch_size}-wd{self.weight_decay:g}{peak}"
+            f"-lr{self.learning_rate_factor:g}-f{self.final_learning_rate_fraction:g}-s{self.seed}-{tail}"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The cell as one flat row: id, every setting, and what follows from them."""
+        settings = self.model_dump(exclude={"size", "corpus", "learning_rate", "tokens"})
+        return {
+            "id": self.id,
+            "size": self.size.label,
+            "width": self.size.width,
+            "depth": self.size.depth,
+            "heads": self.size.heads,
+            "corpus": self.corpus.name,
+            "tokenizer": self.corpus.tokenizer,
+            "vocabulary": self.corpus.vocabulary,
+            "parameters": self.shape.parameters,
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "learning_rate": self.peak_learning_rate,
+            "flops": self.flops,
+            **settings,
+        }
+
+
+class TrainResources(_Strict):
+    """What one cell's training asks of the cluster."""
+
+    workers: Count = 1
+    """Data-parallel Ray Train workers of a cell."""
+    cpus: Count = 1
+    """Cores of each worker; also its torch threads."""
+    gpus: Number = 0
+    """GPUs of each worker; a fraction only with one worker."""
+    micro_batch_size: Count | None = None
+    """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
+    compile: bool = False
+    """Whether the blocks go through `torch.compile`."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> TrainResources:
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(f"{self.workers} workers cannot share a GPU: gpus must be whole, not {self.gpus:g}")
+        return self
+
+
+class EvaluateResources(_Strict):
+    """What one evaluation task asks of the cluster."""
+
+    cpus: Count = 1
+    gpus: Number = 0
+
+
+class Resources(_Strict):
+    train: TrainResources = TrainResources()
+    evaluate: EvaluateResources = EvaluateResources()
+
+
+class Space(_Strict):
+    """A validated search space."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    cells: tuple[Cell, ...]
+    evaluations: tuple[evaluate.Evaluation, ...] = ()
+    resources: Resources = Resources()
+
+
+_KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources")
+
+
+def load(path: str | Path) -> Space:
+    """Read and validate a search-space file.
+
+    Raises `UserError` naming the file, the key, what was found and what is allowed.
+    """
+    return _parse(_read(Path(path)), str(path))
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UserError(f"{path}: no such search space{_hint(path.name, near)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader subclass)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _parse(content: Any, file: str) -> Space:
+    content = _mapping(content, file, "the file")
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{file}: {key}: unknown key; {_allowed(key, _KEYS)}")
+    for key in ("name", "base"):
+        if key not in content:
+            raise UserError(f"{file}: {key}: missing")
+
+    base = _mapping(content["base"], file, "base")
+    base = {name: _value(name, value, file, f"base.{name}") for name, value in base.items()}
+    cross = _axes(content.get("cross") or {}, file, "cross")
+    ablate = content.get("ablate") or []
+    if not isinstance(ablate, list):
+        raise UserError(f"{file}: ablate: a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {_show(ablate)}")
+    items = [_axes(item, file, f"ablate[{i}]") for i, item in enumerate(ablate)]
+    for i, item in enumerate(items):
+        for name in item:
+            if name in cross:
+                raise UserError(f"{file}: ablate[{i}].{name}: already an axis of cross; an axis belongs to one of them")
+
+    cells: dict[str, Cell] = {}
+    for crossed in _product(cross):
+        for where, ablated in [("base", {})] + [
+            (f"ablate[{i}]", change) for i, item in enumerate(items) for change in _product(item)
+        ]:
+            chosen = crossed | ablated
+            cell = _validated(Cell, base | chosen, file, where, chosen)
+            cells.setdefault(cell.id, cell)
+
+    settings = {key: content[key] for key in ("name", "evaluations", "resources") if content.get(key) is not None}
+    space: Space = _validated(Space, settings | {"cells": tuple(cells.values())}, file, "")
+    _check_workers(space, file)
+    _check_evaluations(space, file)
+    return space
+
+
+def _check_workers(space: Space, file: str) -> None:
+    train = space.resources.train
+    for cell in space.cells:
+        if cell.batch_size % train.workers:
+            raise UserError(
+                f"{file}: resources.train.workers: batch_size {cell.batch_size} of cell {cell.id} "
+                f"cannot be split evenly over {train.workers} workers"
+            )
+
+
+def _check_evaluations(space: Space, file: str) -> None:
+    tasks = [evaluation.task for evaluation in space.evaluations]
+    for i, task in enumerate(tasks):
+        if task in tasks[:i]:
+            raise UserError(f"{file}: evaluations[{i}].task: {task} is listed twice")
+
+
+def _axes(content: Any, file: str, where: str) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for name, values in _mapping(content, file, where).items():
+        here = f"{where}.{name}"
+        _known_field(name, file, here)
+        if not isinstance(values, list):
+            raise UserError(f"{file}: {here}: a list of values is needed, not {_show(values)}")
+        if not values:
+            raise UserError(f"{file}: {here}: the list is empty; give at least one value or remove the axis")
+        axes[name] = [_value(name, value, file, f"{here}[{i}]") for i, value in enumerate(values)]
+        for i, value in enumerate(axes[name]):
+            if value in axes[name][:i]:
+                raise UserError(f"{file}: {here}[{i}]: {_show(values[i])} is in the list twice")
+    return axes
+
+
+def _product(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _known_field(name: Any, file: str, where: str) -> None:
+    if name not in Cell.model_fields:
+        raise UserError(f"{file}: {where}: unknown field; {_allowed(name, Cell.model_fields)}")
+
+
+def _value(name: Any, value: Any, file: str, where: str) -> Any:
+    """One value of one field, validated by the field's own type."""
+    _known_field(name, file, where)
+    field = Cell.model_fields[name]
+    try:
+        return TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{file}: {_explain(error, where, value)}") from None
+
+
+def _validated(kind: Any, values: dict[str, Any], file: str, where: str, chosen: dict[str, Any] | None = None) -> Any:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        at = f" (at {', '.join(f'{k}={_show(v)}' for k, v in chosen.items())})" if chosen else ""
+        raise UserError(f"{file}: {_explain(error, where, values)}{at}") from None
+
+
+def _explain(error: ValidationError, where: str, root: Any) -> str:
+    """The first problem of a pydantic error as `key: what is wrong, not <what was found>`."""
+    first = error.errors()[0]
+    key = where
+    for part in first["loc"]:
+        if isinstance(part, int):
+            key += f"[{part}]"
+        # Tags of a union and names of validators appear in pydantic's location; only real keys help the reader.
+        elif isinstance(part, str) and re.fullmatch(r"[a-z_0-9]+", part) and part not in evaluate.TASKS:
+            key += f".{part}" if key else part
+    kind, found, context = first["type"], first["input"], first.get("ctx", {})
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind == "extra_forbidden":
+        name = str(first["loc"][-1])
+        return f"{key}: unknown field{_hint(name, _siblings(error, first['loc']))}"
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tag = found.get("task") if isinstance(found, dict) else found
+        return f"{key}.task: {_show(tag)} is no evaluation task; {_allowed(tag, evaluate.TASKS)}"
+    message = str(context["error"]) if "error" in context else first["msg"][:1].lower() + first["msg"][1:]
+    if kind == "value_error" and isinstance(found, BaseModel | dict):
+        return f"{key}: {message}" if key else message
+    return f"{key}: {message}, not {_show(found)}"
+
+
+def _siblings(error: ValidationError, location: tuple[int | str, ...]) -> list[str]:
+    """Field names of the model that refused `location`, found by name: each of our models has its own."""
+    models: dict[str, Any] = {
+        "train": TrainResources, "evaluate": EvaluateResources, "resources": Resources, "size": Size, "Size": Size,
+        "corpus": corpora.Corpus, "Corpus": corpora.Corpus, "Space": Space,
+    } | {task: module.Settings for task, module in evaluate.TASKS.items()}
+    for part in (*reversed(location[:-1]), error.title):
+        if part in models:
+            return list(models[part].model_fields)
+    return []
+
+
+def _mapping(value: Any, file: str, where: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: {where}: a mapping of names to values is needed, not {_show(value)}")
+    return value
+
+
+def _allowed(found: Any, allowed: Any) -> str:
+    names = [str(a) for a in allowed]
+    near = difflib.get_close_matches(str(found), names, n=1)
+    return f"allowed: {', '.join(names)}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _hint(found: str, allowed: list[str]) -> str:
+    return f"; {_allowed(found, allowed)}" if allowed else ""
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _short(count: int) -> str:
+    """32000000000 -> `32B`; at most four significant digits, since the hash tells the rest."""
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            return f"{count / unit:.4g}{name}"
+    return str(count)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `32e9` as text and keeps the last of two equal keys; a search space means neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no name", key_node.start_mark)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is there twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)

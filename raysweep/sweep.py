@@ -1,0 +1,230 @@
+"""Plan minus done -> Tuner -> exit status.
+
+`survey` computes from the search space and the store alone what is done, diverged, failed and left. `run` trains and
+evaluates what is not done, with a fresh Ray Tune `Tuner` over just those cells, and surveys again: the scheduler's own
+account of what happened is never asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysweep import lock, progress
+from raysweep.errors import UserError
+from raysweep.space import Cell, Space
+from raysweep.store import PLAN, TRAIN, Store
+
+INTERRUPTED = 130
+
+
+@dataclass
+class CellState:
+    """Where one planned cell stands. `training` is done, diverged, failed, started or new; an evaluation is done, failed
+    or new (those of a diverged cell are not asked for)."""
+
+    cell: Cell
+    training: str
+    evaluations: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    """Stage -> its last error."""
+
+    @property
+    def complete(self) -> bool:
+        return self.training in ("done", "diverged") and set(self.evaluations.values()) <= {"done"}
+
+
+@dataclass
+class Survey:
+    states: list[CellState]
+
+    def count(self, *training: str) -> int:
+        return sum(state.training in training for state in self.states)
+
+    @property
+    def left(self) -> list[CellState]:
+        return [state for state in self.states if not state.complete]
+
+    def counts(self, running: Iterable[str] = ()) -> dict[str, dict[str, int]]:
+        """What `status --json` prints. Cells that are running are not also counted as failed or left."""
+        running = set(running) & {state.cell.id for state in self.states if state.training not in ("done", "diverged")}
+        cells = {name: 0 for name in ("planned", "done", "running", "failed", "diverged", "left")}
+        evaluations = {name: 0 for name in ("planned", "done", "failed", "left")}
+        for state in self.states:
+            cells["planned"] += 1
+            if state.cell.id in running:
+                cells["running"] += 1
+            else:
+                cells[{"started": "left", "new": "left"}.get(state.training, state.training)] += 1
+            for outcome in state.evaluations.values():
+                evaluations["planned"] += 1
+                evaluations["left" if outcome == "new" else outcome] += 1
+        return {"cells": cells, "evaluations": evaluations}
+
+
+def survey(store: Store, space: Space) -> Survey:
+    """Read the store and say where each planned cell stands."""
+    with ThreadPoolExecutor(16) as threads:
+        return Survey(list(threads.map(lambda cell: _state(store, space, cell), space.cells)))
+
+
+def _state(store: Store, space: Space, cell: Cell) -> CellState:
+    from raysweep import checkpoint
+
+    row = store.cell_row(cell.id)
+    state = CellState(cell, row["status"] if row else "new")
+    if row is None:
+        error = store.failure(cell.id, TRAIN)
+        if error is not None:
+            state.training, state.errors[TRAIN] = "failed", error
+        elif checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}"):
+            state.training = "started"
+    if state.training == "diverged":
+        return state
+    for evaluation in space.evaluations:
+        if row and store.evaluation_rows(cell.id, evaluation.task, evaluation.model_dump()) is not None:
+            state.evaluations[evaluation.task] = "done"
+            continue
+        error = store.failure(cell.id, evaluation.task)
+        state.evaluations[evaluation.task] = "new" if error is None else "failed"
+        if error is not None:
+            state.errors[evaluation.task] = error
+    return state
+
+
+def plan(space: Space) -> dict[str, Any]:
+    """What `plan --json` prints."""
+    cells = [cell.describe() for cell in space.cells]
+    flops = sum(cell.flops for cell in space.cells)
+    totals = {
+        "cells": len(cells),
+        "tokens": sum(cell.steps * cell.tokens_per_step for cell in space.cells),
+        "flops": flops,
+        "gpu_hours": flops / (GPU_FLOPS * GPU_UTILISATION) / 3600,
+    }
+    return {"cells": cells, "totals": totals, "assumes": f"6 N D FLOP at {GPU_UTILISATION:.0%} of an A100's bf16 peak"}
+
+
+# An A100's dense bf16 peak (NVIDIA's data sheet), and the share of it that the paper's 6e20 FLOP in about 3000 GPU-hours
+# come to; small models stay far from the peak.
+GPU_FLOPS = 312e12
+GPU_UTILISATION = 0.18
+
+
+def run(space: Space, store: Store, resume_command: str) -> int:
+    """Do everything the store lacks; returns the exit status: 0 complete, 1 something failed, 130 interrupted.
+
+    Raises `UserError` before anything is started where the store, its lock, the corpus or the cluster stand in the way.
+    """
+    store.probe()
+    with lock.Lock(store) as held:
+        before = survey(store, space)
+        store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
+        progress.announce(space, store, before)
+        if not before.left:
+            progress.conclude(space, store, before)
+            return 0
+        fingerprints = _corpora(before.left, store)
+        interrupted = _tune(before.left, space, store, fingerprints, held)
+        after = survey(store, space)
+        if after.left and interrupted:
+            progress.interrupted(after, resume_command)
+            return INTERRUPTED
+        progress.conclude(space, store, after)
+        return 1 if after.left else 0
+
+
+def _corpora(left: list[CellState], store: Store) -> dict[str, str]:
+    """Build what the cells train on, here and now, where an error can be shown; its fingerprints by specification."""
+    from raysweep.corpora.loader import open_corpus
+
+    fingerprints = {}
+    for corpus in dict.fromkeys(state.cell.corpus for state in left):
+        fingerprints[corpus.model_dump_json()] = open_corpus(corpus).fingerprint
+    store.check_corpora(fingerprints)
+    return fingerprints
+
+
+def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[str, str], held: lock.Lock) -> bool:
+    """Run the cells as Tune trials; True if a signal stopped it."""
+    from raysweep.trial import TRAIN_ENVIRONMENT, run_cell
+
+    # Set before ray is imported; its own progress reports and loggers would run through ours.
+    os.environ.update(TRAIN_ENVIRONMENT | {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
+    import ray
+    from ray import tune
+
+    class Forward(tune.Callback):
+        """Tells the display what Tune tells its callbacks."""
+
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            display.started(trial.config["cell"])
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            display.reported(result)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            display.crashed(trial.config["cell"])
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            display.tick()
+
+    context = ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        concurrent = _concurrent(space, ray.cluster_resources())
+        display = progress.Display(left, held, str(context.dashboard_url or ""))
+        trainable = tune.with_resources(
+            tune.with_parameters(run_cell, space=space, location=store.location, fingerprints=fingerprints),
+            # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
+            tune.PlacementGroupFactory([{"memory": 300e6}]),
+        )
+        tuner = tune.Tuner(
+            trainable,
+            param_space={"cell": tune.grid_search([state.cell.id for state in left])},
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=concurrent,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.config["cell"]),
+                trial_dirname_creator=lambda trial: str(trial.config["cell"]),
+            ),
+            run_config=tune.RunConfig(
+                name=time.strftime("%Y%m%d-%H%M%S"), callbacks=[Forward()], verbose=0, **store.storage("tune")
+            ),
+        )
+        # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+        with display.live():
+            tuner.fit()
+        return display.interrupted
+    finally:
+        ray.shutdown()
+
+
+def _concurrent(space: Space, cluster: dict[str, float]) -> int:
+    """How many cells the cluster can train at once; `UserError` where it cannot train one."""
+    train = space.resources.train
+    fits = []
+    for name, wanted in (("CPU", train.workers * train.cpus), ("GPU", train.workers * train.gpus)):
+        available = cluster.get(name, 0)
+        if wanted > available:
+            raise UserError(
+                f"a cell of {space.name} asks for {wanted:g} {name} and the cluster has {available:g}: "
+                "lower resources.train in the search space, or add nodes"
+            )
+        if wanted:
+            fits.append(int(available // wanted))
+    if space.resources.evaluate.cpus > cluster.get("CPU", 0) or space.resources.evaluate.gpus > cluster.get("GPU", 0):
+        raise UserError(f"an evaluation of {space.name} asks for more than the cluster has: lower resources.evaluate")
+    return min(fits)
+
+

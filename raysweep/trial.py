@@ -1,0 +1,337 @@
+"""What one Tune trial does: train its cell, then its evaluations, each with rows of its own in the store.
+
+`run_cell` is the Tune function. It trains through a Ray Train `TorchTrainer` named by the cell's id, writes the cell's
+tables out of the final checkpoint, and starts the missing evaluations as Ray tasks. It does only what the store lacks, so
+it may be killed and started again at any point. What goes wrong becomes a row under `failures/`, not an exception: the
+sweep goes on, and the next `raysweep run` tries again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep import __version__
+from raysweep.errors import UserError
+from raysweep.space import Cell, Space
+from raysweep.store import CELLS, EVALUATIONS, FAILURES, TIMINGS, TRAIN, TRAJECTORIES, Store
+
+if TYPE_CHECKING:
+    from raysweep.checkpoint import Checkpoint
+    from raysweep.corpora.loader import TokenizedCorpus
+    from raysweep.evaluate import Evaluation
+
+# A checkpoint at least this often, in seconds, where rows are further apart.
+CHECKPOINT_INTERVAL = 300.0
+
+# What Ray Train reads from the environment of whoever calls fit().
+TRAIN_ENVIRONMENT = {
+    # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A worker may have to wait for an evaluation, or for a node to start; giving up is not the controller's to decide.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+}
+
+
+def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: dict[str, str]) -> None:
+    """The Tune function: `config["cell"]` is a cell's id, `location` the store, `fingerprints` those of its corpora."""
+    from ray import tune
+
+    cell = next(cell for cell in space.cells if cell.id == config["cell"])
+    fingerprint = fingerprints[cell.corpus.model_dump_json()]
+    store = Store(location)
+    failed = []
+    row = store.cell_row(cell.id)
+    if row is not None and _missing(cell, space, store) and not _intact(store, row):
+        row = None
+    if row is None:
+        error = _attempt(store, cell, TRAIN, lambda: _train(cell, space, store, fingerprint))
+        if error is not None:
+            failed.append(error)
+        row = store.cell_row(cell.id)
+    if row is not None and row["status"] == "done":
+        failed += _evaluate(cell, space, store, fingerprint, row["checkpoint"])
+    tune.report({"cell": cell.id, "failed": failed, "finished": True})
+
+
+def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
+    """Do the work; its error, if any, goes to the store and back to the caller as one line."""
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to this cell alone)
+        logging.getLogger(__name__).exception("%s of %s failed", stage, cell.id)
+        line = _one_line(error)
+        try:
+            row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
+            store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
+        except UserError as unwritable:
+            line = f"{line} ({unwritable})"
+        return line
+    store.delete(store.failure_file(cell.id, stage))
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    """The message of the innermost cause, which is where the reason is; wrappers carry tracebacks in theirs."""
+    workers = getattr(error, "worker_failures", None)
+    if workers:
+        error = next(iter(workers.values()))
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    message = lines[-1] if lines else ""
+    name = type(error).__name__
+    return message if isinstance(error, UserError) or message.startswith(name) else f"{name}: {message}"
+
+
+# Training.
+
+
+def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
+    import ray.train
+    from ray.train.torch import TorchTrainer
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    os.environ.update(TRAIN_ENVIRONMENT)
+    run_directory = store.run_directory(cell.id)
+    # Ray Train's record of an earlier run is not written atomically and refuses another version of Ray. Where to go on
+    # is decided by the checkpoints themselves (raysweep.checkpoint.latest).
+    store.delete(f"{run_directory}/checkpoint_manager_snapshot.json")
+    wanted = space.resources.train
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "cell": cell.model_dump(),
+            "store": store.location,
+            "fingerprint": fingerprint,
+            "resources": wanted.model_dump(),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=wanted.gpus > 0,
+            resources_per_worker={"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=cell.id,
+            **store.storage(TRAIN),
+            callbacks=[TuneReportCallback()],
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    result = trainer.fit()
+    if result.metrics and "refused" in result.metrics:
+        raise UserError(result.metrics["refused"])
+    _write_tables(cell, store)
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs. A `UserError` is reported, since trying again would not help."""
+    import ray.train
+
+    try:
+        _train_worker(config)
+    except UserError as error:
+        ray.train.report({"cell": config["cell"], "refused": str(error)})
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+    from torch.nn.parallel import DistributedDataParallel
+
+    from raysweep import checkpoint
+    from raysweep.train import Run
+
+    cell = Cell.model_validate(config["cell"])
+    resources = config["resources"]
+    store = Store(config["store"])
+    context = ray.train.get_context()
+    rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
+    torch.set_num_threads(resources["cpus"])
+    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
+    if found is not None and found[1].position.fingerprint == config["fingerprint"] and _finished(cell, found[1]):
+        return  # Trained to the end, but killed before its tables were written.
+    run = Run(
+        cell,
+        _corpus(cell, config["fingerprint"]),
+        device=device,
+        rank=rank,
+        workers=workers,
+        micro_batch_size=resources["micro_batch_size"],
+        compile=resources["compile"],
+        distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
+        checkpoint=found[1] if found else None,
+    )
+    saved = started = time.monotonic()
+    first_step = run.position.step
+
+    def due(step: int) -> bool:
+        """Rank 0's clock decides for all."""
+        now = torch.tensor(time.monotonic() - saved > CHECKPOINT_INTERVAL, device=device, dtype=torch.uint8)
+        if workers > 1:
+            torch.distributed.broadcast(now, src=0)
+        return bool(now)
+
+    for row in run.rows(pause=due):
+        step = run.position.step
+        seconds = time.monotonic() - started
+        progress = {
+            "cell": cell.id,
+            "step": step,
+            "steps": cell.steps,
+            "tokens_per_second": (step - first_step) * cell.tokens_per_step / seconds,
+            **{key: value for key, value in (row or {}).items() if value is not None},
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            saving = None
+            if rank == 0:
+                checkpoint.write(run.checkpoint(), Path(folder))
+                saving = ray.train.Checkpoint.from_directory(folder)
+            try:
+                ray.train.report(progress, checkpoint=saving, checkpoint_dir_name=checkpoint.name(step))
+            except OSError as error:
+                raise UserError(
+                    f"the store {store.location} cannot be written: {error}; "
+                    "nothing that was finished is lost: mend that, then run again"
+                ) from None
+        saved = time.monotonic()
+
+
+def _finished(cell: Cell, found: Checkpoint) -> bool:
+    return found.position.diverged or found.position.step == cell.steps
+
+
+def _corpus(cell: Cell, fingerprint: str) -> TokenizedCorpus:
+    """The corpus on this node, which must be the one the sweep was started with."""
+    from raysweep.corpora.loader import open_corpus
+
+    corpus = open_corpus(cell.corpus)
+    if corpus.fingerprint != fingerprint:
+        raise UserError(
+            f"the corpus {cell.corpus.name} on {socket.gethostname()} is {corpus.fingerprint}, where the sweep was "
+            f"started it is {fingerprint}: install the same versions on every node"
+        )
+    return corpus
+
+
+def _write_tables(cell: Cell, store: Store) -> None:
+    """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done."""
+    from raysweep import checkpoint
+
+    run_directory = store.run_directory(cell.id)
+    found = checkpoint.latest(store.fs, f"{store.root}/{run_directory}")
+    if found is None or not _finished(cell, found[1]):
+        raise RuntimeError("training ended without its final checkpoint")
+    name, position = found[0], found[1].position
+    last = position.rows[-1]
+    store.write_table(store.trajectory_file(cell.id), position.rows, TRAJECTORIES)
+    tokens = last["tokens"]
+    _write_timing(store, cell, TRAIN, position.seconds, tokens, position.starts)
+    row = cell.describe() | {
+        "status": "diverged" if position.diverged else "done",
+        "steps_trained": position.step,
+        "tokens_trained": tokens,
+        **{key: value for key, value in last.items() if key in CELLS.names and key not in ("tokens", "learning_rate")},
+        "corpus_fingerprint": position.fingerprint,
+        "checkpoint": f"{run_directory}/{name}",
+        **_versions(),
+    }
+    store.write_table(store.cell_file(cell.id), [row], CELLS)
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"raysweep_version": __version__, "torch_version": version("torch")}
+
+
+def _write_timing(store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int) -> None:
+    row = {
+        "cell": cell.id,
+        "stage": stage,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if tokens is not None and seconds > 0 else None,
+        "starts": starts,
+        "host": socket.gethostname(),
+        "finished": _now(),
+    }
+    store.write_table(store.timing_file(cell.id, stage), [row], TIMINGS)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+# Evaluation.
+
+
+def _evaluate(cell: Cell, space: Space, store: Store, fingerprint: str, folder: str) -> list[str]:
+    """Start what is missing as Ray tasks, wait for all, and return the errors."""
+    import ray
+
+    wanted = space.resources.evaluate
+    task = ray.remote(evaluate_cell).options(
+        num_cpus=wanted.cpus,
+        num_gpus=wanted.gpus,
+        # A crashed process or a lost node is tried again, an error in the task is not.
+        max_retries=3,
+        # Left to itself a task started in a trial is confined to the trial's own placement group, which has no CPU.
+        scheduling_strategy="DEFAULT",
+    )
+    started = [
+        (evaluation.task, task.remote(cell, evaluation, store.location, fingerprint, folder, wanted.cpus))
+        for evaluation in _missing(cell, space, store)
+    ]
+    errors = (_attempt(store, cell, name, lambda result=result: ray.get(result)) for name, result in started)
+    return [error for error in errors if error is not None]
+
+
+def _missing(cell: Cell, space: Space, store: Store) -> list[Evaluation]:
+    return [
+        evaluation
+        for evaluation in space.evaluations
+        if store.evaluation_rows(cell.id, evaluation.task, evaluation.model_dump()) is None
+    ]
+
+
+def _intact(store: Store, row: dict[str, Any]) -> bool:
+    """Whether a finished cell's weights can still be read; if not, its row is set aside and it is trained again.
+
+    Training then goes on from the checkpoint before the last.
+    """
+    from raysweep import checkpoint
+
+    try:
+        checkpoint.read_model(store.fs, f"{store.root}/{row['checkpoint']}")
+    except ValueError as error:
+        store.set_aside(store.cell_file(row["id"]), f"its weights {row['checkpoint']}: {error}")
+        return False
+    return True
+
+
+def evaluate_cell(
+    cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, folder: str, cpus: int
+) -> None:
+    """The Ray task: one evaluation of one trained cell, from its weights in the store to its rows in the store."""
+    import torch
+
+    from raysweep import checkpoint, evaluate
+
+    begun = time.monotonic()
+    torch.set_num_threads(cpus)
+    store = Store(location)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    weights = checkpoint.read_model(store.fs, f"{store.root}/{folder}")
+    rows = evaluate.run(cell, evaluation, weights, _corpus(cell, fingerprint), device)
+    settings = evaluation.model_dump()
+    _write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
+    store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)
