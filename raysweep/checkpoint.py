@@ -1,8 +1,8 @@
 """A training checkpoint: a folder of three files, each under a checksum, found again after any kill.
 
-    model.safetensors       weights under OLMo's names
-    optimizer.safetensors   AdamW's moments by parameter, and torch's random state
-    state.json              position, rows so far, and the checksums of the other two
+model.safetensors       weights under OLMo's names
+optimizer.safetensors   AdamW's moments by parameter, and torch's random state
+state.json              position, rows so far, and the checksums of the other two
 """
 
 from __future__ import annotations
@@ -70,11 +70,6 @@ def read(fs: pafs.FileSystem, folder: str) -> Checkpoint:
     """Read and verify a checkpoint; ValueError says which file is damaged."""
     position, sums = _state(fs, folder)
     return Checkpoint(position, _tensors(fs, folder, MODEL, sums), _tensors(fs, folder, OPTIMIZER, sums))
-
-
-def read_model(fs: pafs.FileSystem, folder: str) -> dict[str, torch.Tensor]:
-    """The weights alone, verified; ValueError says which file is damaged."""
-    return _tensors(fs, folder, MODEL, _state(fs, folder)[1])
 
 
 def latest(fs: pafs.FileSystem, run_directory: str) -> tuple[str, Checkpoint] | None:

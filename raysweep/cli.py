@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # The reader of our output went away (`| head`); there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except Exception as error:  # noqa: BLE001 (a defect of ours, still said in one line)
+    except Exception as error:
         status = _fail(error, options, f"{type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)")
     sys.exit(status)
 
@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
-    command("plan", _plan, "show the cells, steps, tokens, FLOPs and GPU-hours of a search space", of_space, for_scripts)
+    command(
+        "plan", _plan, "show the cells, steps, tokens, FLOPs and GPU-hours of a search space", of_space, for_scripts
+    )
     command("run", _run, "train and evaluate every cell that the store lacks", of_space, of_store)
     command("status", _status, "show what is done, running, failed and left", of_space, of_store, for_scripts)
     results = command("results", _results, "one row per finished cell", of_space, of_store)
@@ -81,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
     )
     measured.add_argument("--revision", help="revision of a model on the hub")
-    built = command("corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts)
+    built = command(
+        "corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts
+    )
     built.set_defaults(command=_corpus)
     return parser
 

@@ -125,6 +125,6 @@ def _read(store: Store) -> dict[str, Any] | None:
 
 def _process_alive(record: dict[str, Any]) -> bool:
     try:
-        return abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 1
+        return bool(abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 1)
     except psutil.NoSuchProcess:
         return False

@@ -72,11 +72,10 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
-        # The saved gradients belong to this node alone, so they are scaled where they lie.
         scale = grad_output / ctx.tokens
-        hidden, weight = (saved.mul_(scale) for saved in ctx.saved_tensors)
+        hidden, weight = ctx.saved_tensors
         wants_hidden, wants_weight, _ = ctx.needs_input_grad
-        return hidden if wants_hidden else None, weight if wants_weight else None, None
+        return hidden * scale if wants_hidden else None, weight * scale if wants_weight else None, None
 
 
 def _chunks(hidden: torch.Tensor) -> list[slice]:
@@ -108,9 +107,7 @@ def _exponentials(
     return exponentials, norm, norm.log() + largest - chosen
 
 
-def _logits(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits = hidden.to(weight.dtype) @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, logits.gather(1, targets[:, None]).squeeze(1)

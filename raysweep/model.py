@@ -46,7 +46,7 @@ HEADS = 4
 
 def peak_learning_rate(parameters: int) -> float:
     """The OLMo ladder's peak learning rate, 0.0047 (N / 108e6)^(-1/3); it reproduces Table 1 of arXiv 2602.20433."""
-    return 0.0047 * (parameters / 108e6) ** (-1 / 3)
+    return float(0.0047 * (parameters / 108e6) ** (-1 / 3))
 
 
 def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.device = "cpu") -> OLMo:
@@ -102,5 +102,5 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     )
     torch.manual_seed(seed)
     model = OLMo(config)
-    model.transformer.ff_out = Unembedding(model.transformer.ff_out.weight)
+    model.transformer["ff_out"] = Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
     return model.to(device)

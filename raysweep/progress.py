@@ -104,7 +104,15 @@ def show_results(store: Store, space: Space) -> None:
     if len(results) > LONGEST_TABLE:
         _print(f"{len(results)} cells have results: raysweep results --output FILE.parquet writes the table")
         return
-    settings = ("size", "tokens", "batch_size", "weight_decay", "learning_rate_factor", "final_learning_rate_fraction", "seed")
+    settings = (
+        "size",
+        "tokens",
+        "batch_size",
+        "weight_decay",
+        "learning_rate_factor",
+        "final_learning_rate_fraction",
+        "seed",
+    )
     varied = [name for name in settings if len({row[name] for row in results}) > 1]
     measured = [name for name in results[0] if name.endswith("_loss")] + ["effective_rank_W", "cosine_W", "isotropy_W"]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -211,7 +219,11 @@ class Display:
         position = sum(self._latest.values())
         rate = done / elapsed if elapsed > 0 else 0.0
         left = (self._total - position) / rate if rate > 0 else None
-        return {"tokens_per_second": rate, "seconds_left": left, "share": position / self._total if self._total else 1.0}
+        return {
+            "tokens_per_second": rate,
+            "seconds_left": left,
+            "share": position / self._total if self._total else 1.0,
+        }
 
     def _summary(self) -> str:
         pace = self._pace()
@@ -251,7 +263,7 @@ def _trained(state: CellState) -> bool:
 
 
 def _cell_line(cell: dict[str, Any], short: bool = False) -> str:
-    line = cell["cell"]
+    line = str(cell["cell"])
     if not short and "steps" in cell:
         line += f"  step {cell['step']}/{cell['steps']}  {_count(cell['tokens_per_second'])} tokens/s"
     if "validation_loss" in cell:

@@ -154,7 +154,9 @@ class Cell(_Strict):
 
     @property
     def id(self) -> str:
-        numbers = json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"))
+        # Without what has its default value, so that a field to come leaves today's ids alone. For the same reason a
+        # default here is never changed.
+        numbers = json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
         tail = hashlib.sha256(numbers.encode()).hexdigest()[:8]
         peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
         return (
@@ -264,7 +266,9 @@ def _parse(content: Any, file: str) -> Space:
     cross = _axes(content.get("cross") or {}, file, "cross")
     ablate = content.get("ablate") or []
     if not isinstance(ablate, list):
-        raise UserError(f"{file}: ablate: a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {_show(ablate)}")
+        raise UserError(
+            f"{file}: ablate: a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {_show(ablate)}"
+        )
     items = [_axes(item, file, f"ablate[{i}]") for i, item in enumerate(ablate)]
     for i, item in enumerate(items):
         for name in item:
@@ -334,7 +338,8 @@ def _value(name: Any, value: Any, file: str, where: str) -> Any:
     _known_field(name, file, where)
     field = Cell.model_fields[name]
     try:
-        return TypeAdapter(Annotated[field.annotation, *field.metadata]).validate_python(value)
+        kind: Any = Annotated[field.annotation, *field.metadata]
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{file}: {_explain(error, where, value)}") from None
 
@@ -349,7 +354,9 @@ def _validated(kind: Any, values: dict[str, Any], file: str, where: str, chosen:
 
 def _explain(error: ValidationError, where: str, root: Any) -> str:
     """The first problem of a pydantic error as `key: what is wrong, not <what was found>`."""
-    first = error.errors()[0]
+    # A misspelt field is also a missing one; the misspelling is what helps.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
     key = where
     for part in first["loc"]:
         if isinstance(part, int):
@@ -362,26 +369,29 @@ def _explain(error: ValidationError, where: str, root: Any) -> str:
         return f"{key}: missing"
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])
-        return f"{key}: unknown field{_hint(name, _siblings(error, first['loc']))}"
-    if kind in ("union_tag_not_found", "union_tag_invalid"):
-        tag = found.get("task") if isinstance(found, dict) else found
-        return f"{key}.task: {_show(tag)} is no evaluation task; {_allowed(tag, evaluate.TASKS)}"
+        return f"{key}: unknown field{_hint(name, _siblings(first['loc'], root))}"
     message = str(context["error"]) if "error" in context else first["msg"][:1].lower() + first["msg"][1:]
     if kind == "value_error" and isinstance(found, BaseModel | dict):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, not {_show(found)}"
 
 
-def _siblings(error: ValidationError, location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the model that refused `location`, found by name: each of our models has its own."""
-    models: dict[str, Any] = {
-        "train": TrainResources, "evaluate": EvaluateResources, "resources": Resources, "size": Size, "Size": Size,
-        "corpus": corpora.Corpus, "Corpus": corpora.Corpus, "Space": Space,
-    } | {task: module.Settings for task, module in evaluate.TASKS.items()}
-    for part in (*reversed(location[:-1]), error.title):
+def _siblings(location: tuple[int | str, ...], root: Any) -> list[str]:
+    """What could have stood where an unknown field was found."""
+    if "evaluations" in location:
+        evaluation = root["evaluations"][location[location.index("evaluations") + 1]]
+        return list(evaluate.TASKS[evaluation["task"]].Settings.model_fields)
+    models: dict[int | str, type[BaseModel]] = {
+        "train": TrainResources,
+        "evaluate": EvaluateResources,
+        "resources": Resources,
+    }
+    for part in reversed(location[:-1]):
         if part in models:
             return list(models[part].model_fields)
-    return []
+    # One value of one field, which is a mapping only for these two.
+    fields = Size.model_fields if not isinstance(root, dict) or "name" not in root else corpora.Corpus.model_fields
+    return list(fields)
 
 
 def _mapping(value: Any, file: str, where: str) -> dict[Any, Any]:

@@ -99,7 +99,6 @@ CELLS = _schema(
     **_ROW,
     **_GEOMETRY_W,
     corpus_fingerprint=(_TEXT, ""),
-    checkpoint=(_TEXT, "path below the store"),
     raysweep_version=(_TEXT, ""),
     torch_version=(_TEXT, ""),
 )

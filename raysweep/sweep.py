@@ -54,8 +54,8 @@ class Survey:
     def counts(self, running: Iterable[str] = ()) -> dict[str, dict[str, int]]:
         """What `status --json` prints. Cells that are running are not also counted as failed or left."""
         running = set(running) & {state.cell.id for state in self.states if state.training not in ("done", "diverged")}
-        cells = {name: 0 for name in ("planned", "done", "running", "failed", "diverged", "left")}
-        evaluations = {name: 0 for name in ("planned", "done", "failed", "left")}
+        cells = dict.fromkeys(("planned", "done", "running", "failed", "diverged", "left"), 0)
+        evaluations = dict.fromkeys(("planned", "done", "failed", "left"), 0)
         for state in self.states:
             cells["planned"] += 1
             if state.cell.id in running:
@@ -117,6 +117,18 @@ GPU_FLOPS = 312e12
 GPU_UTILISATION = 0.18
 
 
+RAY_ENVIRONMENT = {
+    # Tune's own progress reports and loggers would run through ours.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Of a cluster that is started here. A trial takes some seven processes, more than Ray expects of a small machine, and
+    # an evaluation that finds the process of an earlier one alive is spared four seconds of imports.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "8",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+}
+
+
 def run(space: Space, store: Store, resume_command: str) -> int:
     """Do everything the store lacks; returns the exit status: 0 complete, 1 something failed, 130 interrupted.
 
@@ -155,8 +167,8 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     """Run the cells as Tune trials; True if a signal stopped it."""
     from raysweep.trial import TRAIN_ENVIRONMENT, run_cell
 
-    # Set before ray is imported; its own progress reports and loggers would run through ours.
-    os.environ.update(TRAIN_ENVIRONMENT | {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"})
+    # Read when ray is imported and when a local cluster is started, so set before either.
+    os.environ.update(TRAIN_ENVIRONMENT | RAY_ENVIRONMENT)
     import ray
     from ray import tune
 
@@ -226,5 +238,3 @@ def _concurrent(space: Space, cluster: dict[str, float]) -> int:
     if space.resources.evaluate.cpus > cluster.get("CPU", 0) or space.resources.evaluate.gpus > cluster.get("GPU", 0):
         raise UserError(f"an evaluation of {space.name} asks for more than the cluster has: lower resources.evaluate")
     return min(fits)
-
-

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0
 
+# The last, and one to fall back on.
+KEPT_CHECKPOINTS = 2
+
 # What Ray Train reads from the environment of whoever calls fit().
 TRAIN_ENVIRONMENT = {
     # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # A worker may have to wait for an evaluation, or for a node to start; giving up is not the controller's to decide.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 
 
@@ -49,7 +51,10 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
     store = Store(location)
     failed = []
     row = store.cell_row(cell.id)
-    if row is not None and _missing(cell, space, store) and not _intact(store, row):
+    if row is not None and _missing(cell, space, store) and _final(cell, store) is None:
+        store.set_aside(
+            store.cell_file(cell.id), "its final weights are gone, the cell goes on from what is left of them"
+        )
         row = None
     if row is None:
         error = _attempt(store, cell, TRAIN, lambda: _train(cell, space, store, fingerprint))
@@ -57,7 +62,7 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
             failed.append(error)
         row = store.cell_row(cell.id)
     if row is not None and row["status"] == "done":
-        failed += _evaluate(cell, space, store, fingerprint, row["checkpoint"])
+        failed += _evaluate(cell, space, store, fingerprint)
     tune.report({"cell": cell.id, "failed": failed, "finished": True})
 
 
@@ -65,7 +70,7 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
     """Do the work; its error, if any, goes to the store and back to the caller as one line."""
     try:
         work()
-    except Exception as error:  # noqa: BLE001 (whatever it is, it belongs to this cell alone)
+    except Exception as error:
         logging.getLogger(__name__).exception("%s of %s failed", stage, cell.id)
         line = _one_line(error)
         try:
@@ -121,8 +126,8 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
         run_config=ray.train.RunConfig(
             name=cell.id,
             **store.storage(TRAIN),
-            callbacks=[TuneReportCallback()],
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
             failure_config=ray.train.FailureConfig(max_failures=2),
         ),
     )
@@ -223,15 +228,22 @@ def _corpus(cell: Cell, fingerprint: str) -> TokenizedCorpus:
     return corpus
 
 
+def _final(cell: Cell, store: Store) -> Checkpoint | None:
+    """The checkpoint at the end of a cell's training, if it is there and intact."""
+    from raysweep import checkpoint
+
+    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
+    return found[1] if found is not None and _finished(cell, found[1]) else None
+
+
 def _write_tables(cell: Cell, store: Store) -> None:
     """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done."""
     from raysweep import checkpoint
 
-    run_directory = store.run_directory(cell.id)
-    found = checkpoint.latest(store.fs, f"{store.root}/{run_directory}")
-    if found is None or not _finished(cell, found[1]):
+    final = _final(cell, store)
+    if final is None:
         raise RuntimeError("training ended without its final checkpoint")
-    name, position = found[0], found[1].position
+    position = final.position
     last = position.rows[-1]
     store.write_table(store.trajectory_file(cell.id), position.rows, TRAJECTORIES)
     tokens = last["tokens"]
@@ -242,10 +254,12 @@ def _write_tables(cell: Cell, store: Store) -> None:
         "tokens_trained": tokens,
         **{key: value for key, value in last.items() if key in CELLS.names and key not in ("tokens", "learning_rate")},
         "corpus_fingerprint": position.fingerprint,
-        "checkpoint": f"{run_directory}/{name}",
         **_versions(),
     }
     store.write_table(store.cell_file(cell.id), [row], CELLS)
+    # Ray Train keeps the last of those it knows of; what a killed run left is not among them.
+    for name in checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}")[KEPT_CHECKPOINTS:]:
+        store.fs.delete_dir(f"{store.root}/{store.run_directory(cell.id)}/{name}")
 
 
 def _versions() -> dict[str, str]:
@@ -274,7 +288,7 @@ def _now() -> datetime.datetime:
 # Evaluation.
 
 
-def _evaluate(cell: Cell, space: Space, store: Store, fingerprint: str, folder: str) -> list[str]:
+def _evaluate(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[str]:
     """Start what is missing as Ray tasks, wait for all, and return the errors."""
     import ray
 
@@ -288,7 +302,7 @@ def _evaluate(cell: Cell, space: Space, store: Store, fingerprint: str, folder: 
         scheduling_strategy="DEFAULT",
     )
     started = [
-        (evaluation.task, task.remote(cell, evaluation, store.location, fingerprint, folder, wanted.cpus))
+        (evaluation.task, task.remote(cell, evaluation, store.location, fingerprint, wanted.cpus))
         for evaluation in _missing(cell, space, store)
     ]
     errors = (_attempt(store, cell, name, lambda result=result: ray.get(result)) for name, result in started)
@@ -303,35 +317,20 @@ def _missing(cell: Cell, space: Space, store: Store) -> list[Evaluation]:
     ]
 
 
-def _intact(store: Store, row: dict[str, Any]) -> bool:
-    """Whether a finished cell's weights can still be read; if not, its row is set aside and it is trained again.
-
-    Training then goes on from the checkpoint before the last.
-    """
-    from raysweep import checkpoint
-
-    try:
-        checkpoint.read_model(store.fs, f"{store.root}/{row['checkpoint']}")
-    except ValueError as error:
-        store.set_aside(store.cell_file(row["id"]), f"its weights {row['checkpoint']}: {error}")
-        return False
-    return True
-
-
-def evaluate_cell(
-    cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, folder: str, cpus: int
-) -> None:
+def evaluate_cell(cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, cpus: int) -> None:
     """The Ray task: one evaluation of one trained cell, from its weights in the store to its rows in the store."""
     import torch
 
-    from raysweep import checkpoint, evaluate
+    from raysweep import evaluate
 
     begun = time.monotonic()
     torch.set_num_threads(cpus)
     store = Store(location)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    weights = checkpoint.read_model(store.fs, f"{store.root}/{folder}")
-    rows = evaluate.run(cell, evaluation, weights, _corpus(cell, fingerprint), device)
+    final = _final(cell, store)
+    if final is None:
+        raise RuntimeError("the final weights of the cell are gone")
+    rows = evaluate.run(cell, evaluation, final.model, _corpus(cell, fingerprint), device)
     settings = evaluation.model_dump()
     _write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
     store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)

@@ -127,24 +127,33 @@ def fingerprint(manifest: dict[str, Any]) -> str:
 
 
 def _read(corpus: Corpus, source: ModuleType, progress: Progress) -> dict[bytes, Document]:
-    """Every distinct document by its hash, each under its first role, without those that `fraction` leaves out."""
+    """Every distinct document of the source by its hash; sections are read on every core."""
     from joblib import Parallel, delayed
 
     sections = source.sections()
     task = progress.add_task(f"{corpus.name}: read documents", total=len(sections))
-    documents: dict[bytes, Document] = {}
-    read = Parallel(n_jobs=os.cpu_count() or 1, return_as="generator")(
+    parts = Parallel(n_jobs=os.cpu_count() or 1, return_as="generator")(
         delayed(_read_section)(source.__name__, i) for i in range(len(sections))
     )
-    for part in read:
-        for document in part:
-            key = hashlib.sha256(document.text.encode()).digest()
-            if _share(key[8:16]) < corpus.fraction:
-                held = documents.get(key)
-                if held is None or ROLES.index(document.role) < ROLES.index(held.role):
-                    documents[key] = document
-        progress.advance(task)
-    return documents
+
+    def documents() -> Iterator[Document]:
+        for part in parts:
+            yield from part
+            progress.advance(task)
+
+    return _distinct(documents(), corpus.fraction)
+
+
+def _distinct(documents: Iterable[Document], fraction: float) -> dict[bytes, Document]:
+    """Documents by the hash of their text, each under its first role, without those that `fraction` leaves out."""
+    distinct: dict[bytes, Document] = {}
+    for document in documents:
+        key = hashlib.sha256(document.text.encode()).digest()
+        if _share(key[8:16]) < fraction:
+            held = distinct.get(key)
+            if held is None or ROLES.index(document.role) < ROLES.index(held.role):
+                distinct[key] = document
+    return distinct
 
 
 def _read_section(source: str, section: int) -> list[Document]:
@@ -242,6 +251,9 @@ def _batches(documents: list[Document]) -> Iterator[list[Document]]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
         console=Console(stderr=True),
     )

@@ -168,14 +168,20 @@ RECIPE = [
         }.items()
     ],
     Entry(
-        "out_of_distribution", "cpp", "pyarrow",
-        _under("pyarrow/include/", ends=".h", without=_MACHINE_HEADERS), _source,
+        "out_of_distribution",
+        "cpp",
+        "pyarrow",
+        _under("pyarrow/include/", ends=".h", without=_MACHINE_HEADERS),
+        _source,
     ),
     Entry("out_of_distribution", "cpp", "torch", _under("torch/include/torch/", ends=".h"), _source),
     *[
         Entry(
-            "out_of_distribution", "cython", name,
-            _under(f"{package}/", ends=".pyx", without=_MACHINE_CYTHON), _source,
+            "out_of_distribution",
+            "cython",
+            name,
+            _under(f"{package}/", ends=".pyx", without=_MACHINE_CYTHON),
+            _source,
         )
         for name, package in {"pyarrow": "pyarrow", "scikit-learn": "sklearn", "scipy": "scipy"}.items()
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysweep.corpora import Corpus
 from raysweep.corpora.build import build, fingerprint
@@ -59,7 +60,7 @@ class TokenizedCorpus:
     def shards(self) -> list[str]:
         return sorted(self.manifest["shards"])
 
-    def tokens(self, shard: str) -> np.ndarray:
+    def tokens(self, shard: str) -> NDArray[Any]:
         """All tokens of a shard, memory-mapped and read-only."""
         entry = self.manifest["shards"].get(shard)
         if entry is None:
@@ -92,14 +93,14 @@ def open_corpus(corpus: Corpus) -> TokenizedCorpus:
 class Sequences:
     """Random access to the non-overlapping sequences of one shard."""
 
-    def __init__(self, tokens: np.ndarray, length: int) -> None:
+    def __init__(self, tokens: NDArray[Any], length: int) -> None:
         self.tokens = tokens
         self.length = length
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.length)
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
+    def read(self, indices: NDArray[Any]) -> NDArray[Any]:
         """The sequences `indices` with the token after each, int64, shape (len(indices), length + 1)."""
         out = np.empty((len(indices), self.length + 1), dtype=np.int64)
         for row, index in enumerate(indices):
@@ -118,7 +119,7 @@ class Order:
         self.sequences = sequences
         self.key = f"{fingerprint}/{length}/{seed}"
 
-    def at(self, positions: np.ndarray) -> np.ndarray:
+    def at(self, positions: NDArray[Any]) -> NDArray[Any]:
         """Indices of the sequences at `positions` (counted from the start of training), int64, same shape."""
         positions = np.asarray(positions, dtype=np.int64)
         out = np.empty_like(positions)
@@ -132,7 +133,7 @@ class Order:
 _ROUNDS = 8
 
 
-def permute(values: np.ndarray, size: int, key: str) -> np.ndarray:
+def permute(values: NDArray[Any], size: int, key: str) -> NDArray[Any]:
     """A pseudo-random permutation of range(size), evaluated at `values`, in constant memory.
 
     A Feistel network over the smallest even number of bits that holds `size`, walked along its cycles until the value
@@ -157,7 +158,8 @@ def permute(values: np.ndarray, size: int, key: str) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: NDArray[Any]) -> NDArray[Any]:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    mixed: NDArray[Any] = x ^ (x >> np.uint64(31))
+    return mixed

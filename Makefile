@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their own set-up; a second call starts at once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DONE := $(VENV)/installed
+
+# The first Python 3.11 or 3.12 that can make an environment.
+FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
+	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+	2>/dev/null && command -v "$$python" && break; done
+
+.PHONY: install demo test test-slow check format clean
+
+install: $(DONE)
+
+$(DONE): pyproject.toml constraints.txt
+	@python="$$($(FIND_PYTHON))"; \
+	if [ -z "$$python" ]; then \
+		echo "raysweep needs Python 3.11 or 3.12 with its venv module, and found neither."; \
+		echo "Install one (on Debian or Ubuntu: apt install python3.11 python3.11-venv), then run make again."; \
+		exit 1; \
+	fi; \
+	echo "installing into $(VENV) with $$python"; \
+	"$$python" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(DONE)
+	@$(BIN)/raysweep run search_spaces/demo.yaml
+
+test: $(DONE)
+	@$(BIN)/python -m pytest
+
+test-slow: $(DONE)
+	@$(BIN)/python -m pytest -m slow
+
+check: $(DONE)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(DONE)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache

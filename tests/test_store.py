@@ -1,0 +1,160 @@
+"""Atomic writes, tables that come back as they were, and what is damaged set aside."""
+
+import logging
+import math
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import make_cell
+
+from raysweep import store as tables
+from raysweep.errors import UserError
+from raysweep.evaluate.in_distribution import Settings
+from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store
+
+ROW: dict[str, Any] = {"cell": "a", "step": 1, "tokens": 128, "train_loss": 5.0, "validation_loss": math.nan}
+
+
+def finish(store: Store, cell: Any, **values: Any) -> None:
+    """The rows of a finished cell, as a trial writes them."""
+    store.write_table(store.trajectory_file(cell.id), [ROW | {"cell": cell.id}], TRAJECTORIES)
+    store.write_table(store.cell_file(cell.id), [cell.describe() | {"status": "done"} | values], CELLS)
+
+
+def test_tables_come_back_and_carry_units(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    path = store.trajectory_file("a")
+    store.write_table(path, [ROW], TRAJECTORIES)
+    read = store.read_rows(path, TRAJECTORIES)
+    assert read is not None
+    assert read[0]["train_loss"] == 5.0
+    assert math.isnan(read[0]["validation_loss"])
+    assert read[0]["gradient_norm"] is None
+    field = pq.read_schema(tmp_path / "store" / path).field("validation_loss")
+    assert field.metadata == {b"unit": b"nats per token"}
+    assert store.read_rows(store.trajectory_file("b"), TRAJECTORIES) is None
+
+
+def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        Store(str(tmp_path / name)).write_table("t.parquet", [ROW], TRAJECTORIES)
+    assert (tmp_path / "x/t.parquet").read_bytes() == (tmp_path / "y/t.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "other"])
+def test_a_damaged_table_counts_as_missing_and_is_set_aside(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(str(tmp_path))
+    path = tmp_path / store.trajectory_file("a")
+    store.write_table(store.trajectory_file("a"), [ROW] * 50, TRAJECTORIES)
+    content = path.read_bytes()
+    damaged = {
+        "truncate": content[: len(content) // 2],
+        "empty": b"",
+        "flip": content[:40] + bytes([content[40] ^ 0xFF]) + content[41:],
+        "other": b"not a table",
+    }[damage]
+    path.write_bytes(damaged)
+    with caplog.at_level(logging.WARNING):
+        assert store.read_table(store.trajectory_file("a"), TRAJECTORIES) is None
+    assert "trajectories/a.parquet is damaged" in caplog.text
+    aside = list(path.parent.glob("a.parquet.damaged-*"))
+    assert [file.read_bytes() for file in aside] == [damaged]
+    assert not path.exists()
+
+
+def test_a_cell_without_its_trajectory_is_not_finished(tmp_path: Path) -> None:
+    store, cell = Store(str(tmp_path)), make_cell()
+    finish(store, cell)
+    assert store.cell_row(cell.id) is not None
+    (tmp_path / store.trajectory_file(cell.id)).unlink()
+    assert store.cell_row(cell.id) is None
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    store.write("a/b", b"old")
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(
+        UserError, match="cannot be written: No space left on device; nothing that was finished is lost"
+    ):
+        store.write("a/b", b"new")
+    assert (tmp_path / "a/b").read_bytes() == b"old"
+    assert [file.name for file in (tmp_path / "a").iterdir()] == ["b"]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """On a real file system of one megabyte, where root may mount one."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)], check=False)
+    if mounted.returncode:
+        pytest.skip("cannot mount a file system here")
+    try:
+        store = Store(str(tmp_path))
+        store.write_table("t.parquet", [ROW], TRAJECTORIES)
+        with pytest.raises(UserError, match="No space left on device"):
+            store.probe()
+        assert store.read_rows("t.parquet", TRAJECTORIES) is not None
+        assert [file.name for file in tmp_path.iterdir()] == ["t.parquet"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Not a directory"):
+        Store(str(tmp_path / "file" / "store")).probe()
+
+
+def test_an_unknown_kind_of_store() -> None:
+    with pytest.raises(UserError, match="the store ftp://host/x cannot be opened"):
+        Store("ftp://host/x")
+
+
+def test_a_uri(tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/store")
+    store.write("a", b"x")
+    assert (tmp_path / "store/a").read_bytes() == b"x"
+
+
+def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    older = TRAJECTORIES.with_metadata({"raysweep_schema": "0"})
+    store.write_table("t.parquet", [ROW], older)
+    with pytest.raises(UserError, match=r"t.parquet was written under schema 0, this raysweep reads 1"):
+        store.read_table("t.parquet", TRAJECTORIES)
+
+
+def test_a_corpus_that_changed_is_refused_naming_both(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.check_corpora({"installed": "aaaa"})
+    store.check_corpora({"installed": "aaaa", "other": "cccc"})
+    with pytest.raises(UserError, match=r"installed was aaaa .* is bbbb now"):
+        store.check_corpora({"installed": "bbbb"})
+
+
+def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    cells = [make_cell(seed=seed) for seed in range(3)]
+    settings = Settings(sequences=8)
+    for cell in cells[:2]:
+        finish(store, cell, validation_loss=4.0)
+    row = {"cell": cells[0].id, "task": "in_distribution", "settings": "", "metric": "in_distribution_loss"}
+    path = store.evaluation_file(cells[0].id, "in_distribution", settings.model_dump())
+    store.write_table(path, [row | {"value": 4.5, "unit": "nats per token"}], EVALUATIONS)
+
+    table = tables.results(store, cells, [settings])
+    assert table["id"].to_pylist() == [cells[0].id, cells[1].id]
+    assert table["in_distribution_loss"].to_pylist() == [4.5, None]
+    assert table["seed"].to_pylist() == [0, 1]
+    assert table.schema.field("in_distribution_loss").metadata == {b"unit": b"nats per token"}
+    # Other settings are another result.
+    assert "in_distribution_loss" not in tables.results(store, cells, [Settings(sequences=9)]).column_names
