@@ -338,7 +338,7 @@ def _value(name: Any, value: Any, file: str, where: str) -> Any:
     _known_field(name, file, where)
     field = Cell.model_fields[name]
     try:
-        kind: Any = Annotated[field.annotation, *field.metadata]
+        kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         raise UserError(f"{file}: {_explain(error, where, value)}") from None

@@ -186,12 +186,13 @@ class Store:
         """Put a whole file in place at once: a reader, or a crash, sees the old content or the new and nothing else."""
         full = f"{self.root}/{path}"
         try:
-            self.fs.create_dir(full.rpartition("/")[0], recursive=True)
             if not self._local:
+                self.fs.create_dir(full.rpartition("/")[0], recursive=True)
                 # An object becomes visible when its upload is complete.
                 with self.fs.open_output_stream(full) as stream:
                     stream.write(content)
                 return
+            Path(full).parent.mkdir(parents=True, exist_ok=True)
             unfinished = f"{full}.{uuid.uuid4().hex[:8]}.unfinished"
             try:
                 with open(unfinished, "wb") as file:

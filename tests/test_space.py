@@ -72,6 +72,13 @@ def test_cross_and_ablate(tmp_path: Path) -> None:
     assert len(found) == 10
 
 
+def test_every_field_can_be_set_and_be_an_axis(tmp_path: Path) -> None:
+    base = make_cell().model_dump()
+    for name, value in CHANGES.items():
+        loaded = load(tmp_path, {"name": "x", "base": base, "ablate": [{name: [value]}]})
+        assert [c.id for c in loaded.cells] == [make_cell().id, make_cell(**{name: value}).id]
+
+
 def test_equal_cells_count_once(tmp_path: Path) -> None:
     written = {"name": "x", "base": BASE, "ablate": [{"size": ["4M"]}, {"size": [{"width": 64}]}, {"batch_size": [4]}]}
     assert len(load(tmp_path, written).cells) == 1

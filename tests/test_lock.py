@@ -1,0 +1,91 @@
+"""One driver a store, with real processes that die."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raysweep import lock
+from raysweep.errors import UserError
+from raysweep.lock import FILE, Lock, holder
+from raysweep.store import Store
+
+HOLD = (
+    "import sys, time; from raysweep.lock import Lock; from raysweep.store import Store\n"
+    "with Lock(Store(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+)
+
+
+def hold(store: Path) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(store)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_refused_naming_the_first_and_a_killed_one_is_taken_over(tmp_path: Path) -> None:
+    first = hold(tmp_path)
+    store = Store(str(tmp_path))
+    with pytest.raises(UserError, match=rf"in use by process {first.pid} on .*: wait for it, stop it, or use another"):
+        Lock(store).__enter__()
+    assert holder(store) is not None
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert holder(store) is None
+    with Lock(store):
+        mine = holder(store)
+        assert mine is not None
+        assert mine["pid"] == os.getpid()
+    assert store.read(FILE) is None
+
+
+def test_of_two_that_start_together_one_wins(tmp_path: Path) -> None:
+    code = HOLD.replace("time.sleep(60)", "time.sleep(3)")
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    printed = sorted(process.communicate()[0] for process in both)
+    assert printed == [b"", b"held\n"]
+
+
+def foreign(store: Store, beat: int) -> None:
+    """What a driver on another machine left, its clock an hour ahead."""
+    record = {
+        "owner": "x", "machine": "elsewhere/1", "host": "elsewhere", "pid": 1, "process_started": 0.0,
+        "started": "2999-01-01", "beat": beat, "progress": {},
+    }  # fmt: skip
+    store.write(FILE, json.dumps(record).encode())
+
+
+def test_a_driver_elsewhere_is_alive_if_it_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    store = Store(str(tmp_path))
+    foreign(store, 1)
+    with Lock(store):  # It was watched for four beats and is silent.
+        pass
+
+    foreign(store, 1)
+    real = lock._read
+    beats = iter(range(1, 100))
+
+    def beating(store: Store) -> object:
+        foreign(store, next(beats))
+        return real(store)
+
+    monkeypatch.setattr(lock, "_read", beating)
+    with pytest.raises(UserError, match="in use by process 1 on elsewhere"):
+        Lock(store).__enter__()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"owner": 1}', b"\xff"])
+def test_a_file_that_is_no_lock_holds_nothing(tmp_path: Path, content: bytes) -> None:
+    store = Store(str(tmp_path))
+    store.write(FILE, content)
+    assert holder(store) is None
+    with Lock(store):
+        pass

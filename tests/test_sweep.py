@@ -1,0 +1,296 @@
+"""Whole sweeps through the command line and a real local Ray: finished, stopped, killed, damaged, extended.
+
+The tests build on one another in the order they stand in: the first sweep is the undisturbed one that the others are
+compared with, to the last bit.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tiny import make_cell
+
+from raysweep import space
+from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.store import Store
+from raysweep.train import Run
+
+# One cell at a time, so that there is a finished and an unfinished one to kill.
+SPACE: dict[str, Any] = {
+    "name": "tiny",
+    "base": make_cell(tokens=76_800).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
+    "cross": {"batch_size": [8, 4]},
+    "evaluations": [{"task": "in_distribution", "sequences": 8}],
+    "resources": {"train": {"cpus": os.cpu_count()}, "evaluate": {"cpus": 1}},
+}
+
+# What must come out the same; `timings`, by its nature, does not.
+TABLES = ("cells", "trajectories", "evaluations")
+
+
+def start(file: Path, store: Path, *more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "raysweep.cli", "run", str(file), "--store", str(store), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> str:
+    try:
+        return process.communicate(timeout=240)[0]
+    finally:
+        kill_tree(process)
+
+
+def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "raysweep.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def kill_tree(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to the driver and everything it started: the cluster, its actors and its workers."""
+    try:
+        everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for victim in everything:
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(everything, timeout=30)
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise AssertionError(f"did not come: {finish(process)}")
+        time.sleep(0.05)
+
+
+def furthest(store: Path, cell: str) -> int:
+    names = [path.name for path in (store / "train" / cell).glob("checkpoint_step*") if (path / "state.json").exists()]
+    return max((int(name[15:27]) for name in names), default=0)
+
+
+def contents(store: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for table in TABLES
+        for path in sorted((store / table).rglob("*.parquet"))
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(SPACE), encoding="utf-8")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ids(folder: Path) -> list[str]:
+    return [cell.id for cell in space.load(folder / "tiny.yaml").cells]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path, ids: list[str]) -> tuple[Path, str]:
+    """A sweep from beginning to end, its store and what it printed; on the way a second one is refused."""
+    store = folder / "undisturbed"
+    running = start(folder / "tiny.yaml", store)
+    try:
+        wait_for(lambda: furthest(store, ids[0]) > 10, running)
+        counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
+        assert counts["cells"] == {"planned": 2, "done": 0, "running": 1, "failed": 0, "diverged": 0, "left": 1}
+        second = command("run", str(folder / "tiny.yaml"), "--store", str(store))
+        assert second.returncode == 1
+        assert f"in use by process {running.pid}" in second.stderr
+        assert second.stderr.count("\n") == 1
+    finally:
+        printed = finish(running)
+    assert running.returncode == 0, printed
+    return store, printed
+
+
+def test_a_sweep_from_beginning_to_end(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> None:
+    store, printed = undisturbed
+    assert "2 cells, 2 to start, 2 evaluations to do" in printed
+    assert "dashboard http://" in printed
+    assert "2 of 2 cells done, 2 of 2 evaluations done" in printed
+    assert not (store / "run.json").exists()
+    counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
+    assert counts == {
+        "cells": {"planned": 2, "done": 2, "running": 0, "failed": 0, "diverged": 0, "left": 0},
+        "evaluations": {"planned": 2, "done": 2, "failed": 0, "left": 0},
+    }
+    assert [row["id"] for row in pq.read_table(store / "plan.parquet").to_pylist()] == ids
+    assert all(len(list((store / "train" / cell).glob("checkpoint_step*"))) == 2 for cell in ids)
+
+
+def test_results_is_one_row_per_cell(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> None:
+    store, _ = undisturbed
+    output = folder / "results.parquet"
+    done = command("results", str(folder / "tiny.yaml"), "--store", str(store), "--output", str(output))
+    assert done.returncode == 0, done.stderr
+    rows = pq.read_table(output).to_pylist()
+    assert [row["id"] for row in rows] == ids
+    for row in rows:
+        assert row["steps_trained"] == row["steps"] == 76_800 // (32 * row["batch_size"])
+        assert 4.5 < row["in_distribution_loss"] < 6.24  # ln 512, the loss of knowing nothing
+        assert 0 < row["effective_rank_W"] <= 1
+        assert row["train_seconds"] > 0
+
+
+def test_rows_equal_training_without_ray(
+    undisturbed: tuple[Path, str], folder: Path, ids: list[str], corpus: TokenizedCorpus
+) -> None:
+    """The same cell in this process, on one thread where the sweep had several: equal to rounding."""
+    cell = space.load(folder / "tiny.yaml").cells[0]
+    rows = [row for row in Run(cell, corpus).rows() if row is not None]
+    stored = pq.read_table(undisturbed[0] / "trajectories" / f"{ids[0]}.parquet").to_pylist()
+    assert_rows_close(stored, rows)
+
+
+def assert_rows_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one["step"] == other["step"]
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], abs=2e-3)
+        assert one["effective_rank_W"] == pytest.approx(other["effective_rank_W"], abs=2e-3)
+
+
+def test_a_finished_sweep_has_nothing_to_do(undisturbed: tuple[Path, str], folder: Path) -> None:
+    before = contents(undisturbed[0])
+    again = command("run", str(folder / "tiny.yaml"), "--store", str(undisturbed[0]))
+    assert again.returncode == 0
+    assert "2 cells, 2 trained, every evaluation done" in again.stdout
+    assert contents(undisturbed[0]) == before
+
+
+@pytest.fixture(scope="module")
+def disturbed(folder: Path, ids: list[str]) -> Path:
+    """The same sweep, stopped by Ctrl-C in its second cell, then killed there, then run to its end."""
+    store = folder / "disturbed"
+    first, second = ids
+    stopped = start(folder / "tiny.yaml", store)
+    try:
+        wait_for(lambda: furthest(store, second) > 30, stopped)
+        stopped.send_signal(signal.SIGINT)
+    finally:
+        printed = finish(stopped)
+    assert stopped.returncode == 130, printed
+    assert "stopped: 1 of 2 cells trained, nothing is lost. Go on with:" in printed
+    assert f"raysweep run {folder / 'tiny.yaml'} --store {store}" in printed
+    finished = contents(store)
+    assert set(finished) >= {f"cells/{first}.parquet", f"trajectories/{first}.parquet"}
+    touched = {name: (store / name).stat().st_mtime_ns for name in finished}
+    reached = furthest(store, second)
+    assert 30 < reached < 600
+
+    killed = start(folder / "tiny.yaml", store)
+    try:
+        wait_for(lambda: furthest(store, second) > reached, killed)
+    finally:
+        kill_tree(killed)
+    assert furthest(store, second) < 600, "the cell was done before it could be killed"
+    counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
+    assert counts["cells"] == {"planned": 2, "done": 1, "running": 0, "failed": 0, "diverged": 0, "left": 1}
+
+    last = start(folder / "tiny.yaml", store)
+    printed = finish(last)
+    assert last.returncode == 0, printed
+    assert "2 cells, 1 trained, 1 to continue from a checkpoint, 1 evaluations to do" in printed
+    assert {name: (store / name).stat().st_mtime_ns for name in finished} == touched
+    starts = pq.read_table(store / "timings" / "train" / f"{second}.parquet")["starts"].to_pylist()
+    assert starts == [3]
+    return store
+
+
+def test_stopped_and_killed_the_tables_are_the_same_to_the_last_bit(
+    undisturbed: tuple[Path, str], disturbed: Path
+) -> None:
+    assert contents(disturbed) == contents(undisturbed[0])
+    assert len(contents(disturbed)) == 6
+
+
+def test_what_is_damaged_is_set_aside_and_made_again(
+    undisturbed: tuple[Path, str], disturbed: Path, folder: Path, ids: list[str]
+) -> None:
+    """The first cell loses its trajectory and its final checkpoint, the second an evaluation."""
+    trajectory = disturbed / "trajectories" / f"{ids[0]}.parquet"
+    trajectory.write_bytes(trajectory.read_bytes()[:-100])
+    final = max((disturbed / "train" / ids[0]).glob("checkpoint_step*")) / "model.safetensors"
+    weights = bytearray(final.read_bytes())
+    weights[-5] ^= 1
+    final.write_bytes(weights)
+    evaluation = next((disturbed / "evaluations").rglob(f"{ids[1]}.parquet"))
+    evaluation.write_bytes(b"")
+    untouched = disturbed / "cells" / f"{ids[1]}.parquet"
+    before = untouched.stat().st_mtime_ns
+
+    again = start(folder / "tiny.yaml", disturbed)
+    printed = finish(again)
+    assert again.returncode == 0, printed
+    assert f"trajectories/{ids[0]}.parquet is damaged" in printed
+    assert f"{ids[1]}.parquet is damaged" in printed
+    assert "Traceback" not in printed
+    assert untouched.stat().st_mtime_ns == before
+    assert contents(disturbed) == contents(undisturbed[0])
+    assert list(disturbed.rglob("*.damaged-*"))
+
+
+def test_a_longer_axis_trains_only_the_new_cell_here_with_two_workers(
+    undisturbed: tuple[Path, str], folder: Path, corpus: TokenizedCorpus
+) -> None:
+    store = folder / "extended"
+    shutil.copytree(undisturbed[0], store)
+    before = contents(store)
+    longer = SPACE | {
+        "cross": {"batch_size": [8, 4, 16]},
+        "resources": {"train": {"workers": 2, "cpus": 1}, "evaluate": {"cpus": 1}},
+    }
+    (folder / "longer.yaml").write_text(yaml.safe_dump(longer), encoding="utf-8")
+    extending = start(folder / "longer.yaml", store)
+    printed = finish(extending)
+    assert extending.returncode == 0, printed
+    assert "3 cells, 2 trained, 1 to start, 1 evaluations to do" in printed
+    after = contents(store)
+    assert {name: after[name] for name in before} == before
+    new = space.load(folder / "longer.yaml").cells[2]
+    assert len(after) == len(before) + 3
+    # Two workers with gloo give the losses of one.
+    rows = [row for row in Run(new, corpus).rows() if row is not None]
+    stored = Store(str(store)).read_rows(
+        f"trajectories/{new.id}.parquet", pq.read_schema(store / f"trajectories/{new.id}.parquet")
+    )
+    assert stored is not None
+    assert_rows_close(stored, rows)
+
+
+def test_a_store_or_a_cell_that_cannot_be_is_refused_before_anything_starts(folder: Path) -> None:
+    (folder / "file").write_text("")
+    refused = command("run", str(folder / "tiny.yaml"), "--store", str(folder / "file" / "store"))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "cannot be written: Not a directory" in refused.stderr
+
+    (folder / "typo.yaml").write_text("name: x\nbase: {sise: 4M}\n", encoding="utf-8")
+    refused = command("run", str(folder / "typo.yaml"))
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "typo.yaml: base.sise: unknown field" in refused.stderr
+    assert "did you mean 'size'" in refused.stderr
