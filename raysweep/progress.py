@@ -248,11 +248,9 @@ class Display:
                 f"{cell['validation_loss']:.3f}" if "validation_loss" in cell else "",
                 f"{cell['effective_rank_W']:.3f}" if "effective_rank_W" in cell else "",
             )
-        return Group(
-            ProgressBar(total=1.0, completed=self._pace()["share"], width=min(80, console.width)),
-            Text(self._summary()),
-            table,
-        )
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=1.0, completed=self._pace()["share"], width=min(80, console.width)))
+        return Group(bar, Text(self._summary()), table)
 
 
 _SHOWN = ("step", "steps", "tokens_per_second", "validation_loss", "effective_rank_W")
