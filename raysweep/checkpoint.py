@@ -100,6 +100,11 @@ def name(step: int) -> str:
     return f"checkpoint_step{step:012d}_{uuid.uuid4().hex[:6]}"
 
 
+def step_of(name: str) -> int:
+    """The steps taken at the checkpoint of this name."""
+    return int(name.removeprefix("checkpoint_step").partition("_")[0])
+
+
 _NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
 
 

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "plan", _plan, "show the cells, steps, tokens, FLOPs and GPU-hours of a search space", of_space, for_scripts
     )
     command("run", _run, "train and evaluate every cell that the store lacks", of_space, of_store)
+    command("evaluate", _evaluate, "evaluate the trained cells, and train nothing", of_space, of_store)
     command("status", _status, "show what is done, running, failed and left", of_space, of_store, for_scripts)
     results = command("results", _results, "one row per finished cell", of_space, of_store)
     results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
@@ -82,11 +83,18 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument(
         "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
     )
-    measured.add_argument("--revision", help="revision of a model on the hub")
-    built = command(
-        "corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts
+    measured.add_argument(
+        "--revision", action="append", help="revision of a model on the hub; several times for a trajectory"
     )
-    built.set_defaults(command=_corpus)
+    measured.add_argument("--corpus", help="also the loss on the in-distribution test text of this corpus")
+    exported = command("export", _export, "write a cell as a transformers model folder", of_space, of_store)
+    exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
+    exported.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
+    exported.add_argument(
+        "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
+    )
+    exported.add_argument("--step", type=int, help="an earlier checkpoint that the store still has")
+    command("corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts)
     return parser
 
 
@@ -121,9 +129,18 @@ def _run(options: argparse.Namespace) -> int:
     from raysweep import sweep
 
     space = _load(options)
-    store = _store(options, space)
-    again = ["raysweep", "run", options.space] + (["--store", options.store] if options.store else [])
-    return sweep.run(space, store, shlex.join(again))
+    return sweep.run(space, _store(options, space), _again("run", options))
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from raysweep import sweep
+
+    space = _load(options)
+    return sweep.run(space, _store(options, space), _again("evaluate", options), train=False)
+
+
+def _again(command: str, options: argparse.Namespace) -> str:
+    return shlex.join(["raysweep", command, options.space] + (["--store", options.store] if options.store else []))
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -162,14 +179,29 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _geometry(options: argparse.Namespace) -> int:
-    from raysweep import geometry, pretrained
+    from raysweep import pretrained
 
-    answer = geometry.measure(pretrained.unembedding(options.model, options.revision))
+    revisions = options.revision or [None]
+    answers = []
+    for revision in revisions:
+        answer = pretrained.measure(options.model, revision, options.corpus)
+        answers.append(answer if revision is None else {"revision": revision} | answer)
+        if not options.json:
+            print(
+                "\n".join(f"{n:20} {v:.6g}" if isinstance(v, float) else f"{n:20} {v}" for n, v in answers[-1].items())
+            )
     if options.json:
-        _print_json(answer)
-    else:
-        for name, value in answer.items():
-            print(f"{name:20} {value:.6g}")
+        _print_json(answers[0] if len(answers) == 1 else answers)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from raysweep import export
+
+    space = _load(options)
+    cell = export.find(space, options.cell)
+    export.export(space, _store(options, space), cell, Path(options.output), options.form, options.step)
+    print(f"{cell.id} written to {options.output}")
     return 0
 
 

@@ -18,7 +18,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -196,6 +196,8 @@ class TrainResources(_Strict):
     """GPUs of each worker; a fraction only with one worker."""
     micro_batch_size: Count | None = None
     """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
+    keep_checkpoints: Count | Literal["all"] = 2
+    """How many of a cell's checkpoints stay in the store: the last so many, or all, one for each row."""
     compile: bool = False
     """Whether the blocks go through `torch.compile`."""
 
@@ -306,6 +308,14 @@ def _check_evaluations(space: Space, file: str) -> None:
     for i, task in enumerate(tasks):
         if task in tasks[:i]:
             raise UserError(f"{file}: evaluations[{i}].task: {task} is listed twice")
+        evaluation = space.evaluations[i]
+        if isinstance(evaluation, evaluate.finetune.Settings):
+            longest = max(cell.sequence_length for cell in space.cells)
+            if evaluation.tokens < evaluation.batch_size * longest:
+                raise UserError(
+                    f"{file}: evaluations[{i}].tokens: {evaluation.tokens} is less than one step of batch_size "
+                    f"{evaluation.batch_size} x sequence_length {longest} = {evaluation.batch_size * longest}"
+                )
 
 
 def _axes(content: Any, file: str, where: str) -> dict[str, list[Any]]:

@@ -164,6 +164,11 @@ class Store:
         return f"evaluations/{task}-{settings_hash(settings)}/{cell}.parquet"
 
     @staticmethod
+    def evaluation_directory(cell: str, task: str, settings: dict[str, Any]) -> str:
+        """Where an evaluation may keep checkpoints of its own."""
+        return f"{TRAIN}/{cell}/{task}-{settings_hash(settings)}"
+
+    @staticmethod
     def timing_file(cell: str, stage: str) -> str:
         return f"timings/{stage}/{cell}.parquet"
 
@@ -228,6 +233,21 @@ class Store:
             self.fs.delete_file(f"{self.root}/{path}")
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def upload(self, folder: Path, path: str) -> None:
+        """Copy the files of a local folder to a directory of the store; a kill may leave a part of them."""
+        try:
+            self.fs.create_dir(f"{self.root}/{path}", recursive=True)
+            pafs.copy_files(str(folder), f"{self.root}/{path}", pafs.LocalFileSystem(), self.fs)
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def delete_directory(self, path: str) -> None:
+        """Delete a directory with all that is in it."""
+        try:
+            self.fs.delete_dir(f"{self.root}/{path}")
         except OSError as error:
             raise self._unwritable(error) from None
 

@@ -129,15 +129,19 @@ RAY_ENVIRONMENT = {
 }
 
 
-def run(space: Space, store: Store, resume_command: str) -> int:
+def run(space: Space, store: Store, resume_command: str, train: bool = True) -> int:
     """Do everything the store lacks; returns the exit status: 0 complete, 1 something failed, 130 interrupted.
 
-    Raises `UserError` before anything is started where the store, its lock, the corpus or the cluster stand in the way.
+    Without `train` it evaluates the cells that are trained and leaves the others alone. Raises `UserError` before
+    anything is started where the store, its lock, the corpus or the cluster stand in the way.
     """
     store.probe()
     with lock.Lock(store) as held:
+        if not train:
+            space = _trained(space, store)
         before = survey(store, space)
-        store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
+        if train:
+            store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
         progress.announce(space, store, before)
         if not before.left:
             progress.conclude(space, store, before)
@@ -150,6 +154,14 @@ def run(space: Space, store: Store, resume_command: str) -> int:
             return INTERRUPTED
         progress.conclude(space, store, after)
         return 1 if after.left else 0
+
+
+def _trained(space: Space, store: Store) -> Space:
+    """The space with only those cells that have been trained."""
+    trained = tuple(state.cell for state in survey(store, space).states if state.training in ("done", "diverged"))
+    if not trained:
+        raise UserError(f"no cell of {space.name} is trained in {store.location}: `raysweep run` trains them")
+    return space.model_copy(update={"cells": trained})
 
 
 def _corpora(left: list[CellState], store: Store) -> dict[str, str]:

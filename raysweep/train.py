@@ -33,9 +33,9 @@ REPORTS = (0.0, *(2.0**k / 1024 for k in range(6)), *(k / 20 for k in range(1, 2
 CHECKS = 200
 
 
-def report_steps(steps: int) -> list[int]:
+def report_steps(steps: int, reports: tuple[float, ...] = REPORTS) -> list[int]:
     """The step counts after which a row is reported, the first 0 (the initial weights), the last `steps`."""
-    return sorted({math.ceil(share * steps) for share in REPORTS})
+    return sorted({math.ceil(share * steps) for share in reports})
 
 
 def learning_rate(cell: Cell, step: int) -> float:
@@ -108,8 +108,9 @@ def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0
 class Run:
     """A cell in training: weights, optimizer and position.
 
-    With several workers every worker makes its own Run with its `rank` and wraps the model by `distribute`. Raises
-    `UserError` where the corpus is too small for one sequence of the cell.
+    It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each share of its
+    steps in `reports`. With several workers every worker makes its own Run with its `rank` and wraps the model by
+    `distribute`. Raises `UserError` where the corpus is too small for one sequence of the cell.
     """
 
     def __init__(
@@ -117,6 +118,9 @@ class Run:
         cell: Cell,
         corpus: TokenizedCorpus,
         *,
+        shard: str = "pretraining/train",
+        weights: dict[str, torch.Tensor] | None = None,
+        reports: tuple[float, ...] = REPORTS,
         device: torch.device | str = "cpu",
         rank: int = 0,
         workers: int = 1,
@@ -129,11 +133,14 @@ class Run:
         self.device = torch.device(device)
         self.rank, self.workers = rank, workers
         self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device)
-        self.train = corpus.sequences("pretraining/train", cell.sequence_length)
+        self.reports = report_steps(cell.steps, reports)
+        self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
         self.order = Order(len(self.train), cell.sequence_length, corpus.fingerprint, cell.seed)
 
         olmo = model.build(cell.shape, cell.sequence_length, cell.seed, self.device)
+        if weights is not None:
+            olmo.load_state_dict(weights)
         self.parameters = dict(olmo.named_parameters())
         self.model = LanguageModel(olmo)
         self.optimizer = torch.optim.AdamW(
@@ -166,9 +173,9 @@ class Run:
         and the others None.
         """
         position, steps = self.position, self.cell.steps
-        reports = set(report_steps(steps))
-        checks = reports | {math.ceil(k * steps / CHECKS) for k in range(CHECKS)}
-        if not position.rows and position.step == 0:
+        reports = set(self.reports)
+        checks = reports | {math.ceil(k * steps / CHECKS) for k in range(CHECKS + 1)}
+        if 0 in reports and not position.rows and position.step == 0:
             yield self._report(None)
         while not self.finished:
             losses = torch.tensor(position.loss_sum, dtype=torch.float64, device=self.device)

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0
 
-# The last, and one to fall back on.
-KEPT_CHECKPOINTS = 2
-
 # What Ray Train reads from the environment of whoever calls fit().
 TRAIN_ENVIRONMENT = {
     # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.
@@ -104,6 +101,8 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from raysweep import checkpoint
+
     os.environ.update(TRAIN_ENVIRONMENT)
     run_directory = store.run_directory(cell.id)
     # Ray Train's record of an earlier run is not written atomically and refuses another version of Ray. Where to go on
@@ -127,7 +126,7 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
             name=cell.id,
             **store.storage(TRAIN),
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_kept(space)),
             failure_config=ray.train.FailureConfig(max_failures=2),
         ),
     )
@@ -135,6 +134,15 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
     if result.metrics and "refused" in result.metrics:
         raise UserError(result.metrics["refused"])
     _write_tables(cell, store)
+    # Ray Train keeps the last of those it knows of; what a killed run left is not among them.
+    names = checkpoint.names(store.fs, f"{store.root}/{run_directory}")
+    for name in names[_kept(space) or len(names) :]:
+        store.delete_directory(f"{run_directory}/{name}")
+
+
+def _kept(space: Space) -> int | None:
+    kept = space.resources.train.keep_checkpoints
+    return None if kept == "all" else kept
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -238,8 +246,6 @@ def _final(cell: Cell, store: Store) -> Checkpoint | None:
 
 def _write_tables(cell: Cell, store: Store) -> None:
     """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done."""
-    from raysweep import checkpoint
-
     final = _final(cell, store)
     if final is None:
         raise RuntimeError("training ended without its final checkpoint")
@@ -257,9 +263,6 @@ def _write_tables(cell: Cell, store: Store) -> None:
         **_versions(),
     }
     store.write_table(store.cell_file(cell.id), [row], CELLS)
-    # Ray Train keeps the last of those it knows of; what a killed run left is not among them.
-    for name in checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}")[KEPT_CHECKPOINTS:]:
-        store.fs.delete_dir(f"{store.root}/{store.run_directory(cell.id)}/{name}")
 
 
 def _versions() -> dict[str, str]:
@@ -330,7 +333,7 @@ def evaluate_cell(cell: Cell, evaluation: Evaluation, location: str, fingerprint
     final = _final(cell, store)
     if final is None:
         raise RuntimeError("the final weights of the cell are gone")
-    rows = evaluate.run(cell, evaluation, final.model, _corpus(cell, fingerprint), device)
+    rows = evaluate.run(cell, evaluation, final.model, _corpus(cell, fingerprint), store, device)
     settings = evaluation.model_dump()
     _write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
     store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)

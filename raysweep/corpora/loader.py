@@ -84,6 +84,17 @@ class TokenizedCorpus:
 
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
+    @cached_property
+    def token_bytes(self) -> NDArray[Any]:
+        """Bytes of text that each token stands for, (vocabulary,) of int64; 0 for end-of-text and its like."""
+        # A byte-level vocabulary spells one byte by one character; what was added to it is text as it stands.
+        lengths = np.zeros(self.manifest["corpus"]["vocabulary"], dtype=np.int64)
+        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
+            lengths[index] = len(token)
+        for index, added in self.tokenizer.get_added_tokens_decoder().items():
+            lengths[index] = 0 if added.special else len(added.content.encode())
+        return lengths
+
 
 def open_corpus(corpus: Corpus) -> TokenizedCorpus:
     """The corpus, built into the cache first if it is not there."""

@@ -1,8 +1,7 @@
 """The evaluation tasks, one module each, and what is the same for all: `run` gives a finished cell's rows of one task.
 
 A task is a module with `Settings` (what a search space may set, under the task's name as `task`) and
-`evaluate(language_model, cell, corpus, settings) -> list[Metric]`. To add one, write the module and enter it in `TASKS`
-and in `Evaluation`.
+`evaluate(subject, settings) -> list[Metric]`. To add one, write the module and enter it in `TASKS` and `Evaluation`.
 """
 
 from __future__ import annotations
@@ -12,30 +11,50 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
-from raysweep.evaluate import in_distribution
+from raysweep.evaluate import finetune, in_distribution, out_of_distribution, quantized, representation
 
 if TYPE_CHECKING:
     import torch
 
     from raysweep.corpora.loader import TokenizedCorpus
     from raysweep.space import Cell
+    from raysweep.store import Store
+    from raysweep.train import LanguageModel
 
-TASKS: dict[str, ModuleType] = {"in_distribution": in_distribution}
+TASKS: dict[str, ModuleType] = {
+    "in_distribution": in_distribution,
+    "out_of_distribution": out_of_distribution,
+    "representation": representation,
+    "quantized": quantized,
+    "finetune_python": finetune,
+    "finetune_math": finetune,
+}
 
 
 def _known(value: object) -> object:
     """A bare name stands for the task with its default settings."""
     settings = {"task": value} if isinstance(value, str) else value
-    task = settings.get("task") if isinstance(settings, dict) else settings
-    if isinstance(task, str) and task not in TASKS:
-        raise ValueError(f"{task!r} is no evaluation task; allowed: {', '.join(TASKS)}")
+    if isinstance(settings, dict):
+        if "task" not in settings:
+            raise ValueError(f"task is missing; allowed: {', '.join(TASKS)}")
+        if settings["task"] not in list(TASKS):
+            raise ValueError(f"{settings['task']!r} is no evaluation task; allowed: {', '.join(TASKS)}")
     return settings
 
 
-# With a second task this becomes the union of all Settings, told apart by `task`.
-Evaluation = Annotated[in_distribution.Settings, BeforeValidator(_known)]
+Evaluation = Annotated[
+    Annotated[
+        in_distribution.Settings
+        | out_of_distribution.Settings
+        | representation.Settings
+        | quantized.Settings
+        | finetune.Settings,
+        Field(discriminator="task"),
+    ],
+    BeforeValidator(_known),
+]
 
 
 @dataclass(frozen=True)
@@ -47,23 +66,41 @@ class Metric:
     unit: str
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a task evaluates: a trained cell. A task may change the model; every task gets one of its own."""
+
+    cell: Cell
+    language_model: LanguageModel
+    corpus: TokenizedCorpus
+    store: Store
+    directory: str
+    """Where in the store the task may keep checkpoints of its own."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.language_model.unembedding.device
+
+
 def run(
-    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, device: torch.device
-) -> list[dict[str, Any]]:
+    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, store: Store,
+    device: torch.device,
+) -> list[dict[str, Any]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `raysweep.store.EVALUATIONS`."""
     from raysweep import model
     from raysweep.train import LanguageModel
 
     olmo = model.build(cell.shape, cell.sequence_length, cell.seed, device)
     olmo.load_state_dict(weights)
-    olmo.eval()
-    settings = json.dumps(evaluation.model_dump(), sort_keys=True)
-    metrics = TASKS[evaluation.task].evaluate(LanguageModel(olmo), cell, corpus, evaluation)
+    settings = evaluation.model_dump()
+    directory = store.evaluation_directory(cell.id, evaluation.task, settings)
+    subject = Subject(cell, LanguageModel(olmo), corpus, store, directory)
+    metrics = TASKS[evaluation.task].evaluate(subject, evaluation)
     return [
         {
             "cell": cell.id,
             "task": evaluation.task,
-            "settings": settings,
+            "settings": json.dumps(settings, sort_keys=True),
             "metric": metric.name,
             "value": metric.value,
             "unit": metric.unit,

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from raysweep.corpora.loader import TokenizedCorpus
-    from raysweep.evaluate import Metric
-    from raysweep.space import Cell
-    from raysweep.train import LanguageModel
+    from raysweep.evaluate import Metric, Subject
+
+SHARD = "pretraining/test"
 
 
 class Settings(BaseModel):
@@ -21,12 +20,17 @@ class Settings(BaseModel):
     """Sequences of the corpus's test split, at the cell's length, from its start; all of them where there are fewer."""
 
 
-def evaluate(language_model: LanguageModel, cell: Cell, corpus: TokenizedCorpus, settings: Settings) -> list[Metric]:
-    """`in_distribution_loss`: mean next-token cross-entropy."""
-    from raysweep.evaluate import Metric
+def loss(subject: Subject, sequences: int) -> float:
+    """Mean next-token cross-entropy over the first `sequences`, in nats per token."""
     from raysweep.train import fitting_micro_batch, mean_loss
 
-    sequences = corpus.sequences("pretraining/test", cell.sequence_length)
-    micro_batch_size = fitting_micro_batch(cell, language_model.unembedding.device)
-    loss = mean_loss(language_model, sequences, settings.sequences, micro_batch_size)
-    return [Metric("in_distribution_loss", loss, "nats per token")]
+    shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
+    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
+    return mean_loss(subject.language_model, shard, sequences, micro_batch_size)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`in_distribution_loss`."""
+    from raysweep.evaluate import Metric
+
+    return [Metric("in_distribution_loss", loss(subject, settings.sequences), "nats per token")]

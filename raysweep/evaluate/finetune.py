@@ -1,0 +1,117 @@
+"""finetune_python and finetune_math: train on from the final weights, and see what is learnt and what is forgotten.
+
+From the final weights with a fresh AdamW: a tenth of the cell's peak rate, 10% linear warm-up, cosine to zero, 32
+sequences a step. Then the loss on the subject's held-out part, before and after, and again the in-distribution loss: its
+rise is the forgetting. A fine-tuning that is killed goes on from its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysweep.evaluate import in_distribution
+
+if TYPE_CHECKING:
+    from raysweep.evaluate import Metric, Subject
+    from raysweep.space import Cell
+    from raysweep.train import Run
+
+# Seconds between checkpoints.
+CHECKPOINT_INTERVAL = 60.0
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["finetune_python", "finetune_math"]
+    tokens: Annotated[int, Field(strict=True, gt=0)] = 4_194_304
+    """Training budget; rounded down to whole steps."""
+    batch_size: Annotated[int, Field(strict=True, gt=0)] = 32
+    """Sequences per step, at the cell's length."""
+    learning_rate_fraction: Annotated[float, Field(gt=0)] = 0.1
+    """Peak learning rate, as a fraction of the cell's."""
+    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    """Sequences of each held-out part, from its start; all of them where there are fewer."""
+
+
+def finetuning(cell: Cell, settings: Settings) -> Cell:
+    """The fine-tuning as a cell of its own."""
+    from raysweep.space import Cell
+
+    changes = {
+        "tokens": settings.tokens,
+        "batch_size": settings.batch_size,
+        "learning_rate": cell.peak_learning_rate * settings.learning_rate_fraction,
+        "learning_rate_factor": 1.0,
+        "final_learning_rate_fraction": 0.0,
+        "warmup_fraction": 0.1,
+    }
+    return Cell.model_validate(cell.model_dump() | changes)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
+    from raysweep.evaluate import Metric
+    from raysweep.geometry import measure
+    from raysweep.train import fitting_micro_batch, mean_loss
+
+    name = settings.task.removeprefix("finetune_")
+    held_out = subject.corpus.sequences(f"{settings.task}/test", subject.cell.sequence_length)
+    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
+
+    def loss() -> float:
+        return mean_loss(subject.language_model, held_out, settings.sequences, micro_batch_size)
+
+    before, remembered = loss(), in_distribution.loss(subject, settings.sequences)
+    run = _train(subject, settings)
+    subject.language_model.olmo.load_state_dict(run.model.olmo.state_dict())
+    after, forgotten = loss(), in_distribution.loss(subject, settings.sequences)
+    geometry = measure(subject.language_model.unembedding)
+    unit = "nats per token"
+    return [
+        Metric(f"finetune_{name}_loss_before", before, unit),
+        Metric(f"finetune_{name}_loss", after, unit),
+        Metric(f"finetune_{name}_loss_change", after - before, unit),
+        Metric(f"forgetting_{name}_loss", forgotten, unit),
+        Metric(f"forgetting_{name}_loss_change", forgotten - remembered, unit),
+        *(Metric(f"finetune_{name}_{metric}_W", value, "") for metric, value in geometry.items()),
+    ]
+
+
+def _train(subject: Subject, settings: Settings) -> Run:
+    """Fine-tune to the end, from the furthest checkpoint; the final one stays in the store."""
+    from raysweep import checkpoint
+    from raysweep.train import Run
+
+    store, directory = subject.store, subject.directory
+    found = checkpoint.latest(store.fs, f"{store.root}/{directory}")
+    run = Run(
+        finetuning(subject.cell, settings),
+        subject.corpus,
+        shard=f"{settings.task}/train",
+        weights=subject.language_model.olmo.state_dict(),
+        reports=(),
+        device=subject.device,
+        checkpoint=found[1] if found else None,
+    )
+    if run.finished:
+        return run
+    saved = time.monotonic()
+
+    def due(step: int) -> bool:
+        return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
+
+    for _ in run.rows(pause=due):
+        older = checkpoint.names(store.fs, f"{store.root}/{directory}")
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.write(run.checkpoint(), Path(folder))
+            store.upload(Path(folder), f"{directory}/{checkpoint.name(run.position.step)}")
+        for name in older:
+            store.delete_directory(f"{directory}/{name}")
+        saved = time.monotonic()
+    return run

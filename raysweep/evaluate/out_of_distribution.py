@@ -1,0 +1,63 @@
+"""out_of_distribution: the loss on domains that training never saw, domain by domain."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysweep.errors import UserError
+
+if TYPE_CHECKING:
+    from raysweep.evaluate import Metric, Subject
+
+PREFIX = "out_of_distribution/"
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["out_of_distribution"] = "out_of_distribution"
+    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    """Sequences of each domain, at the cell's length, from its start; all of them where there are fewer."""
+
+
+def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
+    """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
+    import numpy as np
+
+    from raysweep.train import fitting_micro_batch, mean_loss
+
+    domains = [shard for shard in subject.corpus.shards if shard.startswith(PREFIX)]
+    if not domains:
+        raise UserError(
+            f"the corpus {subject.cell.corpus.name} holds nothing out of distribution: drop that evaluation"
+        )
+    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
+    found = {}
+    for shard in domains:
+        read = subject.corpus.sequences(shard, subject.cell.sequence_length)
+        loss = mean_loss(subject.language_model, read, sequences, micro_batch_size)
+        # What the loss was taken over: the targets, which are all tokens of the range but its first.
+        tokens = min(sequences, len(read)) * read.length
+        content = int(subject.corpus.token_bytes[np.asarray(read.tokens[1 : tokens + 1])].sum())
+        found[shard.removeprefix(PREFIX)] = loss, loss * tokens / (math.log(2) * content)
+    return found
+
+
+def mean(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """Loss and bits per byte averaged over domains, each counting once."""
+    return sum(loss for loss, _ in found.values()) / len(found), sum(bits for _, bits in found.values()) / len(found)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain."""
+    from raysweep.evaluate import Metric
+
+    found = losses(subject, settings.sequences)
+    metrics = []
+    for suffix, (loss, bits) in {"": mean(found), **{f"_{domain}": pair for domain, pair in found.items()}}.items():
+        metrics.append(Metric(f"out_of_distribution_loss{suffix}", loss, "nats per token"))
+        metrics.append(Metric(f"out_of_distribution_bits_per_byte{suffix}", bits, "bits per byte"))
+    return metrics

@@ -1,0 +1,51 @@
+"""representation: the geometry of H, the final states of the last tokens of held-out sequences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from raysweep.evaluate.in_distribution import SHARD
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.evaluate import Metric, Subject
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["representation"] = "representation"
+    sequences: Annotated[int, Field(strict=True, gt=1)] = 1024
+    """Rows of H: sequences of the in-distribution test split, from its start; all of them where there are fewer."""
+
+
+def last_states(subject: Subject, sequences: int) -> torch.Tensor:
+    """H, (sequences, d): the state of the last input token of each sequence, after the final norm."""
+    import numpy as np
+    import torch
+
+    from raysweep.train import fitting_micro_batch, precision
+
+    shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
+    count = min(sequences, len(shard))
+    states = []
+    with torch.no_grad(), precision(subject.device):
+        for part in np.array_split(np.arange(count), -(-count // fitting_micro_batch(subject.cell, subject.device))):
+            tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
+            states.append(subject.language_model.hidden(tokens)[:, -1].float())
+    return torch.cat(states)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`effective_rank_H` and `cosine_H`."""
+    from raysweep.evaluate import Metric
+    from raysweep.geometry import effective_rank, mean_cosine
+
+    states = last_states(subject, settings.sequences)
+    return [
+        Metric("effective_rank_H", effective_rank(states), "fraction of the width"),
+        Metric("cosine_H", mean_cosine(states), ""),
+    ]
