@@ -29,7 +29,7 @@ from raysweep.train import Run
 # One cell at a time, so that there is a finished and an unfinished one to kill.
 SPACE: dict[str, Any] = {
     "name": "tiny",
-    "base": make_cell(tokens=76_800).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
+    "base": make_cell(tokens=51_200).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
     "cross": {"batch_size": [8, 4]},
     "evaluations": [{"task": "in_distribution", "sequences": 8}],
     "resources": {"train": {"cpus": os.cpu_count()}, "evaluate": {"cpus": 1}},
@@ -151,7 +151,7 @@ def test_results_is_one_row_per_cell(undisturbed: tuple[Path, str], folder: Path
     rows = pq.read_table(output).to_pylist()
     assert [row["id"] for row in rows] == ids
     for row in rows:
-        assert row["steps_trained"] == row["steps"] == 76_800 // (32 * row["batch_size"])
+        assert row["steps_trained"] == row["steps"] == 51_200 // (32 * row["batch_size"])
         assert 4.5 < row["in_distribution_loss"] < 6.24  # ln 512, the loss of knowing nothing
         assert 0 < row["effective_rank_W"] <= 1
         assert row["train_seconds"] > 0
@@ -184,10 +184,13 @@ def test_a_finished_sweep_has_nothing_to_do(undisturbed: tuple[Path, str], folde
 
 
 @pytest.fixture(scope="module")
-def disturbed(folder: Path, ids: list[str]) -> Path:
-    """The same sweep, stopped by Ctrl-C in its second cell, then killed there, then run to its end."""
+def disturbed(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> Path:
+    """The same sweep from where its first cell is done: stopped by Ctrl-C in the second, killed there, run to its end."""
     store = folder / "disturbed"
     first, second = ids
+    shutil.copytree(undisturbed[0], store)
+    for path in sorted(store.rglob(f"{second}*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     stopped = start(folder / "tiny.yaml", store)
     try:
         wait_for(lambda: furthest(store, second) > 30, stopped)
@@ -201,14 +204,14 @@ def disturbed(folder: Path, ids: list[str]) -> Path:
     assert set(finished) >= {f"cells/{first}.parquet", f"trajectories/{first}.parquet"}
     touched = {name: (store / name).stat().st_mtime_ns for name in finished}
     reached = furthest(store, second)
-    assert 30 < reached < 600
+    assert 30 < reached < 400
 
     killed = start(folder / "tiny.yaml", store)
     try:
         wait_for(lambda: furthest(store, second) > reached, killed)
     finally:
         kill_tree(killed)
-    assert furthest(store, second) < 600, "the cell was done before it could be killed"
+    assert furthest(store, second) < 400, "the cell was done before it could be killed"
     counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
     assert counts["cells"] == {"planned": 2, "done": 1, "running": 0, "failed": 0, "diverged": 0, "left": 1}
 
@@ -229,30 +232,74 @@ def test_stopped_and_killed_the_tables_are_the_same_to_the_last_bit(
     assert len(contents(disturbed)) == 6
 
 
-def test_what_is_damaged_is_set_aside_and_made_again(
-    undisturbed: tuple[Path, str], disturbed: Path, folder: Path, ids: list[str]
-) -> None:
-    """The first cell loses its trajectory and its final checkpoint, the second an evaluation."""
+MORE_TASKS = [
+    {"task": "in_distribution", "sequences": 8},
+    {"task": "representation", "sequences": 20},
+    {"task": "finetune_math", "tokens": 131_072, "batch_size": 4, "sequences": 8},
+]
+
+
+def evaluation_processes(root: int) -> list[psutil.Process]:
+    return [p for p in psutil.Process(root).children(recursive=True) if "ray::evaluate_cell" in " ".join(p.cmdline())]
+
+
+@pytest.fixture(scope="module")
+def mended(undisturbed: tuple[Path, str], disturbed: Path, folder: Path, ids: list[str]) -> tuple[Path, str]:
+    """The first cell loses its trajectory and its final checkpoint, the second an evaluation; two tasks are added, and
+    the process of one evaluation is killed while it works."""
     trajectory = disturbed / "trajectories" / f"{ids[0]}.parquet"
     trajectory.write_bytes(trajectory.read_bytes()[:-100])
     final = max((disturbed / "train" / ids[0]).glob("checkpoint_step*")) / "model.safetensors"
     weights = bytearray(final.read_bytes())
     weights[-5] ^= 1
     final.write_bytes(weights)
-    evaluation = next((disturbed / "evaluations").rglob(f"{ids[1]}.parquet"))
-    evaluation.write_bytes(b"")
-    untouched = disturbed / "cells" / f"{ids[1]}.parquet"
-    before = untouched.stat().st_mtime_ns
+    next((disturbed / "evaluations").rglob(f"{ids[1]}.parquet")).write_bytes(b"")
 
-    again = start(folder / "tiny.yaml", disturbed)
-    printed = finish(again)
+    (folder / "more.yaml").write_text(yaml.safe_dump(SPACE | {"evaluations": MORE_TASKS}), encoding="utf-8")
+    again = start(folder / "more.yaml", disturbed)
+    try:
+        wait_for(lambda: bool(list(disturbed.glob("evaluations/representation-*/*"))), again)
+        wait_for(lambda: bool(evaluation_processes(again.pid)), again)
+        evaluation_processes(again.pid)[0].kill()
+    finally:
+        printed = finish(again)
     assert again.returncode == 0, printed
+    return disturbed, printed
+
+
+def test_what_is_damaged_is_set_aside_and_made_again(
+    undisturbed: tuple[Path, str], mended: tuple[Path, str], ids: list[str]
+) -> None:
+    store, printed = mended
     assert f"trajectories/{ids[0]}.parquet is damaged" in printed
     assert f"{ids[1]}.parquet is damaged" in printed
     assert "Traceback" not in printed
-    assert untouched.stat().st_mtime_ns == before
-    assert contents(disturbed) == contents(undisturbed[0])
-    assert list(disturbed.rglob("*.damaged-*"))
+    assert list(store.rglob("*.damaged-*"))
+    before, after = contents(undisturbed[0]), contents(store)
+    assert {name: after[name] for name in before} == before
+
+
+def test_added_tasks_are_done_though_one_was_killed(mended: tuple[Path, str], ids: list[str]) -> None:
+    store, printed = mended
+    assert "2 of 2 cells done, 6 of 6 evaluations done" in printed
+    for cell in ids:
+        for task in ("representation", "finetune_math"):
+            assert len(list(store.glob(f"evaluations/{task}-*/{cell}.parquet"))) == 1
+    assert not list(store.glob("failures/*/*"))
+
+
+def test_a_row_that_is_gone_is_remade_alone(mended: tuple[Path, str], folder: Path, ids: list[str]) -> None:
+    store, _ = mended
+    before = contents(store)
+    touched = {name: (store / name).stat().st_mtime_ns for name in before}
+    gone = next(store.glob(f"evaluations/representation-*/{ids[0]}.parquet"))
+    gone.unlink()
+    done = command("evaluate", str(folder / "more.yaml"), "--store", str(store))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 cells, 2 trained, 1 evaluations to do" in done.stdout
+    assert contents(store) == before
+    remade = {name for name in before if (store / name).stat().st_mtime_ns != touched[name]}
+    assert remade == {str(gone.relative_to(store))}
 
 
 def test_a_longer_axis_trains_only_the_new_cell_here_with_two_workers(

@@ -1,9 +1,9 @@
 """quantized: losses after post-training quantization of the blocks' linear layers.
 
 GPTQ (Frantar et al. 2023) through auto-gptq's solver, per output channel and asymmetric, columns in the order of their
-activations; round-to-nearest on the same grid beside it. Blocks are done from the first to the last and the layers of a block in the order of the data, each
-calibrated on inputs that have passed through its quantized predecessors. The norms, embedding and unembedding stay as
-they are.
+activations; round-to-nearest on the same grid beside it. Blocks are done from the first to the last and the layers of a
+block in the order of the data, each calibrated on inputs that have passed through its quantized predecessors. The norms,
+embedding and unembedding stay as they are.
 """
 
 from __future__ import annotations
