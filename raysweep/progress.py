@@ -31,6 +31,17 @@ if not console.is_terminal:
 
 LINE_EVERY = 30.0
 
+# What the table on the screen shows of the many columns there are.
+MEASURED = (
+    "validation_loss",
+    "in_distribution_loss",
+    "out_of_distribution_loss",
+    "effective_rank_W",
+    "effective_rank_H",
+    "cosine_W",
+    "isotropy_W",
+)
+
 # More rows than this are for `raysweep results`.
 LONGEST_TABLE = 120
 
@@ -114,7 +125,7 @@ def show_results(store: Store, space: Space) -> None:
         "seed",
     )
     varied = [name for name in settings if len({row[name] for row in results}) > 1]
-    measured = [name for name in results[0] if name.endswith("_loss")] + ["effective_rank_W", "cosine_W", "isotropy_W"]
+    measured = [name for name in MEASURED if name in results[0]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in varied:
         table.add_column(_heading(name), justify="left" if name == "size" else "right")
@@ -129,6 +140,7 @@ def show_results(store: Store, space: Space) -> None:
     console.print()
     console.print(table)
     console.print()
+    _print(f"every one of the {len(results[0])} columns: raysweep results ... --output FILE.parquet")
 
 
 class Display:
@@ -176,7 +188,7 @@ class Display:
         return self._share()
 
     def crashed(self, cell: str) -> None:
-        self._end(cell, ["the trial's process was lost"])
+        self._end(cell, ["its process was lost again and again, or the store was out of reach"])
 
     def _end(self, cell: str, errors: list[str]) -> None:
         last = self._running.pop(cell, {"cell": cell})
@@ -228,7 +240,10 @@ class Display:
     def _summary(self) -> str:
         pace = self._pace()
         waiting = len(self._planned) - len(self._finished) - len(self._failed) - len(self._running)
-        left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
+        if pace["share"] >= 1:
+            left = "evaluating"
+        else:
+            left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
         return (
             f"{len(self._finished)} done, {len(self._running)} running, {len(self._failed)} failed, {waiting} waiting · "
             f"{pace['share']:.0%} of {_count(self._total)} tokens · {_count(pace['tokens_per_second'])} tokens/s · {left}"
@@ -270,7 +285,16 @@ def _cell_line(cell: dict[str, Any], short: bool = False) -> str:
 
 
 def _heading(name: str) -> str:
-    return name.replace("final_learning_rate_fraction", "final lr").replace("learning_rate", "lr").replace("_", " ")
+    short = {
+        "final_learning_rate_fraction": "final lr",
+        "learning_rate_factor": "lr factor",
+        "validation_loss": "val. loss",
+        "in_distribution_loss": "ID loss",
+        "out_of_distribution_loss": "OOD loss",
+        "effective_rank_W": "rank W",
+        "effective_rank_H": "rank H",
+    }
+    return short.get(name, name.replace("_", " "))
 
 
 def _count(number: float) -> str:

@@ -143,11 +143,12 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         if train:
             store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
         progress.announce(space, store, before)
-        if not before.left:
-            progress.conclude(space, store, before)
-            return 0
-        fingerprints = _corpora(before.left, store)
-        interrupted = _tune(before.left, space, store, fingerprints, held)
+        interrupted = False
+        if before.left:
+            try:
+                interrupted = _tune(before.left, space, store, _corpora(before.left, store), held)
+            except KeyboardInterrupt:
+                interrupted = True
         after = survey(store, space)
         if after.left and interrupted:
             progress.interrupted(after, resume_command)
@@ -201,7 +202,7 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             display.tick()
 
-    context = ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
+    context = _connect()
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -222,7 +223,12 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
                 trial_dirname_creator=lambda trial: str(trial.config["cell"]),
             ),
             run_config=tune.RunConfig(
-                name=time.strftime("%Y%m%d-%H%M%S"), callbacks=[Forward()], verbose=0, **store.storage("tune")
+                name=time.strftime("%Y%m%d-%H%M%S"),
+                callbacks=[Forward()],
+                # What goes wrong in a cell is a row of the store; a trial fails when its process or node is lost.
+                failure_config=tune.FailureConfig(max_failures=3),
+                verbose=0,
+                **store.storage("tune"),
             ),
         )
         # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
@@ -232,6 +238,22 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         return display.interrupted
     finally:
         ray.shutdown()
+
+
+def _connect() -> Any:
+    """The context of the Ray cluster there is (RAY_ADDRESS, or one that `ray start` began), else of one started here."""
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
+    try:
+        return ray.init(address="auto", **quiet)
+    except ConnectionError as error:
+        if os.environ.get("RAY_ADDRESS"):
+            raise UserError(
+                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or unset RAY_ADDRESS"
+            ) from error
+    # By the loopback address nothing listens beyond this machine.
+    return ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
 
 
 def _concurrent(space: Space, cluster: dict[str, float]) -> int:

