@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from raysweep import lock, progress
@@ -121,8 +122,15 @@ RAY_ENVIRONMENT = {
     # Tune's own progress reports and loggers would run through ours.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    # Of a cluster that is started here. A trial takes some seven processes, more than Ray expects of a small machine, and
-    # an evaluation that finds the process of an earlier one alive is spared four seconds of imports.
+}
+
+# Of a cluster that is started here.
+LOCAL_ENVIRONMENT = {
+    # The loopback address is the node's, so that nothing listens beyond this machine. (The name is from what Ray does on
+    # macOS and Windows by default.)
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A trial takes some seven processes, more than Ray expects of a small machine, and an evaluation that finds the
+    # process of an earlier one alive is spared four seconds of imports.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_num_workers_soft_limit": "8",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
@@ -181,7 +189,8 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     from raysweep.trial import TRAIN_ENVIRONMENT, run_cell
 
     # Read when ray is imported and when a local cluster is started, so set before either.
-    os.environ.update(TRAIN_ENVIRONMENT | RAY_ENVIRONMENT)
+    cluster = _cluster()
+    os.environ.update(TRAIN_ENVIRONMENT | RAY_ENVIRONMENT | ({} if cluster else LOCAL_ENVIRONMENT))
     import ray
     from ray import tune
 
@@ -202,7 +211,7 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             display.tick()
 
-    context = _connect()
+    context = _connect(cluster)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -240,20 +249,24 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         ray.shutdown()
 
 
-def _connect() -> Any:
-    """The context of the Ray cluster there is (RAY_ADDRESS, or one that `ray start` began), else of one started here."""
+def _cluster() -> str | None:
+    """How to reach the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one."""
+    if os.environ.get("RAY_ADDRESS"):
+        return f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
+    return "`ray start` on this machine" if started.exists() else None
+
+
+def _connect(cluster: str | None) -> Any:
+    """The context of that cluster, else of one started here."""
     import ray
 
-    quiet: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
     try:
-        return ray.init(address="auto", **quiet)
-    except ConnectionError as error:
-        if os.environ.get("RAY_ADDRESS"):
-            raise UserError(
-                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: start it, or unset RAY_ADDRESS"
-            ) from error
-    # By the loopback address nothing listens beyond this machine.
-    return ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
+        return ray.init(address="auto" if cluster else "local", logging_level=logging.CRITICAL, log_to_driver=False)
+    except ConnectionError:
+        raise UserError(
+            f"no Ray cluster answers at {cluster}: start it, or run `ray stop` and unset RAY_ADDRESS to use this machine"
+        ) from None
 
 
 def _concurrent(space: Space, cluster: dict[str, float]) -> int:

@@ -212,8 +212,9 @@ def _train_worker(config: dict[str, Any]) -> None:
             try:
                 ray.train.report(progress, checkpoint=saving, checkpoint_dir_name=checkpoint.name(step))
             except OSError as error:
-                raise UserError(
-                    f"the store {store.location} cannot be written: {error}; "
+                # Not a UserError, which would be reported: after a report that failed Ray Train takes no other.
+                raise RuntimeError(
+                    f"the store {store.location} cannot be written: {error.strerror or error}; "
                     "nothing that was finished is lost: mend that, then run again"
                 ) from None
         saved = time.monotonic()

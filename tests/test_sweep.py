@@ -83,6 +83,17 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]", se
         time.sleep(0.05)
 
 
+def listening(root: int) -> set[str]:
+    """The addresses on which a process and what it started listen."""
+    processes = [psutil.Process(root), *psutil.Process(root).children(recursive=True)]
+    return {
+        connection.laddr.ip
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
 def furthest(store: Path, cell: str) -> int:
     names = [path.name for path in (store / "train" / cell).glob("checkpoint_step*") if (path / "state.json").exists()]
     return max((int(name[15:27]) for name in names), default=0)
@@ -117,6 +128,7 @@ def undisturbed(folder: Path, ids: list[str]) -> tuple[Path, str]:
     try:
         wait_for(lambda: furthest(store, ids[0]) > 10, running)
         counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
+        assert listening(running.pid) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
         assert counts["cells"] == {"planned": 2, "done": 0, "running": 1, "failed": 0, "diverged": 0, "left": 1}
         second = command("run", str(folder / "tiny.yaml"), "--store", str(store))
         assert second.returncode == 1
