@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,17 +73,19 @@ def read(fs: pafs.FileSystem, folder: str) -> Checkpoint:
     return Checkpoint(position, _tensors(fs, folder, MODEL, sums), _tensors(fs, folder, OPTIMIZER, sums))
 
 
-def latest(fs: pafs.FileSystem, run_directory: str) -> tuple[str, Checkpoint] | None:
+def latest(
+    fs: pafs.FileSystem, run_directory: str, warn: Callable[[str], None] = log.warning
+) -> tuple[str, Checkpoint] | None:
     """The name and content of the furthest intact checkpoint in a Ray Train run directory.
 
-    A damaged one is passed over with a warning, for the one before it. This, and not Ray Train's own record of the run,
+    A damaged one is passed over for the one before it, and `warn` is told. This, and not Ray Train's own record of the run,
     decides where a cell goes on, so that no damage to either can lose more than one checkpoint.
     """
     for name in names(fs, run_directory):
         try:
             return name, read(fs, f"{run_directory}/{name}")
         except (ValueError, OSError) as error:
-            log.warning("checkpoint %s/%s is damaged (%s): going on from the one before", run_directory, name, error)
+            warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
     return None
 
 

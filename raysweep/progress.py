@@ -180,6 +180,8 @@ class Display:
             return self._end(cell, result["failed"])
         if "refused" in result:
             return None
+        if "warning" in result:
+            _print(f"[yellow]warning[/] {_escape(result['warning'])}")
         known = self._running.setdefault(cell, {"cell": cell, "since": time.time()})
         known |= {key: result[key] for key in _SHOWN if key in result}
         tokens = result.get("tokens", 0)

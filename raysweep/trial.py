@@ -49,9 +49,8 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
     failed = []
     row = store.cell_row(cell.id)
     if row is not None and _missing(cell, space, store) and _final(cell, store) is None:
-        store.set_aside(
-            store.cell_file(cell.id), "its final weights are gone, the cell goes on from what is left of them"
-        )
+        # Training says so when it passes over the damaged checkpoint.
+        store.set_aside(store.cell_file(cell.id), "the cell's final weights are damaged or gone")
         row = None
     if row is None:
         error = _attempt(store, cell, TRAIN, lambda: _train(cell, space, store, fingerprint))
@@ -170,7 +169,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
     torch.set_num_threads(resources["cpus"])
-    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
+    warnings: list[str] = []
+    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}", warnings.append)
     if found is not None and found[1].position.fingerprint == config["fingerprint"] and _finished(cell, found[1]):
         return  # Trained to the end, but killed before its tables were written.
     run = Run(
@@ -204,6 +204,10 @@ def _train_worker(config: dict[str, Any]) -> None:
             "tokens_per_second": (step - first_step) * cell.tokens_per_step / seconds,
             **{key: value for key, value in (row or {}).items() if value is not None},
         }
+        if warnings:
+            # A worker's own log is on its node; by a report it reaches the person who is watching.
+            progress["warning"] = "; ".join(warnings)
+            warnings.clear()
         with tempfile.TemporaryDirectory() as folder:
             saving = None
             if rank == 0:

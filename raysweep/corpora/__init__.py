@@ -1,8 +1,8 @@
 """Text -> documents -> tokenizer -> memory-mapped shards -> batches.
 
 `installed.py` is the default source of documents, `build.py` turns a source into shards in a cache, `loader.py` reads
-sequences out of them in a seeded order. A source to come is a module with `documents()` and `signature()`, entered in
-`SOURCES`.
+sequences out of them in a seeded order. A source is a module with `sections()`, `documents(section)` and `signature()`,
+entered in `SOURCES`.
 """
 
 from __future__ import annotations
