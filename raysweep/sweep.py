@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -211,7 +212,7 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             display.tick()
 
-    context = _connect(cluster)
+    context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -250,23 +251,30 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
 
 
 def _cluster() -> str | None:
-    """How to reach the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one."""
-    if os.environ.get("RAY_ADDRESS"):
-        return f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}"
+    """The address of the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one.
+
+    Raises `UserError` where nothing answers at RAY_ADDRESS.
+    """
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    if named == "local":
+        return None
+    if named != "auto":
+        if not _answers(named):
+            raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
+        return named
     started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
-    return "`ray start` on this machine" if started.exists() else None
+    address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
+    return address if address and _answers(address) else None
 
 
-def _connect(cluster: str | None) -> Any:
-    """The context of that cluster, else of one started here."""
-    import ray
-
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port; asked first, since Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        return ray.init(address="auto" if cluster else "local", logging_level=logging.CRITICAL, log_to_driver=False)
-    except ConnectionError:
-        raise UserError(
-            f"no Ray cluster answers at {cluster}: start it, or run `ray stop` and unset RAY_ADDRESS to use this machine"
-        ) from None
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _concurrent(space: Space, cluster: dict[str, float]) -> int:

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,23 @@ def test_a_file_that_is_no_lock_holds_nothing(tmp_path: Path, content: bytes) ->
     assert holder(store) is None
     with Lock(store):
         pass
+
+
+def test_of_two_that_looked_before_either_wrote_one_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "holder", lambda store: None)  # What both saw: nobody.
+    outcomes: list[str] = []
+
+    def run() -> None:
+        try:
+            with Lock(Store(str(tmp_path))):
+                outcomes.append("held")
+                time.sleep(1)
+        except UserError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["held", "refused"]

@@ -55,9 +55,14 @@ def finish(process: "subprocess.Popen[str]") -> str:
         kill_tree(process)
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "raysweep.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "raysweep.cli", *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -352,6 +357,10 @@ def test_a_store_or_a_cell_that_cannot_be_is_refused_before_anything_starts(fold
     refused = command("run", str(folder / "tiny.yaml"), "--store", str(folder / "file" / "store"))
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "cannot be written: Not a directory" in refused.stderr
+
+    refused = command("run", str(folder / "tiny.yaml"), "--store", str(folder / "new"), RAY_ADDRESS="127.0.0.1:9")
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in refused.stderr
 
     (folder / "typo.yaml").write_text("name: x\nbase: {sise: 4M}\n", encoding="utf-8")
     refused = command("run", str(folder / "typo.yaml"))
