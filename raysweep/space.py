@@ -15,38 +15,19 @@ import difflib
 import hashlib
 import itertools
 import json
-import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from raysweep import corpora, evaluate, model
 from raysweep.errors import UserError
+from raysweep.fields import Count, Fraction, Integer, Number, Positive, Strict
 
 
-def _number(value: Any) -> Any:
-    """Refuses what pydantic would quietly convert: `true` and `"32"` are no numbers."""
-    if isinstance(value, bool | str):
-        raise ValueError("a number is needed")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("a finite number is needed")
-    return value
-
-
-Count = Annotated[int, BeforeValidator(_number), Field(gt=0)]
-Number = Annotated[float, BeforeValidator(_number), Field(ge=0)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Size(_Strict):
+class Size(Strict):
     """A model's width and depth; the vocabulary comes from the corpus."""
 
     width: Count
@@ -88,7 +69,7 @@ def _named_corpus(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class Cell(_Strict):
+class Cell(Strict):
     """One configuration of the grid. Every field here changes the numbers, and so the id."""
 
     size: Annotated[Size, BeforeValidator(_named_size)]
@@ -118,7 +99,7 @@ class Cell(_Strict):
     """Largest L2 norm of the gradient."""
     validation_sequences: Count = 128
     """Sequences of the validation split on which each report measures the loss."""
-    seed: Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)] = 6198
+    seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 6198
     """Of the initial weights and of the data order."""
 
     @model_validator(mode="after")
@@ -185,7 +166,7 @@ class Cell(_Strict):
         }
 
 
-class TrainResources(_Strict):
+class TrainResources(Strict):
     """What one cell's training asks of the cluster."""
 
     workers: Count = 1
@@ -208,19 +189,19 @@ class TrainResources(_Strict):
         return self
 
 
-class EvaluateResources(_Strict):
+class EvaluateResources(Strict):
     """What one evaluation task asks of the cluster."""
 
     cpus: Count = 1
     gpus: Number = 0
 
 
-class Resources(_Strict):
+class Resources(Strict):
     train: TrainResources = TrainResources()
     evaluate: EvaluateResources = EvaluateResources()
 
 
-class Space(_Strict):
+class Space(Strict):
     """A validated search space."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]

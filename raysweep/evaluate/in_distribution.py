@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from raysweep.fields import Count, Strict
 
 if TYPE_CHECKING:
     from raysweep.evaluate import Metric, Subject
@@ -12,11 +12,9 @@ if TYPE_CHECKING:
 SHARD = "pretraining/test"
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Settings(Strict):
     task: Literal["in_distribution"] = "in_distribution"
-    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    sequences: Count = 512
     """Sequences of the corpus's test split, at the cell's length, from its start; all of them where there are fewer."""
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.errors import UserError
+from raysweep.fields import Count, Strict
 
 if TYPE_CHECKING:
     from raysweep.evaluate import Metric, Subject
@@ -15,11 +14,9 @@ if TYPE_CHECKING:
 PREFIX = "out_of_distribution/"
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Settings(Strict):
     task: Literal["out_of_distribution"] = "out_of_distribution"
-    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    sequences: Count = 512
     """Sequences of each domain, at the cell's length, from its start; all of them where there are fewer."""
 
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raysweep.evaluate import in_distribution, out_of_distribution
+from raysweep.fields import Count, Integer, Positive, Strict
 
 if TYPE_CHECKING:
     import torch
@@ -25,20 +26,18 @@ if TYPE_CHECKING:
 # The linear layers of an OLMo block, in the order in which data passes through them.
 LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
 
-Bits = Annotated[int, Field(strict=True, ge=2, le=8)]
+Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Settings(Strict):
     task: Literal["quantized"] = "quantized"
     bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (4, 3)
     """Widths of the quantized weights, each evaluated on its own."""
-    calibration_sequences: Annotated[int, Field(strict=True, gt=0)] = 128
+    calibration_sequences: Count = 128
     """Sequences of the training split that GPTQ sees, at the cell's length."""
-    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    damping: Annotated[Positive, Field(lt=1)] = 0.01
     """Share of the mean of the Hessian's diagonal that is added to it."""
-    sequences: Annotated[int, Field(strict=True, gt=0)] = 512
+    sequences: Count = 512
     """Sequences for the loss in distribution, and in each domain out of it."""
 
 

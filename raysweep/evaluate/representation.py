@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raysweep.evaluate.in_distribution import SHARD
+from raysweep.fields import Count, Strict
 
 if TYPE_CHECKING:
     import torch
@@ -14,11 +15,9 @@ if TYPE_CHECKING:
     from raysweep.evaluate import Metric, Subject
 
 
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class Settings(Strict):
     task: Literal["representation"] = "representation"
-    sequences: Annotated[int, Field(strict=True, gt=1)] = 1024
+    sequences: Annotated[Count, Field(gt=1)] = 1024
     """Rows of H: sequences of the in-distribution test split, from its start; all of them where there are fewer."""
 
 
