@@ -209,9 +209,10 @@ class Store:
                 Path(unfinished).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self.unwritable(error) from None
 
-    def _unwritable(self, error: OSError) -> UserError:
+    def unwritable(self, error: OSError) -> UserError:
+        """What to tell the user where writing failed with `error`."""
         return UserError(
             f"the store {self.location} cannot be written: {_reason(error)}; "
             "nothing that was finished is lost: mend that, then run again"
@@ -234,7 +235,7 @@ class Store:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self.unwritable(error) from None
 
     def upload(self, folder: Path, path: str) -> None:
         """Copy the files of a local folder to a directory of the store; a kill may leave a part of them."""
@@ -242,22 +243,14 @@ class Store:
             self.fs.create_dir(f"{self.root}/{path}", recursive=True)
             pafs.copy_files(str(folder), f"{self.root}/{path}", pafs.LocalFileSystem(), self.fs)
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self.unwritable(error) from None
 
     def delete_directory(self, path: str) -> None:
         """Delete a directory with all that is in it."""
         try:
             self.fs.delete_dir(f"{self.root}/{path}")
         except OSError as error:
-            raise self._unwritable(error) from None
-
-    def names(self, directory: str) -> list[str]:
-        """Names in a directory, sorted; none where there is no directory."""
-        try:
-            found = self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True))
-        except OSError as error:
-            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
-        return sorted(info.base_name for info in found)
+            raise self.unwritable(error) from None
 
     def set_aside(self, path: str, why: str) -> None:
         """Rename a file or directory that is damaged, so that it is made anew and the damaged one can be looked at."""
@@ -266,7 +259,7 @@ class Store:
         try:
             self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}")
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self.unwritable(error) from None
 
     def probe(self) -> None:
         """Raise `UserError` unless a file can be written, and removed again, right now."""

@@ -146,10 +146,11 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     """
     store.probe()
     with lock.Lock(store) as held:
-        if not train:
-            space = _trained(space, store)
         before = survey(store, space)
-        if train:
+        if not train:
+            before = _trained(before, space, store)
+            space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
+        else:
             store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
         progress.announce(space, store, before)
         interrupted = False
@@ -166,12 +167,12 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         return 1 if after.left else 0
 
 
-def _trained(space: Space, store: Store) -> Space:
-    """The space with only those cells that have been trained."""
-    trained = tuple(state.cell for state in survey(store, space).states if state.training in ("done", "diverged"))
+def _trained(now: Survey, space: Space, store: Store) -> Survey:
+    """The survey of only those cells that have been trained."""
+    trained = [state for state in now.states if state.training in ("done", "diverged")]
     if not trained:
         raise UserError(f"no cell of {space.name} is trained in {store.location}: `raysweep run` trains them")
-    return space.model_copy(update={"cells": trained})
+    return Survey(trained)
 
 
 def _corpora(left: list[CellState], store: Store) -> dict[str, str]:

@@ -217,10 +217,7 @@ def _train_worker(config: dict[str, Any]) -> None:
                 ray.train.report(progress, checkpoint=saving, checkpoint_dir_name=checkpoint.name(step))
             except OSError as error:
                 # Not a UserError, which would be reported: after a report that failed Ray Train takes no other.
-                raise RuntimeError(
-                    f"the store {store.location} cannot be written: {error.strerror or error}; "
-                    "nothing that was finished is lost: mend that, then run again"
-                ) from None
+                raise RuntimeError(str(store.unwritable(error))) from None
         saved = time.monotonic()
 
 
