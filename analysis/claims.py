@@ -1,0 +1,439 @@
+"""The fifteen claims of the paper as a scorecard: each an effect with a 95% interval, and a verdict that follows from it.
+
+A claim is one or more tests. A test asks that an effect is above or below a bound, within a margin of zero, or not zero:
+
+- *supported* where the whole interval is on the claimed side of the bound (inside the margin, away from zero),
+- *contradicted* where the whole interval is on the other side (outside the margin),
+- *undecided* otherwise, and wherever there is no interval. That an effect is not zero can only be supported or undecided.
+
+A claim is supported if all of its tests are, contradicted if one of them is, and undecided otherwise; beside it stands the
+test that decided. No correction is made for the number of claims.
+
+Effects of hyperparameters have exact permutation intervals (`analysis.trends`); everything else resamples configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis import statistics
+from analysis.regressions import DRAWS, SEED, folds_of
+from analysis.sweep import Sweep, words
+from analysis.trends import Effect, curvature, effect, position, slopes, trend
+
+Array = npt.NDArray[np.float64]
+
+STATEMENTS = {
+    1: "Higher effective rank goes with lower in-distribution loss over all models, but little remains with training "
+    "choices held equal.",
+    2: "The relation is not strict: models of one size and nearly equal loss differ widely in effective rank, and "
+    "under-trained large-batch models have a high rank and a poor loss.",
+    3: "Out-of-distribution loss is a near-linear function of in-distribution loss and tracks it better than it tracks "
+    "effective rank.",
+    4: "GPTQ hurts low-rank models more at the smallest sizes, most with low weight decay, and not so at the largest.",
+    5: "Saturation is not caused by low effective rank alone: small-batch runs collapse in rank without a late rise in "
+    "loss.",
+    6: "Effective rank does not predict fine-tuning loss, and fine-tuning loss has no strong line with pretraining loss.",
+    7: "Loss after fine-tuning hardly depends on the base model's rank; its change goes with the base model's loss; "
+    "low-weight-decay models forget least.",
+    8: "Larger batch: higher effective rank, lower cosine; loss is U-shaped in batch size.",
+    9: "Stronger weight decay: higher effective rank, lower cosine, higher isotropy; its effect on loss depends on size.",
+    10: "Learning rate: effective rank nearly flat; the prescribed rate gives the best loss.",
+    11: "A higher final learning rate: higher effective rank, higher loss.",
+    12: "More tokens at equal steps: higher effective rank, lower loss, lower cosine, higher isotropy.",
+    13: "Effective rank and cosine of W: a moon-shaped, mostly falling relation; isotropy is concentrated and mainly "
+    "sensitive to weight decay.",
+    14: "H varies less than W: a higher effective rank with less spread across models.",
+    15: "No metric adds predictive R² beyond size, compute and tokens, on any task.",
+}
+
+COLUMNS = ("claim", "statement", "verdict", "effect", "value", "low", "high", "n", "rule", "reason")
+
+LITTLE = 0.3
+"""A correlation below this is little: what Cohen (1988) calls medium starts there."""
+NEAR_LINEAR = 0.9
+"""R² from which a relation counts as a line."""
+ADDS_NOTHING = 0.05
+"""Added R² below this is nothing: the largest that the paper prints."""
+LATE_RISE = 0.01
+"""A rise above the lowest loss of the run by this fraction of it counts as saturation."""
+
+RANK, COSINE, ISOTROPY = "effective_rank_W", "cosine_W", "isotropy_W"
+
+
+@dataclass(frozen=True)
+class Test:
+    """One effect and what a claim says of it."""
+
+    effect: str
+    rule: str
+    """`> x`, `< x`, `within ±x` or `not 0`."""
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """supported, contradicted or undecided, as the module says."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return "undecided"
+        sign, _, bound = self.rule.partition(" ")
+        if sign == "not":
+            return "supported" if self.low > 0 or self.high < 0 else "undecided"
+        limit = float(bound.removeprefix("±"))
+        if sign == "within":
+            inside, outside = -limit < self.low and self.high < limit, self.low > limit or self.high < -limit
+        elif sign == ">":
+            inside, outside = self.low > limit, self.high < limit
+        else:
+            inside, outside = self.high < limit, self.low > limit
+        return "supported" if inside else "contradicted" if outside else "undecided"
+
+
+def claims(sweep: Sweep, regressions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scorecard, one row per claim with the columns `COLUMNS`, and every test behind it.
+
+    `regressions` is the first table of `analysis.regressions.regressions`.
+    """
+    evidence = _Evidence(sweep, regressions)
+    card, tests = [], []
+    for number, statement in STATEMENTS.items():
+        found = list(getattr(evidence, f"claim_{number}")())
+        verdicts = [test.verdict for test in found]
+        verdict = next((v for v in ("contradicted", "undecided") if v in verdicts), "supported")
+        rows = [{"claim": number, "statement": statement, **vars(t), "verdict": t.verdict} for t in found]
+        # Where no interval of a claim exists, the first test says why.
+        card.append(rows[verdicts.index(verdict)])
+        tests += rows
+    return pd.DataFrame(card, columns=COLUMNS), pd.DataFrame(tests, columns=COLUMNS)
+
+
+class _Evidence:
+    """The tests of each claim."""
+
+    def __init__(self, sweep: Sweep, regressions: pd.DataFrame) -> None:
+        self.sweep = sweep
+        self.cells = sweep.cells
+        self.loss = sweep.tasks.get(sweep.main_task, "")
+        self.loss_words = f"{words(sweep.main_task)} loss"
+        self._regressions = regressions.set_index(["task", "metric", "statistic"]) if len(regressions) else regressions
+
+    def claim_1(self) -> Iterator[Test]:
+        yield self._regression(self.sweep.main_task, RANK, "raw_spearman", "< 0")
+        yield self._regression(self.sweep.main_task, RANK, "partial_spearman", f"within ±{LITTLE}")
+
+    def claim_2(self) -> Iterator[Test]:
+        yield self._resampled(
+            "spread of effective rank among the tenth of same-size pairs closest in loss / among all pairs", "> 0.5",
+            (RANK, self.loss), self._spread_at_equal_loss,
+        )  # fmt: skip
+        for column, what in ((RANK, "effective rank"), (self.loss, self.loss_words)):
+            yield self._resampled(
+                f"mean within-size percentile of the {what} of cells with at most half the median steps", "> 0.5",
+                (column,), lambda cells, column=column: _percentile_of_short_runs(cells, column),
+            )  # fmt: skip
+
+    def _spread_at_equal_loss(self, cells: pd.DataFrame) -> Callable[[Array], Array]:
+        first, second = np.triu_indices(len(cells), 1)
+        size, rank, loss = (cells[c].to_numpy(float) for c in ("parameters", RANK, self.loss))
+        same = size[first] == size[second]
+        first, second = first[same], second[same]
+        apart, of_size = np.abs(loss[first] - loss[second]), size[first]
+        close = np.zeros(len(first), dtype=bool)
+        for s in np.unique(of_size):
+            close[of_size == s] = apart[of_size == s] <= np.quantile(apart[of_size == s], 0.1)
+        spread = np.abs(rank[first] - rank[second])
+
+        def ratio(weights: Array) -> Array:
+            pairs = weights[:, first] * weights[:, second]
+            near = pairs * close
+            return np.asarray((near @ spread / near.sum(axis=1)) / (pairs @ spread / pairs.sum(axis=1)))
+
+        return ratio
+
+    def claim_3(self) -> Iterator[Test]:
+        out = self.sweep.tasks.get("out_of_distribution", "")
+        yield self._line(self.loss, out, "out-of-distribution", f"> {NEAR_LINEAR}")
+
+        def closer(cells: pd.DataFrame) -> Callable[[Array], Array]:
+            o, i, r = (cells[c].to_numpy(float) for c in (out, self.loss, RANK))
+            return lambda w: np.abs(statistics.spearman(o, i, w)) - np.abs(statistics.spearman(o, r, w))
+
+        yield self._resampled(
+            f"|Spearman| of out-of-distribution loss with {self.loss_words} minus with effective rank", "> 0",
+            (out, self.loss, RANK), closer,
+        )  # fmt: skip
+
+    def claim_4(self) -> Iterator[Test]:
+        change = "quantized_4bit_in_distribution_loss_change"
+        sizes = sorted(self.cells["parameters"].unique()) if len(self.cells) else []
+
+        def at(size: float) -> Callable[[pd.DataFrame], Callable[[Array], Array]]:
+            def correlation(cells: pd.DataFrame) -> Callable[[Array], Array]:
+                here = (cells["parameters"] == size).to_numpy(float)
+                rank, hurt = cells[RANK].to_numpy(float), cells[change].to_numpy(float)
+                return lambda w: statistics.spearman(rank, hurt, w * here)
+
+            return correlation
+
+        yield self._resampled(
+            "Spearman of effective rank and 4-bit GPTQ's rise in loss at the smallest size", "< 0", (RANK, change),
+            at(sizes[0]) if sizes else None, fewest=8, only=sizes[:1],
+        )  # fmt: skip
+        if len(sizes) > 1:
+            smallest, largest = at(sizes[0]), at(sizes[-1])
+            yield self._resampled(
+                "the same at the smallest size minus at the largest", "< 0", (RANK, change),
+                lambda cells: lambda w: smallest(cells)(w) - largest(cells)(w), fewest=8, only=[sizes[0], sizes[-1]],
+            )  # fmt: skip
+        smaller = sizes[: (len(sizes) + 1) // 2]
+        yield self._trend(
+            "weight_decay", change, "4-bit GPTQ's rise in loss, smaller half of the sizes", "< 0",
+            keep=lambda cells: cells[cells["parameters"].isin(smaller)],
+        )  # fmt: skip
+
+    def claim_5(self) -> Iterator[Test]:
+        def extremes(cells: pd.DataFrame) -> pd.DataFrame:
+            return cells[cells["batch_size"].isin([cells["batch_size"].min(), cells["batch_size"].max()])]
+
+        yield self._trend("batch_size", RANK, "effective rank, smallest to largest batch", "> 0", keep=extremes)
+        smallest = [cells["id"].iloc[0] for cells in self.sweep.slices("batch_size")] if len(self.cells) else []
+        rise = late_rise(self.sweep.trajectories)
+        chosen = self.cells.assign(rise=self.cells["id"].map(rise))
+        chosen = chosen[chosen["id"].isin(smallest)]
+        yield self._resampled(
+            "mean rise of the validation loss above its lowest, at the smallest batch (fraction of the loss)",
+            f"< {LATE_RISE}", ("rise",), lambda cells: _mean(cells["rise"]), cells=chosen, fewest=3,
+        )  # fmt: skip
+
+    def claim_6(self) -> Iterator[Test]:
+        tasks = [t for t in self.sweep.tasks if t.startswith("finetune_")]
+        for task in tasks or ["finetune_starcoder_python"]:
+            yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
+            yield self._regression(task, RANK, "predictive_r2", f"< {ADDS_NOTHING}")
+            column = self.sweep.tasks.get(task, "")
+            yield self._line(self.loss, column, words(task), f"< {NEAR_LINEAR}")
+
+    def claim_7(self) -> Iterator[Test]:
+        tasks = [t for t in self.sweep.tasks if t.startswith("forgetting_")]
+        for task in tasks or ["forgetting_starcoder_python"]:
+            yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
+            change = f"{self.sweep.tasks.get(task, task)}_change"
+            yield self._resampled(
+                f"Spearman of the change in {words(task)} and the base model's loss", "not 0", (change, self.loss),
+                lambda cells, change=change: lambda w: statistics.spearman(
+                    cells[change].to_numpy(float), cells[self.loss].to_numpy(float), w
+                ),
+            )  # fmt: skip
+            yield self._trend("weight_decay", change, f"change in {words(task)}", "> 0")
+
+    def claim_8(self) -> Iterator[Test]:
+        yield self._trend("batch_size", RANK, "effective rank", "> 0")
+        yield self._trend("batch_size", COSINE, "cosine", "< 0")
+        yield self._trend("batch_size", self.loss, f"{self.loss_words} at the ends above the middle", "> 0", curvature)
+
+    def claim_9(self) -> Iterator[Test]:
+        yield self._trend("weight_decay", RANK, "effective rank", "> 0")
+        yield self._trend("weight_decay", COSINE, "cosine", "< 0")
+        yield self._trend("weight_decay", ISOTROPY, "isotropy", "> 0")
+        name = f"change of weight decay's effect on {self.loss_words} per e-fold of size"
+        sizes, found = slopes(self.sweep, "weight_decay", self.loss) if self.loss else (np.array([]), np.array([]))
+        if len(np.unique(sizes)) < 3:
+            yield Test(name, "not 0", reason="weight decay was varied at fewer than 3 sizes")
+        else:
+            yield _of_effect(name, "not 0", effect([(sizes, found)]))
+
+    def claim_10(self) -> Iterator[Test]:
+        margin = _within_size_spread(self.cells, RANK) / 2
+        rule = f"within ±{margin:.3g}" if margin > 0 else "within ±0.01"
+        yield self._trend("learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule)
+        for side, keep in (("lower", lambda f: f <= 1), ("higher", lambda f: f >= 1)):
+            yield self._trend(
+                "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
+                "< 0", lambda values: (values == 1).astype(float),
+                lambda cells, keep=keep: cells[keep(cells["learning_rate_factor"])],
+            )  # fmt: skip
+
+    def claim_11(self) -> Iterator[Test]:
+        yield self._trend("final_learning_rate_fraction", RANK, "effective rank", "> 0")
+        yield self._trend("final_learning_rate_fraction", self.loss, self.loss_words, "> 0")
+
+    def claim_12(self) -> Iterator[Test]:
+        for column, what, rule in (
+            (RANK, "effective rank", "> 0"), (self.loss, self.loss_words, "< 0"), (COSINE, "cosine", "< 0"),
+            (ISOTROPY, "isotropy", "> 0"),
+        ):  # fmt: skip
+            yield self._trend("tokens", column, what, rule, equal_steps=True)
+
+    def claim_13(self) -> Iterator[Test]:
+        def falling(cells: pd.DataFrame) -> Callable[[Array], Array]:
+            rank, cosine = cells[RANK].to_numpy(float), cells[COSINE].to_numpy(float)
+            return lambda w: statistics.spearman(rank, cosine, w)
+
+        def bent(cells: pd.DataFrame) -> Callable[[Array], Array]:
+            rank, cosine = cells[RANK].to_numpy(float), cells[COSINE].to_numpy(float)
+            square = ((rank - rank.mean()) ** 2)[:, None]
+            partition = folds_of(np.arange(len(cells)), 1)[0]
+            return lambda w: statistics.added_r2(rank[:, None], square, cosine, partition, w)[:, 0]
+
+        yield self._resampled("Spearman of effective rank and cosine", "< 0", (RANK, COSINE), falling)
+        yield self._resampled(
+            "R² that the square of the effective rank adds to a line, for cosine",
+            "> 0",
+            (RANK, COSINE),
+            bent,
+            basic=True,
+        )
+        yield self._resampled(
+            "interquartile range / median, of isotropy minus of effective rank", "< 0", (RANK, ISOTROPY),
+            lambda cells: lambda w: _relative_range(cells[ISOTROPY], w) - _relative_range(cells[RANK], w),
+        )  # fmt: skip
+        yield self._isotropy_and_decay()
+
+    def _isotropy_and_decay(self) -> Test:
+        name = "mean |change| of isotropy over the range of weight decay minus over any other hyperparameter's"
+        found = {
+            h: np.abs(slopes(self.sweep, h, ISOTROPY)[1]) for h in self.sweep.hyperparameters if ISOTROPY in self.cells
+        }
+        decay = found.pop("weight_decay", np.array([]))
+        if len(decay) < 3 or not found:
+            return Test(name, "> 0", reason="weight decay and another hyperparameter are needed, at 3 sizes")
+        rng = np.random.default_rng(SEED)
+
+        def means(changes: Array) -> Array:
+            return np.asarray(changes[rng.integers(len(changes), size=(DRAWS, len(changes)))].mean(axis=1))
+
+        draws = means(decay) - np.max([means(changes) for changes in found.values()], axis=0)
+        value = float(decay.mean() - max(changes.mean() for changes in found.values()))
+        return Test(name, "> 0", value, *statistics.percentile_interval(draws), n=len(decay))
+
+    def claim_14(self) -> Iterator[Test]:
+        pair = ("effective_rank_H", RANK)
+        yield self._resampled(
+            "mean effective rank of H minus of W", "> 0", pair, lambda cells: _mean(cells[pair[0]] - cells[pair[1]])
+        )
+        yield self._resampled(
+            "standard deviation of the effective rank across models, H minus W", "< 0", pair,
+            lambda cells: lambda w: _deviation(cells[pair[0]], w) - _deviation(cells[pair[1]], w),
+        )  # fmt: skip
+
+    def claim_15(self) -> Iterator[Test]:
+        if not len(self._regressions):
+            yield Test("R² added", f"< {ADDS_NOTHING}", reason="no task has both a loss and a metric")
+            return
+        added = self._regressions.xs("predictive_r2", level="statistic").sort_values("high", ascending=False)
+        for task, metric in added.index:
+            yield self._regression(task, metric, "predictive_r2", f"< {ADDS_NOTHING}")
+
+    # The kinds of test.
+
+    def _regression(self, task: str, metric: str, statistic: str, rule: str) -> Test:
+        name = f"{words(statistic).replace('r2', 'R²')}, {words(metric)} and {words(task)} loss"
+        if (task, metric, statistic) not in self._regressions.index:
+            return Test(name, rule, reason=f"no cell has both {words(metric)} and {words(task)} loss")
+        row = self._regressions.loc[(task, metric, statistic)]
+        return Test(
+            name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
+        )
+
+    def _trend(
+        self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] = position,
+        keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
+    ) -> Test:  # fmt: skip
+        over = words(hyperparameter)
+        name = f"{what}: change over the range of {over}" if contrast is position else f"{what} ({over})"
+        if column not in self.cells:
+            return Test(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
+        found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
+        if found is None:
+            equal = "steps and all else" if equal_steps else "all else"
+            return Test(name, rule, reason=f"no two cells differ in {over} with {equal} equal")
+        return _of_effect(name, rule, found)
+
+    def _line(self, x: str, y: str, what: str, rule: str) -> Test:
+        return self._resampled(
+            f"R² of a line from {self.loss_words} to {what} loss", rule, (x, y),
+            lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
+        )  # fmt: skip
+
+    def _resampled(
+        self, name: str, rule: str, columns: tuple[str, ...],
+        statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None, cells: pd.DataFrame | None = None,
+        fewest: int = 8, basic: bool = False, only: list[float] | None = None,
+    ) -> Test:  # fmt: skip
+        """A statistic of the cells that have `columns`, and its bootstrap interval over configurations."""
+        cells = self.cells if cells is None else cells
+        if missing := [c for c in columns if c not in cells]:
+            return Test(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
+        cells = cells.dropna(subset=list(columns))
+        if only is not None:
+            cells = cells[cells["parameters"].isin(only)]
+        if len(cells) < fewest * max(1, len(only or ())) or statistic is None:
+            return Test(name, rule, n=len(cells), reason=f"{len(cells)} cells; at least {fewest} of a kind are needed")
+        groups = self.sweep.configurations[cells.index]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            of = statistic(cells)
+            value = float(of(statistics.sample(len(cells)))[0])
+            draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
+        if not math.isfinite(value):
+            return Test(name, rule, n=len(cells), reason="one side is the same for all cells")
+        interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
+        reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
+        return Test(name, rule, value, *interval, n=len(cells), reason=reason)
+
+
+def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:
+    """Cell -> how far its last validation loss is above its lowest, as a fraction of the lowest."""
+    known = trajectories.dropna(subset=["validation_loss"]).sort_values("step")
+    losses = known.groupby("cell")["validation_loss"]
+    return dict((losses.last() / losses.min() - 1).items())
+
+
+def _of_effect(name: str, rule: str, found: Effect) -> Test:
+    if not math.isfinite(found.low):
+        reason = f"{found.slices} comparisons at equal settings allow too few permutations for a 95% interval"
+        return Test(name, rule, found.value, n=found.n, reason=reason)
+    return Test(name, rule, found.value, found.low, found.high, found.n)
+
+
+def _percentile_of_short_runs(cells: pd.DataFrame, column: str) -> Callable[[Array], Array]:
+    by_size = cells.groupby("parameters")
+    percentile = (by_size[column].rank() - 0.5) / by_size[column].transform("size")
+    short = (cells["steps"] <= by_size["steps"].transform("median") / 2).to_numpy(float)
+    return lambda w: (w * short) @ percentile.to_numpy(float) / (w * short).sum(axis=1)
+
+
+def _within_size_spread(cells: pd.DataFrame, column: str) -> float:
+    """Standard deviation of a column about the mean of its size."""
+    if column not in cells or not len(cells):
+        return 0.0
+    centred = cells[column] - cells.groupby("parameters")[column].transform("mean")
+    return float(centred.std())
+
+
+def _mean(values: pd.Series) -> Callable[[Array], Array]:
+    return lambda w: w @ values.to_numpy(float) / w.sum(axis=1)
+
+
+def _deviation(values: pd.Series, weights: Array) -> Array:
+    v = values.to_numpy(float)
+    total = weights.sum(axis=1)
+    mean = weights @ v / total
+    return np.asarray(np.sqrt(np.maximum(weights @ v**2 / total - mean**2, 0)))
+
+
+def _relative_range(values: pd.Series, weights: Array) -> Array:
+    """Interquartile range over median, of each resample."""
+    v = values.to_numpy(float)
+    order = np.argsort(v)
+    share = np.cumsum(weights[:, order], axis=1) / weights.sum(axis=1, keepdims=True)
+    low, middle, high = (v[order][np.argmax(share >= q - 1e-12, axis=1)] for q in (0.25, 0.5, 0.75))
+    return np.asarray((high - low) / np.abs(middle))

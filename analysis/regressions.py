@@ -1,0 +1,289 @@
+"""Every task x metric x statistic of a sweep, each with a bootstrap 95% interval and the number of cells it used.
+
+The statistics are those of the paper's appendix A.3, under the names of `paper_tables.csv`:
+
+- `raw_spearman`: of metric and loss.
+- `residual_spearman_linear`: of the metric and what is left of the loss after a regression on log N and log D.
+- `residual_spearman_chinchilla`: the same after E + A / N^alpha + B / D^beta.
+- `partial_spearman`: of metric and loss given size, tokens, batch size, weight decay, learning rate, final learning rate
+  and every other setting that varies (`Sweep.controls`).
+- `predictive_r2`: what the metric adds to the R² of predictions from log N, log C and log D, in 5-fold cross-validation
+  repeated over 10 partitions. Configurations stay whole: seeds of one are in one fold.
+- `predictive_r2_new_size`: the same with each size held out in turn.
+
+Intervals resample configurations; correlations have BCa intervals and R² basic ones (`analysis.statistics` says why).
+Each resample is cross-validated over two partitions of its own, where the value itself is the mean over ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from joblib import Parallel, delayed
+from sklearn import config_context
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.model_selection import GroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from analysis import scaling_law, statistics
+from analysis.sweep import Sweep
+
+Array = npt.NDArray[np.float64]
+
+STATISTICS = (
+    "raw_spearman",
+    "residual_spearman_linear",
+    "residual_spearman_chinchilla",
+    "partial_spearman",
+    "predictive_r2",
+    "predictive_r2_new_size",
+)
+COLUMNS = ("task", "metric", "statistic", "value", "low", "high", "n", "reason", "column")
+DRAWS = 2000
+SEED = 0
+_REPEATS = 10
+_REPEATS_OF_A_DRAW = 2
+_FEWEST = 8
+"""Cells without which no statistic is given; a statistic that fits something needs as many beyond what it fits."""
+
+
+def regressions(sweep: Sweep, draws: int = DRAWS, jobs: int = -1) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The regressions, with the columns `COLUMNS`, and the scaling law of each task, a row per parameter.
+
+    An empty value has its reason beside it. `column` is the loss's column in `raysweep results`.
+    """
+    tasks = list(sweep.tasks)
+    done = Parallel(n_jobs=jobs)(delayed(of_task)(sweep, task, draws) for task in tasks)
+    rows = [row for of_metrics, _ in done for row in of_metrics]
+    laws = [row for _, of_law in done for row in of_law]
+    return (
+        pd.DataFrame(rows, columns=COLUMNS),
+        pd.DataFrame(laws, columns=("task", "parameter", "value", "low", "high", "n", "reason")),
+    )
+
+
+def of_task(sweep: Sweep, task: str, draws: int = DRAWS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of one task: its regressions and its scaling law."""
+    column = sweep.tasks[task]
+    loss = sweep.cells[column].to_numpy(float)
+    metrics = {name: sweep.cells[name].to_numpy(float) for name in sweep.metrics}
+    present = {name: statistics.finite(loss, values) for name, values in metrics.items()}
+    # Metrics that the same cells have share everything but themselves.
+    outcomes = {
+        cells.tobytes(): Outcome(
+            sweep, loss, cells, draws, {m: metrics[m][cells] for m in metrics if (present[m] == cells).all()}
+        )
+        for cells in [*present.values(), statistics.finite(loss)]
+    }
+    rows = [
+        {"task": task, "metric": m, "statistic": s, **outcomes[present[m].tobytes()].answer(s, m), "column": column}
+        for m in metrics
+        for s in STATISTICS
+    ]
+    return rows, outcomes[statistics.finite(loss).tobytes()].law_rows(task)
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """Why a statistic has no value."""
+
+    reason: str
+
+
+class Outcome:
+    """One task's loss and the metrics over the cells that have them, with all that their statistics share."""
+
+    def __init__(
+        self, sweep: Sweep, loss: Array, present: npt.NDArray[np.bool_], draws: int, metrics: dict[str, Array]
+    ) -> None:
+        self.metrics = metrics
+        cells = sweep.cells[present]
+        self.loss = loss[present]
+        self.n = int(present.sum())
+        self.draws = draws
+        self.N, self.D = cells["parameters"].to_numpy(float), cells["tokens"].to_numpy(float)
+        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
+        controls = sweep.controls[present]
+        self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
+        self.groups = np.unique(sweep.configurations[present], return_inverse=True)[1]
+
+    def answer(self, statistic: str, metric: str) -> dict[str, Any]:
+        """value, low, high, n and reason of one statistic of one metric."""
+        answer: dict[str, Any] = {"value": np.nan, "low": np.nan, "high": np.nan, "n": self.n, "reason": ""}
+        if self.n < _FEWEST:
+            return answer | {"reason": f"{self.n} cells; at least {_FEWEST} are needed"}
+        for name, values in (("metric", self.metrics[metric]), ("loss", self.loss)):
+            if np.ptp(values) <= 1e-12 * np.abs(values).max():
+                return answer | {"reason": f"the {name} is the same for all cells"}
+        found = getattr(self, f"_{statistic}")(metric)
+        if isinstance(found, _Missing):
+            return answer | {"reason": found.reason}
+        value, low, high = found
+        if not np.isfinite(value):
+            return answer | {"reason": "the controls determine the metric or the loss: nothing is left to correlate"}
+        if not np.isfinite(low):
+            return answer | {"value": value, "reason": "no interval: too few resamples have a value"}
+        return answer | {"value": value, "low": low, "high": high}
+
+    @cached_property
+    def _weights(self) -> tuple[Array, Array, Array]:
+        """The sample, its resamples and its jackknife."""
+        groups = self.groups
+        return (
+            statistics.sample(self.n),
+            statistics.resamples(groups, self.draws, SEED),
+            statistics.jackknife(groups),
+        )
+
+    def _interval(self, values: list[Array]) -> tuple[float, float, float]:
+        value = float(values[0][0])
+        return value, *statistics.bca_interval(value, values[1], values[2])
+
+    def _raw_spearman(self, metric: str) -> Any:
+        return self._interval([statistics.spearman(self.metrics[metric], self.loss, w) for w in self._weights])
+
+    def _residual_spearman_linear(self, metric: str) -> Any:
+        return self._interval(
+            [
+                statistics.spearman(self.metrics[metric], r, w)
+                for r, w in zip(self._linear_residuals, self._weights, strict=True)
+            ]
+        )
+
+    @cached_property
+    def _linear_residuals(self) -> list[Array]:
+        features = np.log(np.column_stack([self.N, self.D]))
+        return [statistics.linear_residuals(self.loss, features, w) for w in self._weights]
+
+    def _residual_spearman_chinchilla(self, metric: str) -> Any:
+        if self._law is None:
+            return _Missing(scaling_law.enough(self.N, self.D))
+        return self._interval(
+            [
+                statistics.spearman(self.metrics[metric], r, w)
+                for r, w in zip(self._law_residuals, self._weights, strict=True)
+            ]
+        )
+
+    @cached_property
+    def _law(self) -> tuple[scaling_law.Law, list[scaling_law.Fits]] | None:
+        if scaling_law.enough(self.N, self.D) or self.loss.min() <= 0:
+            return None
+        law, best = scaling_law.fit(self.N, self.D, self.loss)
+        _, resampled, left_out = self._weights
+        return law, [best, *(scaling_law.refit(best, self.N, self.D, self.loss, w) for w in (resampled, left_out))]
+
+    @cached_property
+    def _law_residuals(self) -> list[Array]:
+        assert self._law is not None
+        return [self.loss - np.exp(fits.log_predictions(self.N, self.D)) for fits in self._law[1]]
+
+    def _partial_spearman(self, metric: str) -> Any:
+        fewest = _FEWEST + self.controls.shape[1]
+        if self.n < fewest:
+            return _Missing(f"{self.n} cells; at least {fewest} are needed for {self.controls.shape[1]} controls")
+        return self._interval(
+            [statistics.partial_spearman(self.metrics[metric], self.loss, self.controls, w) for w in self._weights]
+        )
+
+    def _predictive_r2(self, metric: str) -> Any:
+        count = len(np.unique(self.groups))
+        fewest = 5 * 5
+        if count < fewest:
+            return _Missing(f"{count} configurations; at least {fewest} are needed for 5 folds")
+        value = float(np.mean([self._added(metric, fold) for fold in self._partitions]))
+        return value, *statistics.basic_interval(value, self._draws_of_added[metric])
+
+    @cached_property
+    def _draws_of_added(self) -> dict[str, Array]:
+        return self._by_metric(np.mean([self._resampled_added(fold) for fold in self._partitions_of_draws], axis=0))
+
+    @cached_property
+    def _partitions(self) -> list[npt.NDArray[np.int64]]:
+        return folds_of(self.groups, _REPEATS)
+
+    @cached_property
+    def _partitions_of_draws(self) -> list[npt.NDArray[np.int64]]:
+        partitions = np.stack(self._partitions)
+        draws = np.arange(self.draws)
+        return [partitions[(draws + k * _REPEATS // _REPEATS_OF_A_DRAW) % _REPEATS] for k in range(_REPEATS_OF_A_DRAW)]
+
+    def _predictive_r2_new_size(self, metric: str) -> Any:
+        sizes = np.unique(self.N, return_inverse=True)[1]
+        if sizes.max() < 2:
+            return _Missing(f"{sizes.max() + 1} sizes; holding one out needs at least 3")
+        value = self._added(metric, sizes)
+        return value, *statistics.basic_interval(value, self._draws_of_new_size[metric])
+
+    @cached_property
+    def _draws_of_new_size(self) -> dict[str, Array]:
+        return self._by_metric(self._resampled_added(np.unique(self.N, return_inverse=True)[1]))
+
+    def _resampled_added(self, fold: npt.NDArray[np.int64]) -> Array:
+        metrics = np.column_stack(list(self.metrics.values()))
+        return statistics.added_r2(self.baseline, metrics, self.loss, fold, self._weights[1])
+
+    def _by_metric(self, draws: Array) -> dict[str, Array]:
+        return dict(zip(self.metrics, draws.T, strict=True))
+
+    def _added(self, metric: str, fold: npt.NDArray[np.int64]) -> float:
+        features = np.column_stack([self.baseline, self.metrics[metric]])
+        return out_of_fold_r2(features, self.loss, fold) - self._baseline_r2(fold)
+
+    def _baseline_r2(self, fold: npt.NDArray[np.int64]) -> float:
+        known: dict[bytes, float] = self.__dict__.setdefault("_baselines", {})
+        if fold.tobytes() not in known:
+            known[fold.tobytes()] = out_of_fold_r2(self.baseline, self.loss, fold)
+        return known[fold.tobytes()]
+
+    def law_rows(self, task: str) -> list[dict[str, Any]]:
+        """One row per parameter of the scaling law, its R² and how many of its starts agree."""
+        rows: list[dict[str, Any]] = [
+            {"task": task, "parameter": p, "value": np.nan, "low": np.nan, "high": np.nan, "n": self.n, "reason": ""}
+            for p in (*scaling_law.NAMES, "r2", "agreement_of_starts")
+        ]
+        if self._law is None:
+            reason = scaling_law.enough(self.N, self.D) or "the law needs a loss above zero"
+            return [row | {"reason": reason} for row in rows]
+        law, (_, resampled, _) = self._law
+        predicted = np.exp(resampled.log_predictions(self.N, self.D))
+        weights = self._weights[1]
+        mean = (weights @ self.loss / weights.sum(axis=1))[:, None]
+        r2 = 1 - (weights * (self.loss - predicted) ** 2).sum(axis=1) / (weights * (self.loss - mean) ** 2).sum(axis=1)
+        values = [law.E, law.A, law.B, law.alpha, law.beta, law.r2, law.agreement]
+        for row, value, draws in zip(rows, values, [*resampled.parameters().T, r2, None], strict=True):
+            row |= {"value": value, "reason": law.problem}
+            if draws is not None:
+                row["low"], row["high"] = statistics.percentile_interval(draws)
+        return rows
+
+
+def folds_of(groups: npt.NDArray[np.int64], repeats: int) -> list[npt.NDArray[np.int64]]:
+    """The fold, 0 to 4, of each cell in `repeats` random partitions that keep groups whole."""
+    partitions = []
+    for repeat in range(repeats):
+        fold = np.zeros(len(groups), dtype=np.int64)
+        splits = GroupKFold(5, shuffle=True, random_state=repeat).split(groups, groups=groups)
+        for k, (_, held_out) in enumerate(splits):
+            fold[held_out] = k
+        partitions.append(fold)
+    return partitions
+
+
+def out_of_fold_r2(features: Array, y: Array, fold: npt.NDArray[np.int64]) -> float:
+    """R² of all out-of-fold predictions of a scikit-learn pipeline that scales and regresses inside the folds."""
+    pipeline = make_pipeline(StandardScaler(), LinearRegression())
+    predicted = np.empty_like(y)
+    # Thousands of small fits: most of their time would go into checking their input again.
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for k in np.unique(fold):
+            held_out = fold == k
+            predicted[held_out] = pipeline.fit(features[~held_out], y[~held_out]).predict(features[held_out])
+    return float(r2_score(y, predicted))

@@ -1,0 +1,167 @@
+"""The tables of a sweep as data frames, and which columns are tasks, metrics and hyperparameters: found by their names.
+
+- A **task** is a column that ends in `_loss` or `_accuracy`. The tasks of the paper carry the names of its tables.
+- A **metric** ends in `_W` (of the unembedding) or `_H` (of the final-layer representations).
+- A **hyperparameter** is a setting that can be chosen freely and differs between cells that are otherwise equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raysweep.store import PLAN, TRAJECTORIES, Store, results
+
+PAPER_TASKS = {
+    "in_distribution_loss": "in_distribution",
+    "out_of_distribution_loss": "out_of_distribution",
+    "quantized_4bit_in_distribution_loss": "quantized_in_distribution",
+    "quantized_4bit_out_of_distribution_loss": "quantized_out_of_distribution",
+    "finetune_python_loss": "finetune_starcoder_python",
+    "finetune_math_loss": "finetune_open_web_math",
+    "forgetting_python_loss": "forgetting_starcoder_python",
+    "forgetting_math_loss": "forgetting_open_web_math",
+}
+"""Column -> the task's name in the paper's Tables 2-9, in their order. GPTQ's bits are open in the paper; 4 is taken."""
+
+PAPER_METRICS = ("effective_rank_W", "cosine_W", "isotropy_W", "effective_rank_H", "cosine_H")
+
+# What follows from other settings, or names a cell.
+_DERIVED = {"id", "size", "parameters", "steps", "flops", "learning_rate", "validation_sequences"}
+_NOT_A_TASK = {"train_loss"}
+
+BASE_RATE = "base_learning_rate"
+"""The peak learning rate before the factor: a function of the size unless the search space sets it."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The finished cells of a sweep and what its columns are."""
+
+    name: str
+    cells: pd.DataFrame
+    """One row per cell that is done, diverged ones left out."""
+    trajectories: pd.DataFrame
+    """Rows over training: `cell`, `step`, `tokens`, losses and metrics."""
+    planned: int
+    """Cells in the search space."""
+    diverged: tuple[str, ...] = ()
+    """Ids of cells whose loss became NaN; no statistic includes them."""
+    settings: tuple[str, ...] = tuple(PLAN.names)
+    """Columns of `cells` that were decided before training."""
+    units: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """Task -> its column, the paper's tasks first."""
+        found = [c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK]
+        found = [c for c in found if self.cells[c].notna().any()]
+        paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in found}
+        return paper | {c.removesuffix("_loss"): c for c in found if c not in PAPER_TASKS}
+
+    @property
+    def main_task(self) -> str:
+        """The loss that the claims and figures about pretraining use."""
+        return "in_distribution" if "in_distribution" in self.tasks else "validation"
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
+        found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any()]
+        own = [c for c in found if not any(c.endswith(f"_{other}") for other in found)]
+        return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
+
+    @property
+    def free_settings(self) -> list[str]:
+        """The settings that a search space chooses, of which the others follow."""
+        free = [s for s in self.settings if s in self.cells and s not in _DERIVED]
+        return [*free, BASE_RATE] if BASE_RATE in self.cells else free
+
+    @property
+    def hyperparameters(self) -> list[str]:
+        """What was varied at equal size and with everything else equal, except the seed."""
+        others = [s for s in self.free_settings if s not in ("width", "seed")]
+        return [s for s in others if any(True for _ in self.slices(s))]
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """What the partial Spearman correlation controls for: size, tokens and every setting that varies.
+
+        A setting that is no number becomes one column of 0 and 1 for each of its values but the first.
+        """
+        # The rate itself stands for its factor and its base, the number of parameters for the width.
+        stands_for = {"learning_rate_factor", BASE_RATE, "width", "seed"}
+        names = ["parameters", "tokens", "batch_size", "weight_decay", "learning_rate", "final_learning_rate_fraction"]
+        names += [s for s in self.free_settings if s not in names and s not in stands_for]
+        varied = [n for n in names if n in self.cells and self.cells[n].nunique(dropna=False) > 1]
+        return pd.get_dummies(self.cells[varied], drop_first=True).astype(float)
+
+    @property
+    def configurations(self) -> np.ndarray[Any, Any]:
+        """(n,) the number of each cell's configuration: cells that differ by their seed only share it."""
+        settings = [s for s in self.free_settings if s != "seed"]
+        return self.cells.groupby(settings, dropna=False, sort=False).ngroup().to_numpy()
+
+    def slices(self, hyperparameter: str, equal_steps: bool = False) -> Iterator[pd.DataFrame]:
+        """Groups of at least two cells that differ in one hyperparameter and nothing else, ordered by it.
+
+        `equal_steps` asks that the number of steps is equal and lets the batch size differ: the way that the paper
+        compares token budgets.
+        """
+        fixed = [s for s in self.free_settings if s != hyperparameter]
+        if equal_steps:
+            fixed = [s for s in fixed if s != "batch_size"] + ["steps"]
+        for _, cells in self.cells.groupby(fixed, dropna=False, sort=False):
+            if cells[hyperparameter].nunique() > 1 and pd.api.types.is_numeric_dtype(cells[hyperparameter]):
+                yield cells.sort_values(hyperparameter, kind="stable")
+
+    def label(self, column: str) -> str:
+        """A column's name for an axis, with its unit."""
+        unit = self.units.get(column, "")
+        return f"{words(column)} ({unit.partition(',')[0]})" if unit else words(column)
+
+
+def load(store: Store, space: Any) -> Sweep:
+    """The sweep of a `raysweep.space.Space` from its store; cells that are not finished are left out."""
+    table = results(store, space.cells, space.evaluations)
+    units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
+    cells = table.to_pandas()
+    trajectories = []
+    for cell in cells["id"]:
+        rows = store.read_table(store.trajectory_file(cell), TRAJECTORIES)
+        if rows is not None:
+            trajectories.append(rows.to_pandas())
+    empty = TRAJECTORIES.empty_table().to_pandas()
+    return from_tables(
+        space.name, cells, pd.concat(trajectories) if trajectories else empty, len(space.cells), units=units
+    )
+
+
+def from_tables(
+    name: str, cells: pd.DataFrame, trajectories: pd.DataFrame, planned: int | None = None, **rest: Any
+) -> Sweep:
+    """A sweep from tables in the form of `raysweep results` and of the store's trajectories."""
+    diverged = cells["status"] == "diverged" if "status" in cells else pd.Series(False, index=cells.index)
+    kept = cells[~diverged].reset_index(drop=True)
+    if {"learning_rate", "learning_rate_factor"} <= set(kept):
+        # Rounded, so that two ways to compute one rate make one rate.
+        base = kept["learning_rate"] / kept["learning_rate_factor"]
+        kept = kept.assign(**{BASE_RATE: [float(f"{rate:.9g}") for rate in base]})
+    return Sweep(
+        name=name, cells=kept, trajectories=trajectories.reset_index(drop=True),
+        planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
+    )  # fmt: skip
+
+
+def words(name: str) -> str:
+    """`quantized_in_distribution` -> `quantized in-distribution`, `effective_rank_W` -> `effective rank of W`."""
+    for suffix in ("W", "H"):
+        if name.endswith(f"_{suffix}"):
+            return f"{words(name[:-2])} of {suffix}"
+    text = name.replace("in_distribution", "in-distribution").replace("out_of_distribution", "out-of-distribution")
+    text = text.replace("starcoder_python", "Python").replace("open_web_math", "math").replace("finetune", "fine-tuned")
+    return text.replace("_", " ").replace("4bit", "4-bit").replace("3bit", "3-bit")

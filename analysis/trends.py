@@ -1,0 +1,128 @@
+"""What one hyperparameter does to a column with everything else equal, with exact permutation intervals.
+
+A slice is a group of cells that differ in one hyperparameter only (`Sweep.slices`). An effect is a slope shared by all
+slices, each of which has a level of its own: y = level of the slice + effect * x + error, where x is a contrast over the
+values of the hyperparameter. If the errors within a slice are exchangeable, shuffling them within slices gives the exact
+distribution of the effect's error, and so an interval (Garthwaite 1996): with S(x, y) the sum over slices of the centred
+products, the effect b is compatible with permutation p unless S(x, y) - b S(x, x) is beyond S(x, p y) - b S(x, p x), and
+the interval's ends are quantiles of (S(x, y) - S(x, p y)) / (S(x, x) - S(x, p x)) over the permutations. It excludes zero
+exactly when the permutation test rejects zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from analysis.sweep import Sweep
+
+Array = npt.NDArray[np.float64]
+
+PERMUTATIONS = 20_000
+"""All permutations are taken where there are no more than these, else so many at random."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """An effect with its 95% interval; infinite ends where there are too few permutations to have any."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Cells in the slices."""
+    slices: int
+
+
+def position(values: Array) -> Array:
+    """0 at the lowest value of the slice, 1 at the highest, equal steps between: the change over the range tested."""
+    levels, inverse = np.unique(values, return_inverse=True)
+    return np.asarray(inverse / (len(levels) - 1))
+
+
+def curvature(values: Array) -> Array:
+    """A parabola over `position`, freed of its linear part: its coefficient is the ends' height above the middle."""
+    x = position(values)
+    bend = 4 * (x - 0.5) ** 2
+    line = x - x.mean()
+    return np.asarray(bend - bend.mean() - line * (line @ bend) / (line @ line))
+
+
+def trend(
+    sweep: Sweep,
+    hyperparameter: str,
+    column: str,
+    contrast: Callable[[Array], Array] = position,
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
+    equal_steps: bool = False,
+) -> Effect | None:
+    """The effect of a hyperparameter on a column, or None where no slice has two values of it.
+
+    `contrast` gives x for the hyperparameter's values in a slice; `keep` may leave out some of a slice's cells.
+    """
+    pairs = []
+    for cells in sweep.slices(hyperparameter, equal_steps):
+        kept = keep(cells.dropna(subset=[column]))
+        if kept[hyperparameter].nunique() < 2:
+            continue
+        x = contrast(kept[hyperparameter].to_numpy(float))
+        if np.ptp(x) > 1e-9:
+            pairs.append((x, kept[column].to_numpy(float)))
+    return effect(pairs) if pairs else None
+
+
+def slopes(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
+    """(slices,) the log size of each slice and the column's change over the values tested in it."""
+    sizes, found = [], []
+    for cells in sweep.slices(hyperparameter, equal_steps):
+        cells = cells.dropna(subset=[column])
+        if cells[hyperparameter].nunique() > 1:
+            x, y = position(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)
+            sizes.append(math.log(cells["parameters"].iloc[0]))
+            found.append(float(np.polyfit(x, y, 1)[0]))
+    return np.array(sizes), np.array(found)
+
+
+def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0) -> Effect:
+    """The shared slope of y on x over slices of (x, y), with its permutation interval."""
+    centred = [(x - x.mean(), y - y.mean()) for x, y in slices]
+    xx = sum(float(x @ x) for x, _ in centred)
+    xy = sum(float(x @ y) for x, y in centred)
+    count = math.prod(math.factorial(len(x)) for x, _ in centred)
+    shuffled = _all(centred) if count <= PERMUTATIONS else _some(centred, seed)
+    below, gap = xy - shuffled[:, 0], xx - shuffled[:, 1]
+    # A permutation that changes nothing says nothing, and so is compatible with every effect.
+    says = gap > 1e-9 * xx
+    ends = below[says] / gap[says]
+    silent = int((~says).sum())
+    spared = math.floor(0.025 * len(shuffled)) - silent
+    ordered = np.sort(ends)
+    low, high = (float(ordered[spared]), float(ordered[-1 - spared])) if spared >= 0 else (-math.inf, math.inf)
+    return Effect(xy / xx, low, high, sum(len(x) for x, _ in centred), len(centred))
+
+
+def _all(slices: list[tuple[Array, Array]]) -> Array:
+    """(permutations, 2) the sums of x * y and x * x over slices for every way to shuffle y, and x with it."""
+    sums = np.zeros((1, 2))
+    for x, y in slices:
+        orders = np.array(list(itertools.permutations(range(len(x)))))
+        own = np.stack([y[orders] @ x, x[orders] @ x], axis=1)
+        sums = (sums[:, None, :] + own[None, :, :]).reshape(-1, 2)
+    return sums
+
+
+def _some(slices: list[tuple[Array, Array]], seed: int) -> Array:
+    rng = np.random.default_rng(seed)
+    sums = np.zeros((PERMUTATIONS, 2))
+    for x, y in slices:
+        orders = rng.random((PERMUTATIONS, len(x))).argsort(axis=1)
+        # The order as it is belongs to the set, as it does to the set of all.
+        orders[0] = np.arange(len(x))
+        sums += np.stack([y[orders] @ x, x[orders] @ x], axis=1)
+    return sums
