@@ -23,8 +23,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis import statistics
-from analysis.regressions import DRAWS, SEED, folds_of
-from analysis.sweep import Sweep, words
+from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
+from analysis.sweep import Sweep, outcome, words
 from analysis.trends import Effect, curvature, effect, position, slopes, trend
 
 Array = npt.NDArray[np.float64]
@@ -123,7 +123,7 @@ class _Evidence:
         self.sweep = sweep
         self.cells = sweep.cells
         self.loss = sweep.tasks.get(sweep.main_task, "")
-        self.loss_words = f"{words(sweep.main_task)} loss"
+        self.loss_words = outcome(sweep.main_task)
         self._regressions = regressions.set_index(["task", "metric", "statistic"]) if len(regressions) else regressions
 
     def claim_1(self) -> Iterator[Test]:
@@ -161,7 +161,7 @@ class _Evidence:
 
     def claim_3(self) -> Iterator[Test]:
         out = self.sweep.tasks.get("out_of_distribution", "")
-        yield self._line(self.loss, out, "out-of-distribution", f"> {NEAR_LINEAR}")
+        yield self._line(self.loss, out, "out-of-distribution loss", f"> {NEAR_LINEAR}")
 
         def closer(cells: pd.DataFrame) -> Callable[[Array], Array]:
             o, i, r = (cells[c].to_numpy(float) for c in (out, self.loss, RANK))
@@ -191,7 +191,7 @@ class _Evidence:
         if len(sizes) > 1:
             smallest, largest = at(sizes[0]), at(sizes[-1])
             yield self._resampled(
-                "the same at the smallest size minus at the largest", "< 0", (RANK, change),
+                "Spearman of effective rank and 4-bit GPTQ's rise, smallest size minus largest", "< 0", (RANK, change),
                 lambda cells: lambda w: smallest(cells)(w) - largest(cells)(w), fewest=8, only=[sizes[0], sizes[-1]],
             )  # fmt: skip
         smaller = sizes[: (len(sizes) + 1) // 2]
@@ -204,7 +204,7 @@ class _Evidence:
         def extremes(cells: pd.DataFrame) -> pd.DataFrame:
             return cells[cells["batch_size"].isin([cells["batch_size"].min(), cells["batch_size"].max()])]
 
-        yield self._trend("batch_size", RANK, "effective rank, smallest to largest batch", "> 0", keep=extremes)
+        yield self._trend("batch_size", RANK, "effective rank", "> 0", keep=extremes)
         smallest = [cells["id"].iloc[0] for cells in self.sweep.slices("batch_size")] if len(self.cells) else []
         rise = late_rise(self.sweep.trajectories)
         chosen = self.cells.assign(rise=self.cells["id"].map(rise))
@@ -220,20 +220,21 @@ class _Evidence:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
             yield self._regression(task, RANK, "predictive_r2", f"< {ADDS_NOTHING}")
             column = self.sweep.tasks.get(task, "")
-            yield self._line(self.loss, column, words(task), f"< {NEAR_LINEAR}")
+            yield self._line(self.loss, column, outcome(task), f"< {NEAR_LINEAR}")
 
     def claim_7(self) -> Iterator[Test]:
         tasks = [t for t in self.sweep.tasks if t.startswith("forgetting_")]
         for task in tasks or ["forgetting_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
             change = f"{self.sweep.tasks.get(task, task)}_change"
+            what = words(change)
             yield self._resampled(
-                f"Spearman of the change in {words(task)} and the base model's loss", "not 0", (change, self.loss),
+                f"Spearman of the {what} and the base model's loss", "not 0", (change, self.loss),
                 lambda cells, change=change: lambda w: statistics.spearman(
                     cells[change].to_numpy(float), cells[self.loss].to_numpy(float), w
                 ),
             )  # fmt: skip
-            yield self._trend("weight_decay", change, f"change in {words(task)}", "> 0")
+            yield self._trend("weight_decay", change, what, "> 0")
 
     def claim_8(self) -> Iterator[Test]:
         yield self._trend("batch_size", RANK, "effective rank", "> 0")
@@ -336,9 +337,9 @@ class _Evidence:
     # The kinds of test.
 
     def _regression(self, task: str, metric: str, statistic: str, rule: str) -> Test:
-        name = f"{words(statistic).replace('r2', 'R²')}, {words(metric)} and {words(task)} loss"
+        name = f"{STATISTIC_WORDS[statistic]}, {words(metric)} and {outcome(task)}"
         if (task, metric, statistic) not in self._regressions.index:
-            return Test(name, rule, reason=f"no cell has both {words(metric)} and {words(task)} loss")
+            return Test(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
         row = self._regressions.loc[(task, metric, statistic)]
         return Test(
             name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
@@ -349,7 +350,7 @@ class _Evidence:
         keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
     ) -> Test:  # fmt: skip
         over = words(hyperparameter)
-        name = f"{what}: change over the range of {over}" if contrast is position else f"{what} ({over})"
+        name = f"{what}, from the lowest to the highest {over}" if contrast is position else f"{what} ({over})"
         if column not in self.cells:
             return Test(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
         found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
@@ -360,7 +361,7 @@ class _Evidence:
 
     def _line(self, x: str, y: str, what: str, rule: str) -> Test:
         return self._resampled(
-            f"R² of a line from {self.loss_words} to {what} loss", rule, (x, y),
+            f"R² of a line from {self.loss_words} to {what}", rule, (x, y),
             lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import sys
-from importlib import resources
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +171,11 @@ def _trajectory(cell: Cell, row: dict[str, float], rng: np.random.Generator) -> 
 
 
 def _space_text() -> str:
-    paper = resources.files("analysis").joinpath("../search_spaces/paper.yaml")
-    return Path(str(paper)).read_text(encoding="utf-8").replace("name: paper", "name: simulated")
+    paper = Path(__file__).parent.parent / "search_spaces" / "paper.yaml"
+    return paper.read_text(encoding="utf-8").replace("name: paper", "name: simulated")
 
 
 def _load(text: str) -> Space:
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "simulated.yaml"
         path.write_text(text)

@@ -8,15 +8,16 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
 - `partial_spearman`: of metric and loss given size, tokens, batch size, weight decay, learning rate, final learning rate
   and every other setting that varies (`Sweep.controls`).
 - `predictive_r2`: what the metric adds to the R² of predictions from log N, log C and log D, in 5-fold cross-validation
-  repeated over 10 partitions. Configurations stay whole: seeds of one are in one fold.
+  repeated over 5 partitions. Configurations stay whole: seeds of one are in one fold.
 - `predictive_r2_new_size`: the same with each size held out in turn.
 
 Intervals resample configurations; correlations have BCa intervals and R² basic ones (`analysis.statistics` says why).
-Each resample is cross-validated over two partitions of its own, where the value itself is the mean over ten.
+Each resample is cross-validated over two partitions of its own, where the value itself is the mean over five.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,36 +38,43 @@ from analysis.sweep import Sweep
 
 Array = npt.NDArray[np.float64]
 
-STATISTICS = (
-    "raw_spearman",
-    "residual_spearman_linear",
-    "residual_spearman_chinchilla",
-    "partial_spearman",
-    "predictive_r2",
-    "predictive_r2_new_size",
-)
+STATISTIC_WORDS = {
+    "raw_spearman": "Raw Spearman",
+    "residual_spearman_linear": "Residual Spearman (linear)",
+    "residual_spearman_chinchilla": "Residual Spearman (Chinchilla)",
+    "partial_spearman": "Partial Spearman",
+    "predictive_r2": "Predictive R²",
+    "predictive_r2_new_size": "Predictive R² (new size)",
+}
+STATISTICS = tuple(STATISTIC_WORDS)
 COLUMNS = ("task", "metric", "statistic", "value", "low", "high", "n", "reason", "column")
+LAW_COLUMNS = ("task", "parameter", "value", "low", "high", "n", "reason")
 DRAWS = 2000
 SEED = 0
-_REPEATS = 10
+_REPEATS = 5
 _REPEATS_OF_A_DRAW = 2
 _FEWEST = 8
 """Cells without which no statistic is given; a statistic that fits something needs as many beyond what it fits."""
 
 
-def regressions(sweep: Sweep, draws: int = DRAWS, jobs: int = -1) -> tuple[pd.DataFrame, pd.DataFrame]:
+def regressions(
+    sweep: Sweep, draws: int = DRAWS, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The regressions, with the columns `COLUMNS`, and the scaling law of each task, a row per parameter.
 
-    An empty value has its reason beside it. `column` is the loss's column in `raysweep results`.
+    An empty value has its reason beside it. `column` is the loss's column in `raysweep results`. `step` is told how many
+    tasks are done.
     """
     tasks = list(sweep.tasks)
-    done = Parallel(n_jobs=jobs)(delayed(of_task)(sweep, task, draws) for task in tasks)
-    rows = [row for of_metrics, _ in done for row in of_metrics]
-    laws = [row for _, of_law in done for row in of_law]
-    return (
-        pd.DataFrame(rows, columns=COLUMNS),
-        pd.DataFrame(laws, columns=("task", "parameter", "value", "low", "high", "n", "reason")),
-    )
+    step(0, len(tasks))
+    rows: list[dict[str, Any]] = []
+    laws: list[dict[str, Any]] = []
+    pool = Parallel(n_jobs=jobs, return_as="generator")
+    for done, (of_metrics, of_law) in enumerate(pool(delayed(of_task)(sweep, task, draws) for task in tasks), 1):
+        rows += of_metrics
+        laws += of_law
+        step(done, len(tasks))
+    return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(laws, columns=LAW_COLUMNS)
 
 
 def of_task(sweep: Sweep, task: str, draws: int = DRAWS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -117,7 +117,9 @@ def fit(N: Array, D: Array, loss: Array) -> tuple[Law, Fits]:
 def refit(best: Fits, N: Array, D: Array, loss: Array, weights: Array) -> Fits:
     """The law of each resample (B, n), each started from the fit to the sample itself."""
     x, y = np.log(N) - best.centre[0], np.log(D) - best.centre[1]
-    return Fits(*_minimise(np.repeat(best.theta, len(weights), axis=0), x, y, np.log(loss), weights), best.centre)
+    starts = np.repeat(best.theta, len(weights), axis=0)
+    # A resample's error is far larger than what a last step in thousandths of a percent would gain.
+    return Fits(*_minimise(starts, x, y, np.log(loss), weights, tolerance=1e-5, patience=3), best.centre)
 
 
 def _problem(converged: bool, agreement: float, size_term: Array, token_term: Array, E: float) -> str:
@@ -128,7 +130,7 @@ def _problem(converged: bool, agreement: float, size_term: Array, token_term: Ar
     for name, term in (("A / N^alpha", size_term), ("B / D^beta", token_term)):
         if np.ptp(term) < 1e-3 * (E + term.mean()):
             found.append(f"{name} is the same for all cells")
-    if E < 0.01 * (size_term.mean() + token_term.mean() + E):
+    if E / (size_term.mean() + token_term.mean() + E) < 0.01:
         found.append("E is nearly zero")
     return "; ".join(found)
 
@@ -149,7 +151,14 @@ def _huber(error: Array, weights: Array) -> Array:
 
 
 def _minimise(
-    theta: Array, x: Array, y: Array, target: Array, weights: Array, steps: int = 400
+    theta: Array,
+    x: Array,
+    y: Array,
+    target: Array,
+    weights: Array,
+    tolerance: float = 1e-7,
+    patience: int = 6,
+    steps: int = 400,
 ) -> tuple[Array, Array, npt.NDArray[np.bool_]]:
     """Levenberg-Marquardt on the Huber loss, all rows of theta (B, 5) at once; rows that are done take no further part."""
     theta = theta.copy()
@@ -177,11 +186,11 @@ def _minimise(
         reached = _huber(target - _log_law(trial, x, y)[0], w)
         better = reached < objective[active]
         gain = np.where(better, objective[active] - reached, 0.0)
-        calm[active] = np.where(gain <= 1e-7 * objective[active], calm[active] + 1, 0)
+        calm[active] = np.where(gain <= tolerance * objective[active], calm[active] + 1, 0)
         theta[active[better]] = trial[better]
         objective[active[better]] = reached[better]
         damping[active] = np.clip(np.where(better, damping[active] / 4, damping[active] * 4), 1e-9, 1e9)
-        active = active[calm[active] < 6]
+        active = active[calm[active] < patience]
     converged = np.ones(len(theta), dtype=bool)
     converged[active] = False
     return theta, objective, converged

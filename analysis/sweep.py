@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,14 @@ class Sweep:
     """Columns of `cells` that were decided before training."""
     units: dict[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def tasks(self) -> dict[str, str]:
         """Task -> its column, the paper's tasks first."""
         found = [c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK]
         found = [c for c in found if self.cells[c].notna().any()]
+        if "in_distribution_loss" in found:
+            # The same text distribution, measured during training on less of it: for sweeps without evaluations.
+            found.remove("validation_loss")
         paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in found}
         return paper | {c.removesuffix("_loss"): c for c in found if c not in PAPER_TASKS}
 
@@ -68,26 +72,26 @@ class Sweep:
         """The loss that the claims and figures about pretraining use."""
         return "in_distribution" if "in_distribution" in self.tasks else "validation"
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
         found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any()]
         own = [c for c in found if not any(c.endswith(f"_{other}") for other in found)]
         return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
 
-    @property
+    @cached_property
     def free_settings(self) -> list[str]:
         """The settings that a search space chooses, of which the others follow."""
         free = [s for s in self.settings if s in self.cells and s not in _DERIVED]
         return [*free, BASE_RATE] if BASE_RATE in self.cells else free
 
-    @property
+    @cached_property
     def hyperparameters(self) -> list[str]:
         """What was varied at equal size and with everything else equal, except the seed."""
         others = [s for s in self.free_settings if s not in ("width", "seed")]
-        return [s for s in others if any(True for _ in self.slices(s))]
+        return [s for s in others if self.slices(s)]
 
-    @property
+    @cached_property
     def controls(self) -> pd.DataFrame:
         """What the partial Spearman correlation controls for: size, tokens and every setting that varies.
 
@@ -100,24 +104,36 @@ class Sweep:
         varied = [n for n in names if n in self.cells and self.cells[n].nunique(dropna=False) > 1]
         return pd.get_dummies(self.cells[varied], drop_first=True).astype(float)
 
-    @property
+    @cached_property
     def configurations(self) -> np.ndarray[Any, Any]:
         """(n,) the number of each cell's configuration: cells that differ by their seed only share it."""
         settings = [s for s in self.free_settings if s != "seed"]
         return self.cells.groupby(settings, dropna=False, sort=False).ngroup().to_numpy()
 
-    def slices(self, hyperparameter: str, equal_steps: bool = False) -> Iterator[pd.DataFrame]:
+    def slices(self, hyperparameter: str, equal_steps: bool = False) -> list[pd.DataFrame]:
         """Groups of at least two cells that differ in one hyperparameter and nothing else, ordered by it.
 
         `equal_steps` asks that the number of steps is equal and lets the batch size differ: the way that the paper
         compares token budgets.
         """
-        fixed = [s for s in self.free_settings if s != hyperparameter]
-        if equal_steps:
-            fixed = [s for s in fixed if s != "batch_size"] + ["steps"]
-        for _, cells in self.cells.groupby(fixed, dropna=False, sort=False):
-            if cells[hyperparameter].nunique() > 1 and pd.api.types.is_numeric_dtype(cells[hyperparameter]):
-                yield cells.sort_values(hyperparameter, kind="stable")
+        if not pd.api.types.is_numeric_dtype(self.cells[hyperparameter]):
+            return []
+        if (hyperparameter, equal_steps) not in self._slices:
+            fixed = [s for s in self.free_settings if s != hyperparameter]
+            if equal_steps:
+                fixed = [s for s in fixed if s != "batch_size"] + ["steps"]
+            # Numbers in place of settings: grouping by twenty columns takes twenty times as long.
+            group = self.cells.groupby(fixed, dropna=False, sort=False).ngroup()
+            several = self.cells[hyperparameter].groupby(group).transform("nunique") > 1
+            self._slices[hyperparameter, equal_steps] = [
+                cells.sort_values(hyperparameter, kind="stable")
+                for _, cells in self.cells[several].groupby(group[several], sort=False)
+            ]
+        return self._slices[hyperparameter, equal_steps]
+
+    @cached_property
+    def _slices(self) -> dict[tuple[str, bool], list[pd.DataFrame]]:
+        return {}
 
     def label(self, column: str) -> str:
         """A column's name for an axis, with its unit."""
@@ -158,10 +174,36 @@ def from_tables(
 
 
 def words(name: str) -> str:
-    """`quantized_in_distribution` -> `quantized in-distribution`, `effective_rank_W` -> `effective rank of W`."""
+    """`effective_rank_W` -> `effective rank of W`, `forgetting_math_loss` -> what was measured and when."""
     for suffix in ("W", "H"):
         if name.endswith(f"_{suffix}"):
             return f"{words(name[:-2])} of {suffix}"
+    if tuned := re.fullmatch(r"(finetune|forgetting)_(\w+)_loss(_change)?", name):
+        task, subject, change = tuned.groups()
+        subject = {"python": "Python"}.get(subject, words(subject))
+        loss = "in-distribution loss" if task == "forgetting" else f"{subject} loss"
+        return f"change of {loss} by fine-tuning on {subject}" if change else f"{loss} after fine-tuning on {subject}"
     text = name.replace("in_distribution", "in-distribution").replace("out_of_distribution", "out-of-distribution")
-    text = text.replace("starcoder_python", "Python").replace("open_web_math", "math").replace("finetune", "fine-tuned")
-    return text.replace("_", " ").replace("4bit", "4-bit").replace("3bit", "3-bit")
+    return re.sub(r"(\d)bit", r"\1-bit", text).replace("_", " ")
+
+
+def outcome(task: str) -> str:
+    """What a task's loss is called in a sentence: `quantized_in_distribution` -> `quantized 4-bit in-distribution loss`."""
+    columns = {name: column for column, name in PAPER_TASKS.items()}
+    return words(columns.get(task, task if task.endswith("_accuracy") else f"{task}_loss"))
+
+
+def capital(text: str) -> str:
+    """The text with its first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def short(value: object) -> str:
+    """A setting's value for a label: `32B`, `0.1`."""
+    if not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    for least, unit, name in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if abs(number) >= least:
+            return f"{number / unit:.4g}{name}"
+    return f"{number:g}"

@@ -79,6 +79,13 @@ def _parser() -> argparse.ArgumentParser:
     command("status", _status, "show what is done, running, failed and left", of_space, of_store, for_scripts)
     results = command("results", _results, "one row per finished cell", of_space, of_store)
     results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
+    analyzed = command(
+        "analyze", _analyze, "regressions, scaling law, claims, tables, figures and a report of the finished cells",
+        of_space, of_store, for_scripts,
+    )  # fmt: skip
+    analyzed.add_argument(
+        "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
+    )
     measured = command("geometry", _geometry, "measure the unembedding of a language model", for_scripts)
     measured.add_argument(
         "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
@@ -175,6 +182,23 @@ def _results(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UserError(f"{options.output} cannot be written: {error.strerror or error}") from None
     print(f"{table.num_rows} of {len(space.cells)} cells written to {options.output}")
+    return 0
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from analysis import analyze
+    from raysweep import progress
+
+    space = _load(options)
+    store = _store(options, space)
+    with progress.bars() as step:
+        answer = analyze.analyze(store, space, Path(options.output), step)
+    card = answer.claims[["claim", "verdict", "statement"]].to_dict("records")
+    if options.json:
+        _print_json({"cells": {"planned": answer.planned, "analysed": answer.analysed}, "claims": card})
+    else:
+        progress.show_claims(card)
+        print(f"{answer.analysed} of {answer.planned} cells analysed; open {Path(options.output) / 'report.html'}")
     return 0
 
 

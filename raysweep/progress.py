@@ -6,13 +6,14 @@ On a terminal a running sweep is one live panel; elsewhere it is a line for ever
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -335,6 +336,43 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP, "
         f"about {totals['gpu_hours']:.3g} GPU-hours ({plan['assumes']})"
     )
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error for each part of a job: call with the part's name, how much is done and of how much.
+
+    Where standard error is no terminal, a line when a part begins.
+    """
+    errors = Console(stderr=True, highlight=False)
+    columns = (
+        TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    parts: dict[str, Any] = {}
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+
+        def step(part: str, done: int, of: int) -> None:
+            if part not in parts:
+                parts[part] = progress.add_task(part, total=of)
+                if not errors.is_terminal:
+                    errors.print(f"{part}: {of}")
+            progress.update(parts[part], completed=done, total=of)
+
+        yield step
+
+
+VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+
+
+def show_claims(card: list[dict[str, Any]]) -> None:
+    """The scorecard: number, verdict and claim."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "verdict", "claim"):
+        table.add_column(name, overflow="fold")
+    for row in card:
+        verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
+        table.add_row(str(row["claim"]), verdict, row["statement"])
+    console.print(table)
 
 
 def show_corpus(manifest: dict[str, Any], folder: Path) -> None:

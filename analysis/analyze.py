@@ -1,0 +1,72 @@
+"""A store -> a folder with everything: `raysweep analyze SPACE --output DIR`.
+
+regressions.csv   every task x metric x statistic with its interval, n, and the reason where it is empty
+scaling_law.csv   each task's fitted law
+claims.csv        the fifteen claims with their verdicts; claim_tests.csv has every test behind them
+tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
+figures/          the paper's Figures 2-27, as PNG and PDF, and figures.csv
+report.html       one page with all of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis import claims, figures, regressions, report, sweep, tables
+from raysweep.errors import UserError
+from raysweep.store import Store
+
+Step = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found, and how much of the sweep it rests on."""
+
+    analysed: int
+    planned: int
+    claims: pd.DataFrame
+
+
+def analyze(store: Store, space: Any, output: Path, step: Step = lambda what, done, of: None) -> Answer:
+    """Analyse the finished cells of a space and write all results to the folder `output`.
+
+    Raises `UserError` where no cell is finished or the folder cannot be written.
+    """
+    found = sweep.load(store, space)
+    if not len(found.cells):
+        raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
+    try:
+        return _write(found, output, step)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+
+
+def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
+    drawings = output / "figures"
+    for stale in [*drawings.glob("f*_*.png"), *drawings.glob("f*_*.pdf"), *(output / "tables").glob("*_*.*")]:
+        stale.unlink()
+    drawings.mkdir(parents=True, exist_ok=True)
+
+    statistics, laws = regressions.regressions(found, step=lambda done, of: step("regressions", done, of))
+    statistics.to_csv(output / "regressions.csv", index=False)
+    laws.to_csv(output / "scaling_law.csv", index=False)
+    card, tests = claims.claims(found, statistics)
+    card.to_csv(output / "claims.csv", index=False)
+    tests.to_csv(output / "claim_tests.csv", index=False)
+    made = tables.tables(statistics)
+    tables.write(made, output / "tables")
+    drawn = figures.draw(found, drawings, step=lambda done, of: step("figures", done, of))
+    drawn.to_csv(drawings / "figures.csv", index=False)
+
+    page = report.render(found, card, tests, made, laws, drawn, drawings)
+    unfinished = output / "report.html.unfinished"
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(output / "report.html")
+    return Answer(len(found.cells), found.planned, card)

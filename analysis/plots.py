@@ -1,0 +1,413 @@
+"""The kinds of figure: each function draws one matplotlib figure from a sweep and titles it with what is seen.
+
+Sizes have a colour and a marker each, so that a figure reads in black and white and with any colour vision. A function
+raises `NoData` with the reason where the sweep lacks what it draws.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from analysis import statistics
+from analysis.claims import RANK, late_rise
+from analysis.sweep import Sweep, capital, outcome, short, words
+from analysis.trends import Effect, trend
+
+_PANEL = (3.1, 2.9)  # inches
+_MARKERS = "osD^vPXp<>*h"
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "pdf.fonttype": 42,  # text stays text
+    "savefig.dpi": 150,
+    "lines.markersize": 4.5,
+}
+
+
+class NoData(Exception):
+    """Why a figure cannot be drawn from this sweep."""
+
+
+def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
+    """The task's loss against one metric, a panel for each size, coloured by batch size, marked by weight decay."""
+    column = _column(sweep, task)
+    cells = _need(sweep, column, metric)
+    sizes = _sizes(cells)
+    rows, columns = _grid(len(sizes))
+    figure, axes = _figure(rows, columns)
+    batches = sorted(cells["batch_size"].unique())
+    decays = sorted(cells["weight_decay"].unique())
+    colours = dict(zip(batches, _colours(len(batches)), strict=True))
+    markers = dict(zip(decays, _MARKERS, strict=False))
+    for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
+        for (batch, decay), group in of_size.groupby(["batch_size", "weight_decay"]):
+            marker = markers.get(decay, "o")
+            ax.plot(group[metric], group[column], marker, color=colours[batch], alpha=0.9, mec="white", mew=0.4)
+        rho = statistics.spearman(*_arrays(of_size, metric, column), statistics.sample(len(of_size)))[0]
+        _caption(ax, f"{size}: Spearman {_signed(rho)}" if len(of_size) > 2 and np.isfinite(rho) else size)
+        _label(ax, sweep.label(metric), sweep.label(column))
+    _hide(axes[len(sizes) :])
+    handles = [_dot(colours[b], "o", f"batch {b:,}") for b in batches]
+    if len(decays) > 1:
+        handles += [_dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
+    rho = _spearman(cells, metric, column)
+    return _finish(figure, f"{_direction(rho, words(metric), outcome(task))}, with much scatter at equal loss", handles)
+
+
+def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: str = "") -> Figure:
+    """One panel for each (x column, y column) of `pairs`, coloured by size; a line and its R² where both are losses."""
+    pairs = [(x, y) for x, y in pairs if x in sweep.cells and y in sweep.cells]
+    if not pairs:
+        raise NoData(f"no cell has the columns of {words(task)}")
+    rows, columns = _grid(len(pairs), widest=3 if len(pairs) in (3, 5, 6) else 4)
+    figure, axes = _figure(rows, columns)
+    seen: list[tuple[float, str]] = []
+    for ax, (x, y) in zip(axes, pairs, strict=False):
+        cells = _need(sweep, x, y)
+        _scatter(ax, cells, x, y)
+        _label(ax, sweep.label(x), sweep.label(y))
+        if x.endswith(("_loss", "_accuracy")) and y.endswith(("_loss", "_accuracy")):
+            slope, start = np.polyfit(cells[x], cells[y], 1)
+            ends = np.array([cells[x].min(), cells[x].max()])
+            ax.plot(ends, start + slope * ends, color="#444444", lw=0.8, zorder=1)
+            r2 = np.corrcoef(cells[x], cells[y])[0, 1] ** 2
+            _caption(ax, f"line: R² {r2:.3f}, slope {slope:.2f}")
+        else:
+            rho = _spearman(cells, x, y)
+            _caption(ax, f"Spearman {_signed(rho)}")
+            seen.append((rho, x))
+    _hide(axes[len(pairs) :])
+    if not title and seen:
+        strongest = max(seen, key=lambda found: abs(found[0]))
+        title = (
+            f"{capital(outcome(task))} goes most with the {words(strongest[1])} "
+            f"(Spearman {_signed(strongest[0])}), sizes and training choices mixed"
+        )
+    return _finish(figure, title, _size_legend(sweep.cells))
+
+
+def agreement(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
+    """The task's loss against a metric and against the main loss, whose line it may be on."""
+    column, main = _column(sweep, task), _column(sweep, sweep.main_task)
+    cells = _need(sweep, column, main, metric)
+    r2 = np.corrcoef(cells[main], cells[column])[0, 1] ** 2
+    how = "lies on a line" if r2 > 0.9 else "has no strong line"
+    title = (
+        f"{capital(outcome(task))} {how} with {outcome(sweep.main_task)} (R² {r2:.2f}); its Spearman with "
+        f"the {words(metric)} is {_signed(_spearman(cells, metric, column))}"
+    )
+    return against(sweep, task, [(metric, column), (main, column)], title)
+
+
+def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
+    """Quantized loss against a metric at the smallest, a middle and the largest size, and against the loss before."""
+    column = _column(sweep, task)
+    before = "out_of_distribution_loss" if "out_of" in column else "in_distribution_loss"
+    cells = _need(sweep, column, before, metric)
+    sizes = _sizes(cells)
+    names = list(sizes)
+    chosen = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
+    figure, axes = _figure(1, len(chosen) + 1)
+    for ax, size in zip(axes, chosen, strict=False):
+        of_size = sizes[size]
+        ax.vlines(of_size[metric], of_size[before], of_size[column], color="#bbbbbb", lw=0.8, zorder=1)
+        ax.plot(of_size[metric], of_size[before], "o", mfc="white", mec="#444444", mew=0.8)
+        ax.plot(of_size[metric], of_size[column], "o", color=_size_colours(cells)[size])
+        rho = statistics.spearman(
+            of_size[metric].to_numpy(float), (of_size[column] - of_size[before]).to_numpy(float),
+            statistics.sample(len(of_size)),
+        )[0]  # fmt: skip
+        _caption(ax, f"{size}: Spearman of the rise {_signed(rho)}")
+        _label(ax, sweep.label(metric), "loss (nats per token)")
+    last = axes[len(chosen)]
+    _scatter(last, cells, before, column)
+    ends = np.array([cells[before].min(), cells[before].max()])
+    last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
+    _caption(last, "line: no loss by quantization")
+    _label(last, sweep.label(before), sweep.label(column))
+    rises = {s: float((c[column] - c[before]).mean()) for s, c in sizes.items()}
+    worst = max(rises, key=lambda s: rises[s])
+    handles = [
+        Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="before (filled: after)"),
+        *_size_legend(sweep.cells),
+    ]
+    rise = f"{rises[worst]:.3g} nats per token on average"
+    title = f"{capital(outcome(task))} is furthest above the loss before at {worst} (by {rise})"
+    return _finish(figure, title, handles)
+
+
+def saturation(sweep: Sweep) -> Figure:
+    """Validation loss, effective rank and spectral norm over training: runs of the smallest size that differ in batch."""
+    rows = sweep.trajectories
+    columns = [c for c in ("validation_loss", RANK, "spectral_norm_W") if c in rows and rows[c].notna().any()]
+    if not len(rows) or not columns:
+        raise NoData("the store has no trajectories")
+    cells = sweep.cells[sweep.cells["id"].isin(rows["cell"])]
+    slices = [s for s in sweep.slices("batch_size") if s["id"].isin(rows["cell"]).all()]
+    if slices:
+        cells = min(slices, key=lambda s: (s["parameters"].iloc[0], -len(s), s["tokens"].iloc[0]))
+    cells = cells.head(12)
+    varied = [s for s in sweep.free_settings if cells[s].nunique() > 1] or ["id"]
+    colours = _colours(len(cells))
+    figure, axes = _figure(1, len(columns))
+    handles = []
+    for (_, cell), colour in zip(cells.iterrows(), colours, strict=True):
+        run = rows[rows["cell"] == cell["id"]].sort_values("tokens")
+        for ax, column in zip(axes, columns, strict=True):
+            ax.plot(run["tokens"], run[column], color=colour, lw=1.3)
+        name = ", ".join(f"{words(s)} {short(cell[s])}" for s in varied)
+        handles.append(Line2D([], [], color=colour, label=name))
+    for ax, column in zip(axes, columns, strict=True):
+        ax.set_xscale("log")
+        _label(ax, "training tokens", sweep.label(column))
+    rise = late_rise(rows[rows["cell"].isin(cells["id"])])
+    last = rows.sort_values("step").groupby("cell")[RANK].last()[cells["id"]]
+    size = cells["size"].iloc[0] if cells["size"].nunique() == 1 else "all sizes"
+    title = (
+        f"At {size} the effective rank ends between {last.min():.2f} and {last.max():.2f}; the validation loss ends at most "
+        f"{max(rise.values()):.1%} above its lowest"
+    )
+    return _finish(figure, title, handles)
+
+
+def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps: bool = False) -> Figure:
+    """One hyperparameter against columns and scaled loss, all else equal: a line for each slice, coloured by size."""
+    slices = sweep.slices(name, equal_steps)
+    if not slices and equal_steps:
+        equal_steps, slices = False, sweep.slices(name)
+    if not slices:
+        raise NoData(f"no two cells differ in {words(name)} with all else equal")
+    main = _column(sweep, sweep.main_task)
+    columns = [c for c in columns if c in sweep.cells and sweep.cells[c].notna().any()]
+    cells = sweep.cells.assign(scaled_loss=sweep.cells[main] / sweep.cells.groupby("parameters")[main].transform("min"))
+    colours, markers = _size_colours(cells), _size_markers(cells)
+    panels = [*columns, "scaled_loss"]
+    rows, across = _grid(len(panels), widest=3)
+    figure, axes = _figure(rows, across)
+    lines = _line_styles(sweep, slices, name)
+    for ax, column in zip(axes, panels, strict=False):
+        for one, (dash, _) in zip(slices, lines, strict=True):
+            size = one["size"].iloc[0]
+            values = cells.loc[one.index, column]
+            ax.plot(one[name], values, dash, marker=markers[size], color=colours[size], lw=1, ms=4, alpha=0.85)
+        _scale(ax, sorted(cells[name].unique()))
+        y = "scaled loss (1 = the size's best)" if column == "scaled_loss" else sweep.label(column)
+        _label(ax, sweep.label(name), y)
+        effect = trend(sweep, name, main if column == "scaled_loss" else column, equal_steps=equal_steps)
+        unit = " nats" if column == "scaled_loss" else ""
+        _caption(ax, "" if effect is None else f"lowest to highest: {_interval(effect, unit)}")
+    _hide(axes[len(panels) :])
+    first = columns[0] if columns else main
+    found = trend(sweep, name, first, equal_steps=equal_steps)
+    equal = "equal steps" if equal_steps else "all else equal"
+    title = f"Raising the {words(name)} at {equal} {_verb(found)} the {words(first)}"
+    handles = _size_legend(sweep.cells)
+    handles += [
+        Line2D([], [], ls=dash, color="#777777", lw=1, label=label) for dash, label in dict.fromkeys(lines) if label
+    ]
+    return _finish(figure, title, handles)
+
+
+def _line_styles(sweep: Sweep, slices: list[pd.DataFrame], name: str) -> list[tuple[str, str]]:
+    """The dash and the label of each slice, by what distinguishes the slices of one size."""
+    firsts = pd.DataFrame([one.iloc[0] for one in slices])
+    settings = [s for s in sweep.free_settings if s != name]
+    apart = [s for s in settings if firsts.groupby("size")[s].nunique().max() > 1]
+    labels = [", ".join(f"{words(s)} {short(row[s])}" for s in apart) for _, row in firsts.iterrows()]
+    kinds = list(dict.fromkeys(labels))
+    dashes = ("-", "--", ":", "-.")
+    if len(kinds) > len(dashes):
+        return [("-", "")] * len(slices)
+    return [(dashes[kinds.index(label)], label) for label in labels]
+
+
+def pareto(sweep: Sweep, metrics: Sequence[tuple[str, int]]) -> Figure:
+    """Metrics against each other with the Pareto front; each metric comes with +1 where higher is healthier, else -1."""
+    metrics = [(m, s) for m, s in metrics if m in sweep.cells and sweep.cells[m].notna().any()]
+    pairs = [(a, b) for i, a in enumerate(metrics) for b in metrics[i + 1 :]]
+    if not pairs:
+        raise NoData("fewer than two metrics of W were measured")
+    figure, axes = _figure(1, len(pairs))
+    for ax, ((x, x_sign), (y, y_sign)) in zip(axes, pairs, strict=False):
+        cells = _need(sweep, x, y)
+        _scatter(ax, cells, x, y)
+        front = _front(cells[x].to_numpy(float), cells[y].to_numpy(float), x_sign, y_sign)
+        ax.step(*front, where="post" if x_sign * y_sign < 0 else "pre", color="#444444", lw=0.9, zorder=1)
+        _caption(ax, f"Spearman {_signed(_spearman(cells, x, y))}")
+        _label(ax, sweep.label(x), sweep.label(y))
+    handles = [*_size_legend(sweep.cells), Line2D([], [], color="#444444", lw=0.9, label="Pareto front")]
+    (x, _), (y, _) = pairs[0]
+    rho = _spearman(_need(sweep, x, y), x, y)
+    return _finish(figure, f"{_direction(rho, words(x), words(y))}", handles)
+
+
+# Parts.
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_PANEL[0] * columns + 1.3, _PANEL[1] * rows + 0.5), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def _finish(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
+    with mpl.rc_context(_STYLE):
+        width = max(40, int(figure.get_figwidth() * 11.5))
+        figure.suptitle("\n".join(textwrap.wrap(title, width)), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.legend(handles=list(handles), loc="outside right center")
+    return figure
+
+
+def style() -> dict[str, object]:
+    """The matplotlib settings that a figure of this module is saved under."""
+    return dict(_STYLE)
+
+
+def _scatter(ax: Axes, cells: pd.DataFrame, x: str, y: str) -> None:
+    colours, markers = _size_colours(cells), _size_markers(cells)
+    for size, group in _sizes(cells).items():
+        ax.plot(group[x], group[y], markers[size], color=colours[size], alpha=0.85, mec="white", mew=0.4)
+
+
+def _sizes(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Size -> its cells, from the smallest."""
+    ordered = cells.sort_values("parameters", kind="stable")["size"].drop_duplicates()
+    return {size: cells[cells["size"] == size] for size in ordered}
+
+
+def _size_colours(cells: pd.DataFrame) -> dict[str, str]:
+    names = list(_sizes(cells))
+    return dict(zip(names, _colours(len(names)), strict=True))
+
+
+def _size_markers(cells: pd.DataFrame) -> dict[str, str]:
+    return {name: _MARKERS[i % len(_MARKERS)] for i, name in enumerate(_sizes(cells))}
+
+
+def _colours(count: int) -> list[str]:
+    """Even steps of viridis, short of its pale end: ordered, and told apart with any colour vision and in print."""
+    steps = np.linspace(0, 0.88, count) if count > 1 else [0.35]
+    return [mpl.colors.to_hex(mpl.colormaps["viridis"](s)) for s in steps]
+
+
+def _size_legend(cells: pd.DataFrame) -> list[Line2D]:
+    colours, markers = _size_colours(cells), _size_markers(cells)
+    return [_dot(colours[size], markers[size], size) for size in colours]
+
+
+def _dot(colour: str, marker: str, label: str) -> Line2D:
+    return Line2D([], [], ls="", marker=marker, color=colour, mec="white", mew=0.4, ms=6, label=label)
+
+
+def _caption(ax: Axes, text: str) -> None:
+    ax.set_title(text, loc="left", fontsize=8.5)
+
+
+def _label(ax: Axes, x: str, y: str) -> None:
+    ax.set_xlabel("\n".join(textwrap.wrap(x, 44)))
+    ax.set_ylabel("\n".join(textwrap.wrap(y, 40)))
+
+
+def _scale(ax: Axes, values: list[float]) -> None:
+    """A logarithmic axis where the values span a decade, linear below the smallest where one of them is zero."""
+    positive = [v for v in values if v > 0]
+    if len(positive) < 2 or max(positive) / min(positive) < 8:
+        ax.set_xticks(values)
+    elif len(positive) == len(values):
+        ax.set_xscale("log")
+        ax.set_xticks(values)
+    else:
+        ax.set_xscale("symlog", linthresh=min(positive))
+        ax.set_xticks(values)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.minorticks_off()
+
+
+def _grid(count: int, widest: int = 3) -> tuple[int, int]:
+    columns = min(count, widest)
+    return -(-count // columns), columns
+
+
+def _hide(axes: Sequence[Axes]) -> None:
+    for ax in axes:
+        ax.set_visible(False)
+
+
+def _need(sweep: Sweep, *columns: str) -> pd.DataFrame:
+    """The cells that have these columns; `NoData` where there are fewer than two."""
+    for column in columns:
+        if column not in sweep.cells:
+            raise NoData(f"no cell has {words(column)}")
+    cells = sweep.cells.dropna(subset=list(columns))
+    if len(cells) < 2:
+        raise NoData(f"{len(cells)} cells have {', '.join(map(words, columns))}; two are needed")
+    return cells
+
+
+def _column(sweep: Sweep, task: str) -> str:
+    if task not in sweep.tasks:
+        raise NoData(f"no cell has {outcome(task)}")
+    return sweep.tasks[task]
+
+
+def _arrays(cells: pd.DataFrame, *columns: str) -> list[np.ndarray]:
+    return [cells[c].to_numpy(float) for c in columns]
+
+
+def _spearman(cells: pd.DataFrame, x: str, y: str) -> float:
+    return float(statistics.spearman(*_arrays(cells, x, y), statistics.sample(len(cells)))[0])
+
+
+def _front(x: np.ndarray, y: np.ndarray, x_sign: int, y_sign: int) -> tuple[np.ndarray, np.ndarray]:
+    """The cells that no other cell beats in both, by falling x_sign * x."""
+    best, kept = -np.inf, []
+    for i in np.lexsort((-y_sign * y, -x_sign * x)):
+        if y_sign * y[i] > best:
+            best = y_sign * y[i]
+            kept.append(i)
+    return x[kept], y[kept]
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _interval(effect: Effect, unit: str = "") -> str:
+    value = f"{effect.value:+.3g}{unit}".replace("-", "\N{MINUS SIGN}")
+    if not np.isfinite(effect.low):
+        return value
+    return f"{value} [{effect.low:.3g}, {effect.high:.3g}]".replace("-", "\N{MINUS SIGN}")
+
+
+def _verb(effect: Effect | None) -> str:
+    if effect is None or not np.isfinite(effect.low):
+        return "has too few comparisons to show an effect on"
+    if effect.low <= 0 <= effect.high:
+        return "has no clear effect on"
+    return f"{'raises' if effect.value > 0 else 'lowers'} by {abs(effect.value):.2g}"
+
+
+def _direction(rho: float, x: str, y: str) -> str:
+    if abs(rho) < 0.1:
+        return f"{capital(x)} and {y} hardly go together (Spearman {_signed(rho)})"
+    return f"Higher {x} goes with {'higher' if rho > 0 else 'lower'} {y} (Spearman {_signed(rho)})"

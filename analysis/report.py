@@ -1,0 +1,194 @@
+"""One HTML page with everything: it needs no network, no server and no other file, and prints well.
+
+The template is `report.html`. All data, figures and plotly.js are inside the page, and its content security policy forbids
+the browser to fetch anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from analysis.example import SIMULATED
+from analysis.regressions import STATISTIC_WORDS
+from analysis.sweep import Sweep, outcome, short, words
+from analysis.tables import Table, entry, number
+
+
+def render(
+    sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
+    drawn: pd.DataFrame, drawings: Path,
+) -> str:  # fmt: skip
+    """The page, from the tables of the analysis and the folder of the figures."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    return environment.get_template("report.html").render(
+        name=sweep.name,
+        today=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
+        sweep=sweep,
+        numbers=_numbers(sweep),
+        claims=[row | {"bar": _bar(row), "tests": _of_claim(tests, row["claim"])} for row in card.to_dict("records")],
+        tables=tables,
+        statistic_words=STATISTIC_WORDS,
+        words=words,
+        outcome=outcome,
+        number=number,
+        entry=entry,
+        interval=_interval,
+        isfinite=lambda value: value is not None and math.isfinite(value),
+        laws=_laws(laws),
+        figures=_figures(drawn, drawings),
+        missing=[row for row in drawn.to_dict("records") if not row["file"]],
+        data=_json(_explorer(sweep)),
+        plotly=Markup(get_plotlyjs()),  # noqa: S704 (the library's own file)
+    )
+
+
+def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
+    """What the sweep was, for the head of the page."""
+    cells = sweep.cells
+    seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
+    rows = [
+        ("cells analysed", f"{len(cells)} of {sweep.planned} planned"),
+        ("diverged cells, left out", ", ".join(sweep.diverged) or "none"),
+        ("sizes", ", ".join(dict.fromkeys(cells.sort_values("parameters")["size"]))),
+        ("parameters, without the input embedding", f"{cells['parameters'].min():,} to {cells['parameters'].max():,}"),
+        ("tokens per cell", f"{cells['tokens'].min():,} to {cells['tokens'].max():,}"),
+        ("training compute", f"{cells['flops'].sum():.3g} FLOP"),
+        (
+            "varied at equal size",
+            ", ".join(f"{words(h)} {_levels(cells[h])}" for h in sweep.hyperparameters) or "nothing",
+        ),
+        ("tasks", ", ".join(outcome(t) for t in sweep.tasks)),
+        ("metrics", ", ".join(words(m) for m in sweep.metrics)),
+    ]
+    if seconds.notna().any():
+        rows.append(("time in training, all cells", f"{seconds.sum() / 3600:,.2f} hours"))
+    if rate is not None and rate.notna().any():
+        rows.append(("tokens per second of a cell, median", f"{rate.median():,.0f}"))
+    for column in ("corpus", "corpus_fingerprint", "raysweep_version", "torch_version"):
+        if column in cells:
+            rows.append((words(column), ", ".join(sorted(map(str, cells[column].dropna().unique())))))
+    return rows
+
+
+def _levels(values: pd.Series) -> str:
+    return f"({', '.join(short(value) for value in sorted(values.unique()))})"
+
+
+def _of_claim(tests: pd.DataFrame, claim: int) -> list[dict[str, Any]]:
+    return [row | {"bar": _bar(row)} for row in tests[tests["claim"] == claim].to_dict("records")]
+
+
+def _bar(row: dict[str, Any]) -> Markup:
+    """A small drawing of an interval beside the bound of its rule: what lies on the claimed side is shaded."""
+    low, high, value, rule = row["low"], row["high"], row["value"], str(row["rule"])
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Markup("")
+    sign, _, text = rule.partition(" ")
+    bound = float(text.removeprefix("±"))
+    marks = [-bound, bound] if sign == "within" else [bound]
+    ends = [low, high, value, *marks]
+    reach = max(max(ends) - min(ends), 1e-12)
+    left, scale = min(ends) - 0.08 * reach, 120 / (1.16 * reach)
+
+    def at(x: float) -> float:
+        return round((x - left) * scale, 1)
+
+    start, end = {"within": (at(-bound), at(bound)), ">": (at(bound), 120.0), "<": (0.0, at(bound))}.get(
+        sign, (0.0, 0.0)
+    )
+    lines = "".join(f'<line x1="{at(m)}" x2="{at(m)}" y1="1" y2="17" class="bound"/>' for m in marks)
+    return Markup(  # noqa: S704 (numbers only)
+        f'<svg class="interval" viewBox="0 0 120 18" width="120" height="18" aria-hidden="true">'
+        f'<rect x="{start}" y="1" width="{max(end - start, 0)}" height="16" class="claimed"/>{lines}'
+        f'<line x1="{at(low)}" x2="{at(high)}" y1="9" y2="9" class="reach"/><circle cx="{at(value)}" cy="9" r="3.2"/></svg>'
+    )
+
+
+def _interval(row: dict[str, Any]) -> str:
+    """`value [low, high]` of a test, three significant digits."""
+    if not math.isfinite(row["value"]):
+        return "no value"
+    text = f"{row['value']:.3g}"
+    if math.isfinite(row["low"]):
+        text += f" [{row['low']:.3g}, {row['high']:.3g}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _laws(laws: pd.DataFrame) -> list[dict[str, Any]]:
+    """One row per task: parameter -> text."""
+    rows = []
+    for task, of_task in laws.groupby("task", sort=False):
+        entries = {}
+        for row in of_task.to_dict("records"):
+            value = f"{row['value']:.4g}" if math.isfinite(row["value"]) else "\N{EN DASH}"
+            interval = f" [{row['low']:.3g}, {row['high']:.3g}]" if math.isfinite(row["low"]) else ""
+            entries[row["parameter"]] = value + interval
+        rows.append({"task": task, "entries": entries, "reason": of_task["reason"].iloc[0]})
+    return rows
+
+
+def _figures(drawn: pd.DataFrame, drawings: Path) -> list[dict[str, Any]]:
+    rows = []
+    for row in drawn[drawn["file"] != ""].to_dict("records"):
+        picture = base64.b64encode((drawings / row["file"]).read_bytes()).decode()
+        name = f"Figure {row['figure']}" if not pd.isna(row["figure"]) else "Further figure"
+        rows.append({"name": name, "title": row["title"], "file": row["file"], "picture": picture})
+    return rows
+
+
+def _explorer(sweep: Sweep) -> dict[str, Any]:
+    """What the interactive plots draw: columns with their labels, cells and trajectories."""
+    tasks = {column: outcome(task) for task, column in sweep.tasks.items()}
+    metrics = {m: sweep.label(m) for m in sweep.metrics}
+    colours = {"size": "size", **{h: words(h) for h in sweep.hyperparameters}}
+    settings = ["id", "size", *sweep.hyperparameters]
+    changes = {c: words(c) for c in sweep.cells if c.endswith("_loss_change")}
+    columns = [*dict.fromkeys([*settings, "parameters", *tasks, *changes, *metrics])]
+    rows = sweep.trajectories
+    over = [c for c in rows if c.endswith(("_loss", "_W", "_H")) or c in ("learning_rate", "gradient_norm")]
+    over = [c for c in over if rows[c].notna().any()]
+    runs = {
+        cell: {c: _plain(run[c]) for c in ("tokens", *over)}
+        for cell, run in rows.sort_values("step").groupby("cell", sort=False)
+        if cell in set(sweep.cells["id"])
+    }
+    return {
+        "columns": {c: _plain(sweep.cells[c]) for c in columns if c in sweep.cells},
+        "tasks": tasks | changes,
+        "metrics": metrics,
+        "colours": colours,
+        "labels": {h: words(h) for h in sweep.hyperparameters},
+        "over_training": {c: sweep.label(c) for c in over},
+        "runs": runs,
+        "task": sweep.tasks.get(sweep.main_task, next(iter(tasks), "")),
+    }
+
+
+def _plain(values: pd.Series) -> list[Any]:
+    """Values for JSON: six significant digits, null where there is none."""
+    if not pd.api.types.is_numeric_dtype(values):
+        return [None if pd.isna(v) else str(v) for v in values]
+    if pd.api.types.is_integer_dtype(values):
+        return [int(v) for v in values]
+    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
+
+
+def _json(value: Any) -> Markup:
+    """JSON that is safe inside a script element."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return Markup(text)  # noqa: S704 (no character in it can end the element)
