@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their own set-up; a second call starts at once.
+# Every target does all its own set-up; a second call starts at once.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo test test-slow check format clean
+.PHONY: install demo report-example test test-slow check format clean
 
 install: $(DONE)
 
@@ -27,6 +27,12 @@ $(DONE): pyproject.toml constraints.txt
 
 demo: $(DONE)
 	@$(BIN)/raysweep run search_spaces/demo.yaml
+
+# A full report of 108 simulated cells, in a minute.
+report-example: $(DONE)
+	@$(BIN)/python -m analysis.example runs/report-example
+	@$(BIN)/raysweep analyze runs/report-example/simulated.yaml --store runs/report-example/store \
+		--output runs/report-example/report
 
 test: $(DONE)
 	@$(BIN)/python -m pytest

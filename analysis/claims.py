@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +69,7 @@ RANK, COSINE, ISOTROPY = "effective_rank_W", "cosine_W", "isotropy_W"
 
 
 @dataclass(frozen=True)
-class Test:
+class Finding:
     """One effect and what a claim says of it."""
 
     effect: str
@@ -126,11 +127,11 @@ class _Evidence:
         self.loss_words = outcome(sweep.main_task)
         self._regressions = regressions.set_index(["task", "metric", "statistic"]) if len(regressions) else regressions
 
-    def claim_1(self) -> Iterator[Test]:
+    def claim_1(self) -> Iterator[Finding]:
         yield self._regression(self.sweep.main_task, RANK, "raw_spearman", "< 0")
         yield self._regression(self.sweep.main_task, RANK, "partial_spearman", f"within ±{LITTLE}")
 
-    def claim_2(self) -> Iterator[Test]:
+    def claim_2(self) -> Iterator[Finding]:
         yield self._resampled(
             "spread of effective rank among the tenth of same-size pairs closest in loss / among all pairs", "> 0.5",
             (RANK, self.loss), self._spread_at_equal_loss,
@@ -138,7 +139,7 @@ class _Evidence:
         for column, what in ((RANK, "effective rank"), (self.loss, self.loss_words)):
             yield self._resampled(
                 f"mean within-size percentile of the {what} of cells with at most half the median steps", "> 0.5",
-                (column,), lambda cells, column=column: _percentile_of_short_runs(cells, column),
+                (column,), partial(_percentile_of_short_runs, column=column),
             )  # fmt: skip
 
     def _spread_at_equal_loss(self, cells: pd.DataFrame) -> Callable[[Array], Array]:
@@ -159,7 +160,7 @@ class _Evidence:
 
         return ratio
 
-    def claim_3(self) -> Iterator[Test]:
+    def claim_3(self) -> Iterator[Finding]:
         out = self.sweep.tasks.get("out_of_distribution", "")
         yield self._line(self.loss, out, "out-of-distribution loss", f"> {NEAR_LINEAR}")
 
@@ -172,7 +173,7 @@ class _Evidence:
             (out, self.loss, RANK), closer,
         )  # fmt: skip
 
-    def claim_4(self) -> Iterator[Test]:
+    def claim_4(self) -> Iterator[Finding]:
         change = "quantized_4bit_in_distribution_loss_change"
         sizes = sorted(self.cells["parameters"].unique()) if len(self.cells) else []
 
@@ -200,7 +201,7 @@ class _Evidence:
             keep=lambda cells: cells[cells["parameters"].isin(smaller)],
         )  # fmt: skip
 
-    def claim_5(self) -> Iterator[Test]:
+    def claim_5(self) -> Iterator[Finding]:
         def extremes(cells: pd.DataFrame) -> pd.DataFrame:
             return cells[cells["batch_size"].isin([cells["batch_size"].min(), cells["batch_size"].max()])]
 
@@ -214,7 +215,7 @@ class _Evidence:
             f"< {LATE_RISE}", ("rise",), lambda cells: _mean(cells["rise"]), cells=chosen, fewest=3,
         )  # fmt: skip
 
-    def claim_6(self) -> Iterator[Test]:
+    def claim_6(self) -> Iterator[Finding]:
         tasks = [t for t in self.sweep.tasks if t.startswith("finetune_")]
         for task in tasks or ["finetune_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
@@ -222,7 +223,7 @@ class _Evidence:
             column = self.sweep.tasks.get(task, "")
             yield self._line(self.loss, column, outcome(task), f"< {NEAR_LINEAR}")
 
-    def claim_7(self) -> Iterator[Test]:
+    def claim_7(self) -> Iterator[Finding]:
         tasks = [t for t in self.sweep.tasks if t.startswith("forgetting_")]
         for task in tasks or ["forgetting_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
@@ -230,29 +231,27 @@ class _Evidence:
             what = words(change)
             yield self._resampled(
                 f"Spearman of the {what} and the base model's loss", "not 0", (change, self.loss),
-                lambda cells, change=change: lambda w: statistics.spearman(
-                    cells[change].to_numpy(float), cells[self.loss].to_numpy(float), w
-                ),
+                partial(_correlation, x=change, y=self.loss),
             )  # fmt: skip
             yield self._trend("weight_decay", change, what, "> 0")
 
-    def claim_8(self) -> Iterator[Test]:
+    def claim_8(self) -> Iterator[Finding]:
         yield self._trend("batch_size", RANK, "effective rank", "> 0")
         yield self._trend("batch_size", COSINE, "cosine", "< 0")
         yield self._trend("batch_size", self.loss, f"{self.loss_words} at the ends above the middle", "> 0", curvature)
 
-    def claim_9(self) -> Iterator[Test]:
+    def claim_9(self) -> Iterator[Finding]:
         yield self._trend("weight_decay", RANK, "effective rank", "> 0")
         yield self._trend("weight_decay", COSINE, "cosine", "< 0")
         yield self._trend("weight_decay", ISOTROPY, "isotropy", "> 0")
         name = f"change of weight decay's effect on {self.loss_words} per e-fold of size"
         sizes, found = slopes(self.sweep, "weight_decay", self.loss) if self.loss else (np.array([]), np.array([]))
         if len(np.unique(sizes)) < 3:
-            yield Test(name, "not 0", reason="weight decay was varied at fewer than 3 sizes")
+            yield Finding(name, "not 0", reason="weight decay was varied at fewer than 3 sizes")
         else:
             yield _of_effect(name, "not 0", effect([(sizes, found)]))
 
-    def claim_10(self) -> Iterator[Test]:
+    def claim_10(self) -> Iterator[Finding]:
         margin = _within_size_spread(self.cells, RANK) / 2
         rule = f"within ±{margin:.3g}" if margin > 0 else "within ±0.01"
         yield self._trend("learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule)
@@ -260,32 +259,30 @@ class _Evidence:
             yield self._trend(
                 "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
                 "< 0", lambda values: (values == 1).astype(float),
-                lambda cells, keep=keep: cells[keep(cells["learning_rate_factor"])],
+                partial(_where_factor, keep=keep),
             )  # fmt: skip
 
-    def claim_11(self) -> Iterator[Test]:
+    def claim_11(self) -> Iterator[Finding]:
         yield self._trend("final_learning_rate_fraction", RANK, "effective rank", "> 0")
         yield self._trend("final_learning_rate_fraction", self.loss, self.loss_words, "> 0")
 
-    def claim_12(self) -> Iterator[Test]:
+    def claim_12(self) -> Iterator[Finding]:
         for column, what, rule in (
             (RANK, "effective rank", "> 0"), (self.loss, self.loss_words, "< 0"), (COSINE, "cosine", "< 0"),
             (ISOTROPY, "isotropy", "> 0"),
         ):  # fmt: skip
             yield self._trend("tokens", column, what, rule, equal_steps=True)
 
-    def claim_13(self) -> Iterator[Test]:
-        def falling(cells: pd.DataFrame) -> Callable[[Array], Array]:
-            rank, cosine = cells[RANK].to_numpy(float), cells[COSINE].to_numpy(float)
-            return lambda w: statistics.spearman(rank, cosine, w)
-
+    def claim_13(self) -> Iterator[Finding]:
         def bent(cells: pd.DataFrame) -> Callable[[Array], Array]:
             rank, cosine = cells[RANK].to_numpy(float), cells[COSINE].to_numpy(float)
             square = ((rank - rank.mean()) ** 2)[:, None]
             partition = folds_of(np.arange(len(cells)), 1)[0]
             return lambda w: statistics.added_r2(rank[:, None], square, cosine, partition, w)[:, 0]
 
-        yield self._resampled("Spearman of effective rank and cosine", "< 0", (RANK, COSINE), falling)
+        yield self._resampled(
+            "Spearman of effective rank and cosine", "< 0", (RANK, COSINE), partial(_correlation, x=RANK, y=COSINE)
+        )
         yield self._resampled(
             "R² that the square of the effective rank adds to a line, for cosine",
             "> 0",
@@ -299,14 +296,14 @@ class _Evidence:
         )  # fmt: skip
         yield self._isotropy_and_decay()
 
-    def _isotropy_and_decay(self) -> Test:
+    def _isotropy_and_decay(self) -> Finding:
         name = "mean |change| of isotropy over the range of weight decay minus over any other hyperparameter's"
         found = {
             h: np.abs(slopes(self.sweep, h, ISOTROPY)[1]) for h in self.sweep.hyperparameters if ISOTROPY in self.cells
         }
         decay = found.pop("weight_decay", np.array([]))
         if len(decay) < 3 or not found:
-            return Test(name, "> 0", reason="weight decay and another hyperparameter are needed, at 3 sizes")
+            return Finding(name, "> 0", reason="weight decay and another hyperparameter are needed, at 3 sizes")
         rng = np.random.default_rng(SEED)
 
         def means(changes: Array) -> Array:
@@ -314,9 +311,9 @@ class _Evidence:
 
         draws = means(decay) - np.max([means(changes) for changes in found.values()], axis=0)
         value = float(decay.mean() - max(changes.mean() for changes in found.values()))
-        return Test(name, "> 0", value, *statistics.percentile_interval(draws), n=len(decay))
+        return Finding(name, "> 0", value, *statistics.percentile_interval(draws), n=len(decay))
 
-    def claim_14(self) -> Iterator[Test]:
+    def claim_14(self) -> Iterator[Finding]:
         pair = ("effective_rank_H", RANK)
         yield self._resampled(
             "mean effective rank of H minus of W", "> 0", pair, lambda cells: _mean(cells[pair[0]] - cells[pair[1]])
@@ -326,9 +323,9 @@ class _Evidence:
             lambda cells: lambda w: _deviation(cells[pair[0]], w) - _deviation(cells[pair[1]], w),
         )  # fmt: skip
 
-    def claim_15(self) -> Iterator[Test]:
+    def claim_15(self) -> Iterator[Finding]:
         if not len(self._regressions):
-            yield Test("R² added", f"< {ADDS_NOTHING}", reason="no task has both a loss and a metric")
+            yield Finding("R² added", f"< {ADDS_NOTHING}", reason="no task has both a loss and a metric")
             return
         added = self._regressions.xs("predictive_r2", level="statistic").sort_values("high", ascending=False)
         for task, metric in added.index:
@@ -336,30 +333,30 @@ class _Evidence:
 
     # The kinds of test.
 
-    def _regression(self, task: str, metric: str, statistic: str, rule: str) -> Test:
+    def _regression(self, task: str, metric: str, statistic: str, rule: str) -> Finding:
         name = f"{STATISTIC_WORDS[statistic]}, {words(metric)} and {outcome(task)}"
         if (task, metric, statistic) not in self._regressions.index:
-            return Test(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
+            return Finding(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
         row = self._regressions.loc[(task, metric, statistic)]
-        return Test(
+        return Finding(
             name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
         )
 
     def _trend(
         self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] = position,
         keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
-    ) -> Test:  # fmt: skip
+    ) -> Finding:  # fmt: skip
         over = words(hyperparameter)
         name = f"{what}, from the lowest to the highest {over}" if contrast is position else f"{what} ({over})"
         if column not in self.cells:
-            return Test(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
+            return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
         found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
         if found is None:
             equal = "steps and all else" if equal_steps else "all else"
-            return Test(name, rule, reason=f"no two cells differ in {over} with {equal} equal")
+            return Finding(name, rule, reason=f"no two cells differ in {over} with {equal} equal")
         return _of_effect(name, rule, found)
 
-    def _line(self, x: str, y: str, what: str, rule: str) -> Test:
+    def _line(self, x: str, y: str, what: str, rule: str) -> Finding:
         return self._resampled(
             f"R² of a line from {self.loss_words} to {what}", rule, (x, y),
             lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
@@ -369,26 +366,37 @@ class _Evidence:
         self, name: str, rule: str, columns: tuple[str, ...],
         statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None, cells: pd.DataFrame | None = None,
         fewest: int = 8, basic: bool = False, only: list[float] | None = None,
-    ) -> Test:  # fmt: skip
+    ) -> Finding:  # fmt: skip
         """A statistic of the cells that have `columns`, and its bootstrap interval over configurations."""
         cells = self.cells if cells is None else cells
         if missing := [c for c in columns if c not in cells]:
-            return Test(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
+            return Finding(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
         cells = cells.dropna(subset=list(columns))
         if only is not None:
             cells = cells[cells["parameters"].isin(only)]
         if len(cells) < fewest * max(1, len(only or ())) or statistic is None:
-            return Test(name, rule, n=len(cells), reason=f"{len(cells)} cells; at least {fewest} of a kind are needed")
+            return Finding(
+                name, rule, n=len(cells), reason=f"{len(cells)} cells; at least {fewest} of a kind are needed"
+            )
         groups = self.sweep.configurations[cells.index]
         with np.errstate(invalid="ignore", divide="ignore"):
             of = statistic(cells)
             value = float(of(statistics.sample(len(cells)))[0])
             draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
         if not math.isfinite(value):
-            return Test(name, rule, n=len(cells), reason="one side is the same for all cells")
+            return Finding(name, rule, n=len(cells), reason="one side is the same for all cells")
         interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
         reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
-        return Test(name, rule, value, *interval, n=len(cells), reason=reason)
+        return Finding(name, rule, value, *interval, n=len(cells), reason=reason)
+
+
+def _correlation(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
+    first, second = cells[x].to_numpy(float), cells[y].to_numpy(float)
+    return lambda w: statistics.spearman(first, second, w)
+
+
+def _where_factor(cells: pd.DataFrame, keep: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
+    return cells[keep(cells["learning_rate_factor"])]
 
 
 def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:
@@ -398,11 +406,11 @@ def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:
     return dict((losses.last() / losses.min() - 1).items())
 
 
-def _of_effect(name: str, rule: str, found: Effect) -> Test:
+def _of_effect(name: str, rule: str, found: Effect) -> Finding:
     if not math.isfinite(found.low):
         reason = f"{found.slices} comparisons at equal settings allow too few permutations for a 95% interval"
-        return Test(name, rule, found.value, n=found.n, reason=reason)
-    return Test(name, rule, found.value, found.low, found.high, found.n)
+        return Finding(name, rule, found.value, n=found.n, reason=reason)
+    return Finding(name, rule, found.value, found.low, found.high, found.n)
 
 
 def _percentile_of_short_runs(cells: pd.DataFrame, column: str) -> Callable[[Array], Array]:

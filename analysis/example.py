@@ -187,8 +187,9 @@ def main() -> int:
     parser.add_argument("folder", metavar="DIR", type=Path)
     folder = parser.parse_args().folder
     simulated = write(folder)
-    print(f"{len(simulated.cells)} simulated cells written to {folder}/store; now")
-    print(f"  raysweep analyze {folder}/simulated.yaml --store {folder}/store --output {folder}/report")
+    print(
+        f"{len(simulated.cells)} simulated cells written to {folder}/store, their search space to {folder}/simulated.yaml"
+    )
     return 0
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,9 +24,11 @@ from analysis.claims import RANK, late_rise
 from analysis.sweep import Sweep, capital, outcome, short, words
 from analysis.trends import Effect, trend
 
+Array = npt.NDArray[np.float64]
+
 _PANEL = (3.1, 2.9)  # inches
 _MARKERS = "osD^vPXp<>*h"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.titlesize": 9,
@@ -61,7 +65,7 @@ def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
         for (batch, decay), group in of_size.groupby(["batch_size", "weight_decay"]):
             marker = markers.get(decay, "o")
             ax.plot(group[metric], group[column], marker, color=colours[batch], alpha=0.9, mec="white", mew=0.4)
-        rho = statistics.spearman(*_arrays(of_size, metric, column), statistics.sample(len(of_size)))[0]
+        rho = _spearman(of_size, metric, column)
         _caption(ax, f"{size}: Spearman {_signed(rho)}" if len(of_size) > 2 and np.isfinite(rho) else size)
         _label(ax, sweep.label(metric), sweep.label(column))
     _hide(axes[len(sizes) :])
@@ -202,7 +206,7 @@ def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps:
     panels = [*columns, "scaled_loss"]
     rows, across = _grid(len(panels), widest=3)
     figure, axes = _figure(rows, across)
-    lines = _line_styles(sweep, slices, name)
+    lines = _line_styles(sweep, slices, name, equal_steps)
     for ax, column in zip(axes, panels, strict=False):
         for one, (dash, _) in zip(slices, lines, strict=True):
             size = one["size"].iloc[0]
@@ -218,7 +222,7 @@ def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps:
     first = columns[0] if columns else main
     found = trend(sweep, name, first, equal_steps=equal_steps)
     equal = "equal steps" if equal_steps else "all else equal"
-    title = f"Raising the {words(name)} at {equal} {_verb(found)} the {words(first)}"
+    title = f"Raising the {words(name)} at {equal} {_does(found, words(first))}"
     handles = _size_legend(sweep.cells)
     handles += [
         Line2D([], [], ls=dash, color="#777777", lw=1, label=label) for dash, label in dict.fromkeys(lines) if label
@@ -226,10 +230,11 @@ def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps:
     return _finish(figure, title, handles)
 
 
-def _line_styles(sweep: Sweep, slices: list[pd.DataFrame], name: str) -> list[tuple[str, str]]:
+def _line_styles(sweep: Sweep, slices: list[pd.DataFrame], name: str, equal_steps: bool) -> list[tuple[str, str]]:
     """The dash and the label of each slice, by what distinguishes the slices of one size."""
     firsts = pd.DataFrame([one.iloc[0] for one in slices])
-    settings = [s for s in sweep.free_settings if s != name]
+    settings = [s for s in sweep.free_settings if s != name and not (equal_steps and s == "batch_size")]
+    settings += ["steps"] if equal_steps else []
     apart = [s for s in settings if firsts.groupby("size")[s].nunique().max() > 1]
     labels = [", ".join(f"{words(s)} {short(row[s])}" for s in apart) for _, row in firsts.iterrows()]
     kinds = list(dict.fromkeys(labels))
@@ -277,7 +282,7 @@ def _finish(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
     return figure
 
 
-def style() -> dict[str, object]:
+def style() -> dict[Any, Any]:
     """The matplotlib settings that a figure of this module is saved under."""
     return dict(_STYLE)
 
@@ -370,15 +375,12 @@ def _column(sweep: Sweep, task: str) -> str:
     return sweep.tasks[task]
 
 
-def _arrays(cells: pd.DataFrame, *columns: str) -> list[np.ndarray]:
-    return [cells[c].to_numpy(float) for c in columns]
-
-
 def _spearman(cells: pd.DataFrame, x: str, y: str) -> float:
-    return float(statistics.spearman(*_arrays(cells, x, y), statistics.sample(len(cells)))[0])
+    both = cells[x].to_numpy(float), cells[y].to_numpy(float)
+    return float(statistics.spearman(*both, statistics.sample(len(cells)))[0])
 
 
-def _front(x: np.ndarray, y: np.ndarray, x_sign: int, y_sign: int) -> tuple[np.ndarray, np.ndarray]:
+def _front(x: Array, y: Array, x_sign: int, y_sign: int) -> tuple[Array, Array]:
     """The cells that no other cell beats in both, by falling x_sign * x."""
     best, kept = -np.inf, []
     for i in np.lexsort((-y_sign * y, -x_sign * x)):
@@ -399,12 +401,12 @@ def _interval(effect: Effect, unit: str = "") -> str:
     return f"{value} [{effect.low:.3g}, {effect.high:.3g}]".replace("-", "\N{MINUS SIGN}")
 
 
-def _verb(effect: Effect | None) -> str:
+def _does(effect: Effect | None, what: str) -> str:
     if effect is None or not np.isfinite(effect.low):
-        return "has too few comparisons to show an effect on"
+        return f"has too few comparisons to show an effect on the {what}"
     if effect.low <= 0 <= effect.high:
-        return "has no clear effect on"
-    return f"{'raises' if effect.value > 0 else 'lowers'} by {abs(effect.value):.2g}"
+        return f"has no clear effect on the {what}"
+    return f"{'raises' if effect.value > 0 else 'lowers'} the {what} by {abs(effect.value):.2g}"
 
 
 def _direction(rho: float, x: str, y: str) -> str:

@@ -106,7 +106,7 @@ def _bar(row: dict[str, Any]) -> Markup:
     left, scale = min(ends) - 0.08 * reach, 120 / (1.16 * reach)
 
     def at(x: float) -> float:
-        return round((x - left) * scale, 1)
+        return float(round((x - left) * scale, 1))
 
     start, end = {"within": (at(-bound), at(bound)), ">": (at(bound), 120.0), "<": (0.0, at(bound))}.get(
         sign, (0.0, 0.0)

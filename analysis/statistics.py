@@ -35,13 +35,13 @@ def resamples(groups: npt.ArrayLike, draws: int, seed: int) -> Array:
     drawn = np.random.default_rng(seed).integers(count, size=(draws, count))
     weights = np.zeros((draws, count))
     np.add.at(weights, (np.arange(draws)[:, None], drawn), 1.0)
-    return weights[:, group]
+    return np.asarray(weights[:, group])
 
 
 def jackknife(groups: npt.ArrayLike) -> Array:
     """(groups, n) weights that leave out one group each."""
     _, group = np.unique(np.asarray(groups), return_inverse=True)
-    return 1.0 - (group[None, :] == np.arange(group.max() + 1)[:, None])
+    return np.asarray(1.0 - (group[None, :] == np.arange(group.max() + 1)[:, None]))
 
 
 def ranks(values: Array, weights: Array) -> Array:
@@ -55,7 +55,7 @@ def ranks(values: Array, weights: Array) -> Array:
         onehot = np.zeros((len(values), len(levels)))
         onehot[np.arange(len(values)), inverse] = 1.0
         at_level = weights @ onehot
-        return (np.cumsum(at_level, axis=1) - at_level / 2 + 0.5)[:, inverse]
+        return np.asarray((np.cumsum(at_level, axis=1) - at_level / 2 + 0.5)[:, inverse])
     order = np.argsort(values, axis=1, kind="stable")
     ordered = np.take_along_axis(values, order, 1)
     after = np.cumsum(np.take_along_axis(weights, order, 1), axis=1)
@@ -202,4 +202,4 @@ def _normal_equations(design: Array, y: Array, weights: Array) -> tuple[Array, A
 
 def finite(*columns: Any) -> npt.NDArray[np.bool_]:
     """(n,) where every column has a number."""
-    return np.logical_and.reduce([np.isfinite(np.asarray(c, dtype=float)) for c in columns])
+    return np.asarray(np.logical_and.reduce([np.isfinite(np.asarray(c, dtype=float)) for c in columns]))

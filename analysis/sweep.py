@@ -63,7 +63,7 @@ class Sweep:
         found = [c for c in found if self.cells[c].notna().any()]
         if "in_distribution_loss" in found:
             # The same text distribution, measured during training on less of it: for sweeps without evaluations.
-            found.remove("validation_loss")
+            found = [c for c in found if c != "validation_loss"]
         paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in found}
         return paper | {c.removesuffix("_loss"): c for c in found if c not in PAPER_TASKS}
 
@@ -108,7 +108,7 @@ class Sweep:
     def configurations(self) -> np.ndarray[Any, Any]:
         """(n,) the number of each cell's configuration: cells that differ by their seed only share it."""
         settings = [s for s in self.free_settings if s != "seed"]
-        return self.cells.groupby(settings, dropna=False, sort=False).ngroup().to_numpy()
+        return np.asarray(self.cells.groupby(settings, dropna=False, sort=False).ngroup())
 
     def slices(self, hyperparameter: str, equal_steps: bool = False) -> list[pd.DataFrame]:
         """Groups of at least two cells that differ in one hyperparameter and nothing else, ordered by it.
@@ -137,8 +137,8 @@ class Sweep:
 
     def label(self, column: str) -> str:
         """A column's name for an axis, with its unit."""
-        unit = self.units.get(column, "")
-        return f"{words(column)} ({unit.partition(',')[0]})" if unit else words(column)
+        unit = self.units.get(column, "").partition(",")[0]
+        return f"{words(column)} ({unit})" if unit and unit != words(column) else words(column)
 
 
 def load(store: Store, space: Any) -> Sweep:

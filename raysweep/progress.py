@@ -345,17 +345,24 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
     Where standard error is no terminal, a line when a part begins.
     """
     errors = Console(stderr=True, highlight=False)
+    parts: dict[str, Any] = {}
+    if not errors.is_terminal:
+
+        def line(part: str, done: int, of: int) -> None:
+            if part not in parts:
+                parts[part] = None
+                errors.print(f"{part}: {of}")
+
+        yield line
+        return
     columns = (
         TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    parts: dict[str, Any] = {}
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
+    with Progress(*columns, console=errors) as progress:
 
         def step(part: str, done: int, of: int) -> None:
             if part not in parts:
                 parts[part] = progress.add_task(part, total=of)
-                if not errors.is_terminal:
-                    errors.print(f"{part}: {of}")
             progress.update(parts[part], completed=done, total=of)
 
         yield step

@@ -1,0 +1,194 @@
+"""`raysweep analyze` on the simulated sweep: every file, every figure, and the page in a real browser."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from analysis import analyze, example, figures, sweep
+from analysis.sweep import Sweep
+from raysweep.errors import UserError
+from raysweep.store import Store
+
+
+def raysweep(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "raysweep.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def output(example_folder: Path) -> Path:
+    folder = example_folder / "report"
+    done = raysweep("analyze", "simulated.yaml", "--store", "store", "--output", folder, "--json", cwd=example_folder)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["cells"] == {"planned": 108, "analysed": 108}
+    assert [claim["claim"] for claim in answer["claims"]] == list(range(1, 16))
+    return folder
+
+
+def test_the_tables_are_there_with_their_columns(output: Path) -> None:
+    found = pd.read_csv(output / "regressions.csv", keep_default_na=False, na_values=[""])
+    assert list(found.columns[:8]) == ["task", "metric", "statistic", "value", "low", "high", "n", "reason"]
+    assert len(pd.read_csv(output / "claims.csv")) == 15
+    laws = pd.read_csv(output / "scaling_law.csv")
+    assert {"E", "A", "B", "alpha", "beta", "r2", "agreement_of_starts"} == set(laws["parameter"])
+
+
+def test_the_papers_tables_stand_beside_ours(output: Path) -> None:
+    names = sorted(path.stem for path in (output / "tables").glob("table_*.csv"))
+    assert [name.split("_")[1] for name in names] == list("23456789")
+    table = pd.read_csv(output / "tables" / "table_2_in_distribution.csv").set_index(["statistic", "metric"])
+    # The first line of the paper's Table 2.
+    assert table.loc[("raw_spearman", "effective_rank_W"), "paper"] == -0.699
+    text = (output / "tables" / "table_2_in_distribution.md").read_text()
+    assert "paper \N{MINUS SIGN}0.699" in text
+    latex = (output / "tables" / "table_2_in_distribution.tex").read_text()
+    assert latex.count("{") == latex.count("}")
+    assert r"\textit{paper} & $-0.699$ & $0.601$ & $-0.249$" in latex
+
+
+def test_every_figure_of_the_paper_is_drawn(output: Path) -> None:
+    drawn = pd.read_csv(output / "figures" / "figures.csv", keep_default_na=False)
+    numbers = [int(number) for number in drawn["figure"] if number != ""]
+    assert numbers == list(range(2, 28))
+    assert (drawn["reason"] == "").all()
+    for name in drawn["file"]:
+        picture = Image.open(output / "figures" / name)
+        assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 50, f"{name} is nearly empty"
+        assert (output / "figures" / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    assert drawn["title"].str.len().min() > 20
+
+
+def test_nothing_of_the_analysis_imports_ray_or_torch() -> None:
+    code = (
+        "import sys, analysis.analyze, analysis.example; "
+        "sys.exit(', '.join(m for m in ('ray', 'torch', 'transformers') if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sweep_that_is_not_finished_is_analysed_as_far_as_it_is(
+    example_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cell beyond the two smallest sizes and no fine-tuning yet, one cell without its quantization."""
+    shutil.copytree(example_folder / "store", tmp_path / "store")
+    space = example.space()
+    for cell in space.cells:
+        if cell.size.label not in ("4M", "8M"):
+            (tmp_path / "store" / "cells" / f"{cell.id}.parquet").unlink()
+    for folder in (tmp_path / "store" / "evaluations").glob("finetune_*"):
+        shutil.rmtree(folder)
+    quantized = next((tmp_path / "store" / "evaluations").glob("quantized-*"))
+    (quantized / f"{space.cells[0].id}.parquet").unlink()
+    store = Store(str(tmp_path / "store"))
+    monkeypatch.setattr(figures, "catalogue", lambda found: [e for e in CATALOGUE(found) if e.number in (2, 4, 6, 24)])
+    steps: list[tuple[str, int, int]] = []
+    answer = analyze.analyze(store, space, tmp_path / "report", lambda *step: steps.append(step))
+    assert (answer.analysed, answer.planned) == (36, 108)
+    assert {("regressions", 10, 10), ("figures", 4, 4)} <= set(steps)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "72 of 108 cells are not in this analysis" in page or "Simulated numbers" in page
+    found = pd.read_csv(tmp_path / "report" / "regressions.csv", keep_default_na=False)
+    assert set(found[found["task"] == "quantized_in_distribution"]["n"]) == {35}
+    laws = pd.read_csv(tmp_path / "report" / "scaling_law.csv")
+    assert set(laws["reason"]) == {"the law needs 3 sizes and 3 token budgets, not 2 and 4"}
+    drawn = pd.read_csv(tmp_path / "report" / "figures" / "figures.csv", keep_default_na=False).set_index("figure")
+    assert drawn.loc[6, "reason"] == "no cell has Python loss after fine-tuning on Python"
+    assert drawn.loc[2, "file"] != ""
+
+
+CATALOGUE = figures.catalogue
+
+
+def test_what_is_beyond_the_paper_gets_its_figures(simulated: Sweep, tmp_path: Path) -> None:
+    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+    more = cells.assign(id=cells["id"] + "-x", beta2=0.99, effective_rank_W=cells["effective_rank_W"] + 0.01)
+    study = sweep.from_tables("next", pd.concat([cells, more], ignore_index=True), simulated.trajectories)
+    extra = [entry for entry in figures.catalogue(study) if entry.name == "beta2"]
+    assert [entry.stem for entry in extra] == ["further_beta2"]
+    row = figures._save(extra[0], study, tmp_path)
+    assert row["reason"] == ""
+    assert row["title"] == "Raising the beta2 at all else equal raises the effective rank of W by 0.01"
+
+
+def test_an_empty_store_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:
+    done = raysweep("analyze", "simulated.yaml", "--store", tmp_path, "--output", tmp_path / "r", cwd=example_folder)
+    assert done.returncode == 1
+    assert (
+        done.stderr == f"raysweep: error: no cell of simulated is finished in {tmp_path}: `raysweep run` trains them\n"
+    )
+
+
+def test_an_output_that_cannot_be_written_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match=r"taken cannot be written: (Not a directory|File exists)"):
+        analyze.analyze(Store(str(example_folder / "store")), example.space(), tmp_path / "taken")
+
+
+@pytest.fixture(scope="module")
+def page(output: Path) -> Iterator[Any]:
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine: `apt install chromium`")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=browser, args=quiet)
+        opened = chromium.new_page(viewport={"width": 1200, "height": 900})
+        opened.said, opened.asked = [], []
+        opened.on("console", lambda message: opened.said.append(message.text))
+        opened.on("pageerror", lambda error: opened.said.append(str(error)))
+        opened.on("request", lambda request: opened.asked.append(request.url))
+        opened.goto((output / "report.html").as_uri())
+        opened.wait_for_selector("#scatter .point")
+        yield opened
+        chromium.close()
+
+
+def test_the_page_asks_for_nothing_and_says_nothing(page: Any, output: Path) -> None:
+    assert page.said == []
+    outside = [url for url in page.asked if not url.startswith("data:")]
+    assert outside == [(output / "report.html").as_uri()]
+    assert page.locator("#scorecard tr.claim").count() == 15
+    assert page.locator("figure img").count() == 32
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
+
+
+def test_the_controls_of_the_scatter_plot_work(page: Any, simulated: Sweep) -> None:
+    assert page.locator("#scatter .point").count() == 108
+    page.select_option("#x", "cosine_W")
+    page.select_option("#y", "out_of_distribution_loss")
+    page.select_option("#colour", "batch_size")
+    page.select_option("#size", "4M")
+    assert page.locator("#scatter .point").count() == 18
+    assert page.locator("#scatter .xtitle").text_content() == "cosine of W"
+    assert page.locator("#scatter .ytitle").text_content() == "out-of-distribution loss"
+    assert page.locator("#scatter .legendtext").all_text_contents() == ["32", "64", "128", "256", "512"]
+    shown = page.evaluate("document.getElementById('scatter').data.flatMap(trace => trace.y)")
+    small = simulated.cells[simulated.cells["size"] == "4M"]["out_of_distribution_loss"]
+    assert sorted(shown) == pytest.approx(sorted(small), rel=1e-5)
+    page.locator("#scatter").scroll_into_view_if_needed()
+    box = page.locator("#scatter .point").first.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_selector("#scatter .hovertext")
+    hover = page.locator("#scatter .hovertext").text_content()
+    assert any(cell in hover for cell in simulated.cells["id"])
+    assert page.said == []
+
+
+def test_the_trajectories_follow_their_controls(page: Any) -> None:
+    page.select_option("#over", "validation_loss")
+    page.select_option("#run_size", "")
+    assert page.evaluate("document.getElementById('trajectories').data.length") == 108
+    assert page.locator("#trajectories .ytitle").text_content() == "validation loss (nats per token)"
+    assert page.said == []

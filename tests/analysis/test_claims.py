@@ -1,0 +1,111 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import claims, regressions, sweep
+from analysis.claims import Finding
+from analysis.sweep import Sweep
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "verdict"),
+    [
+        ("> 0", 0.1, 0.3, "supported"),
+        ("> 0", -0.1, 0.3, "undecided"),
+        ("> 0", -0.3, -0.1, "contradicted"),
+        ("< 0.05", -0.2, 0.04, "supported"),
+        ("< 0.05", 0.06, 0.2, "contradicted"),
+        ("< 0.05", 0.04, 0.2, "undecided"),
+        ("within ±0.3", -0.2, 0.29, "supported"),
+        ("within ±0.3", -0.5, -0.31, "contradicted"),
+        ("within ±0.3", 0.2, 0.4, "undecided"),
+        ("not 0", 0.1, 0.2, "supported"),
+        ("not 0", -0.2, -0.1, "supported"),
+        ("not 0", -0.1, 0.1, "undecided"),
+        ("> 0", np.nan, np.nan, "undecided"),
+        ("> 0", -np.inf, np.inf, "undecided"),
+    ],
+)
+def test_a_verdict_follows_from_the_interval(rule: str, low: float, high: float, verdict: str) -> None:
+    assert Finding("effect", rule, (low + high) / 2, low, high, 10).verdict == verdict
+
+
+@pytest.fixture(scope="module")
+def main_regressions(simulated: Sweep) -> pd.DataFrame:
+    return regressions.regressions(simulated, draws=200)[0]
+
+
+@pytest.fixture(scope="module")
+def card(simulated: Sweep, main_regressions: pd.DataFrame) -> pd.DataFrame:
+    return claims.claims(simulated, main_regressions)[0].set_index("claim")
+
+
+def test_fifteen_claims_each_with_its_deciding_test(
+    simulated: Sweep, main_regressions: pd.DataFrame, card: pd.DataFrame
+) -> None:
+    assert list(card.index) == list(range(1, 16))
+    _, tests = claims.claims(simulated, main_regressions)
+    for number, row in card.iterrows():
+        own = tests[tests["claim"] == number]
+        verdicts = set(own["verdict"])
+        expected = next((v for v in ("contradicted", "undecided") if v in verdicts), "supported")
+        assert row["verdict"] == expected
+        assert expected in own[own["effect"] == row["effect"]]["verdict"].to_list()
+        assert row["statement"] == claims.STATEMENTS[number]
+
+
+def test_what_the_example_plants_is_supported(card: pd.DataFrame) -> None:
+    """Each follows from a formula of `analysis.example`: effects of batch, decay, final rate and tokens, a line, H."""
+    assert {n: card.loc[n, "verdict"] for n in (3, 8, 11, 12, 14)} == dict.fromkeys((3, 8, 11, 12, 14), "supported")
+
+
+def changed(simulated: Sweep, **columns: pd.Series) -> Sweep:
+    cells = simulated.cells.assign(**columns).drop(columns=[sweep.BASE_RATE])
+    return sweep.from_tables("changed", cells, simulated.trajectories)
+
+
+def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+    cells = simulated.cells
+    upside_down = changed(
+        simulated, effective_rank_W=1 - cells["effective_rank_W"], cosine_W=-cells["cosine_W"],
+        out_of_distribution_loss=pd.Series(np.random.default_rng(0).standard_normal(108)),
+        effective_rank_H=cells["effective_rank_W"] - 0.5,
+    )  # fmt: skip
+    card, _ = claims.claims(upside_down, main_regressions)
+    verdicts = card.set_index("claim")["verdict"]
+    assert {n: verdicts[n] for n in (3, 8, 9, 11, 12, 14)} == dict.fromkeys((3, 8, 9, 11, 12, 14), "contradicted")
+
+
+def test_a_late_rise_in_loss_contradicts_the_claim_on_saturation(
+    simulated: Sweep, main_regressions: pd.DataFrame
+) -> None:
+    rising = simulated.trajectories.copy()
+    last = rising.groupby("cell")["step"].transform("max") == rising["step"]
+    rising.loc[last, "validation_loss"] *= 1.2
+    rose = sweep.from_tables("rising", simulated.cells.drop(columns=[sweep.BASE_RATE]), rising)
+    assert set(claims.late_rise(rising).values()) != {0.0}
+    card, _ = claims.claims(rose, main_regressions)
+    assert card.set_index("claim").loc[5, "verdict"] == "contradicted"
+
+
+def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: Sweep) -> None:
+    few = sweep.from_tables(
+        "few", simulated.cells[["id", "status", *simulated.free_settings[:-1], "size", "parameters", "steps", "flops",
+                                "learning_rate", "validation_loss", "effective_rank_W"]].head(5),
+        simulated.trajectories.head(0),
+    )  # fmt: skip
+    found, _ = regressions.regressions(few, draws=20, jobs=1)
+    card, tests = claims.claims(few, found)
+    assert set(card["verdict"]) == {"undecided"}
+    assert card["reason"].ne("").all()
+    assert tests[tests["value"].isna()]["reason"].ne("").all()
+
+
+def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated: Sweep) -> None:
+    """Planted flat, with noise of a hundredth of the spread."""
+    cells = simulated.cells
+    noise = 1e-3 * np.random.default_rng(0).standard_normal(108)
+    flat = changed(simulated, effective_rank_W=0.4 + 0.1 * np.log2(cells["batch_size"] / 128) + noise)
+    evidence = list(claims._Evidence(flat, pd.DataFrame()).claim_10())
+    assert evidence[0].verdict == "supported"
+    assert evidence[0].n == 18
