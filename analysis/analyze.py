@@ -50,8 +50,12 @@ def analyze(store: Store, space: Any, output: Path, step: Step = lambda what, do
 
 def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     drawings = output / "figures"
-    for stale in [*drawings.glob("f*_*.png"), *drawings.glob("f*_*.pdf"), *(output / "tables").glob("*_*.*")]:
-        stale.unlink()
+    for folder, names in (
+        (drawings, ("figure_[0-9][0-9]_*", "further_*")),
+        (output / "tables", ("table_[0-9]_*", "further_*")),
+    ):
+        for stale in [path for name in names for path in folder.glob(name)]:
+            stale.unlink()
     drawings.mkdir(parents=True, exist_ok=True)
 
     statistics, laws = regressions.regressions(found, step=lambda done, of: step("regressions", done, of))

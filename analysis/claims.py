@@ -25,8 +25,8 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
-from analysis.sweep import Sweep, outcome, words
-from analysis.trends import Effect, curvature, effect, position, slopes, trend
+from analysis.sweep import PAPER_TASKS, Sweep, outcome, words
+from analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, position, slopes, trend
 
 Array = npt.NDArray[np.float64]
 
@@ -60,6 +60,8 @@ LITTLE = 0.3
 """A correlation below this is little: what Cohen (1988) calls medium starts there."""
 NEAR_LINEAR = 0.9
 """R² from which a relation counts as a line."""
+NO_LINE = 0.5
+"""R² up to which a relation counts as no strong line."""
 ADDS_NOTHING = 0.05
 """Added R² below this is nothing: the largest that the paper prints."""
 LATE_RISE = 0.01
@@ -138,14 +140,17 @@ class _Evidence:
         )  # fmt: skip
         for column, what in ((RANK, "effective rank"), (self.loss, self.loss_words)):
             yield self._resampled(
-                f"mean within-size percentile of the {what} of cells with at most half the median steps", "> 0.5",
+                f"mean within-size percentile of the {what} of cells with at most half the median steps and a batch above "
+                "the median", "> 0.5",
                 (column,), partial(_percentile_of_short_runs, column=column),
             )  # fmt: skip
 
     def _spread_at_equal_loss(self, cells: pd.DataFrame) -> Callable[[Array], Array]:
         first, second = np.triu_indices(len(cells), 1)
         size, rank, loss = (cells[c].to_numpy(float) for c in ("parameters", RANK, self.loss))
-        same = size[first] == size[second]
+        configuration = self.sweep.configurations[cells.index]
+        # Two seeds of one configuration are one model twice.
+        same = (size[first] == size[second]) & (configuration[first] != configuration[second])
         first, second = first[same], second[same]
         apart, of_size = np.abs(loss[first] - loss[second]), size[first]
         close = np.zeros(len(first), dtype=bool)
@@ -158,10 +163,13 @@ class _Evidence:
             near = pairs * close
             return np.asarray((near @ spread / near.sum(axis=1)) / (pairs @ spread / pairs.sum(axis=1)))
 
-        return ratio
+        # There are many pairs of cells: some resamples at a time.
+        return lambda weights: np.concatenate(
+            [ratio(some) for some in np.array_split(weights, -(-len(weights) // 100))]
+        )
 
     def claim_3(self) -> Iterator[Finding]:
-        out = self.sweep.tasks.get("out_of_distribution", "")
+        out = self.sweep.tasks.get("out_of_distribution", "out_of_distribution_loss")
         yield self._line(self.loss, out, "out-of-distribution loss", f"> {NEAR_LINEAR}")
 
         def closer(cells: pd.DataFrame) -> Callable[[Array], Array]:
@@ -220,14 +228,14 @@ class _Evidence:
         for task in tasks or ["finetune_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
             yield self._regression(task, RANK, "predictive_r2", f"< {ADDS_NOTHING}")
-            column = self.sweep.tasks.get(task, "")
-            yield self._line(self.loss, column, outcome(task), f"< {NEAR_LINEAR}")
+            column = _column_of(self.sweep, task)
+            yield self._line(self.loss, column, outcome(task), f"< {NO_LINE}")
 
     def claim_7(self) -> Iterator[Finding]:
         tasks = [t for t in self.sweep.tasks if t.startswith("forgetting_")]
         for task in tasks or ["forgetting_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
-            change = f"{self.sweep.tasks.get(task, task)}_change"
+            change = f"{_column_of(self.sweep, task)}_change"
             what = words(change)
             yield self._resampled(
                 f"Spearman of the {what} and the base model's loss", "not 0", (change, self.loss),
@@ -238,7 +246,13 @@ class _Evidence:
     def claim_8(self) -> Iterator[Finding]:
         yield self._trend("batch_size", RANK, "effective rank", "> 0")
         yield self._trend("batch_size", COSINE, "cosine", "< 0")
-        yield self._trend("batch_size", self.loss, f"{self.loss_words} at the ends above the middle", "> 0", curvature)
+        # The middle is chosen by its place, not by its loss: the lowest of several losses is below the ends by chance.
+        for ends, keep, rule in (
+            ("lowest to the middle", of_lowest_and_middle, "< 0"), ("middle to the highest", of_middle_and_highest, "> 0"),
+        ):  # fmt: skip
+            yield self._trend(
+                "batch_size", self.loss, self.loss_words, rule, keep=partial(_between, "batch_size", keep), ends=ends
+            )
 
     def claim_9(self) -> Iterator[Finding]:
         yield self._trend("weight_decay", RANK, "effective rank", "> 0")
@@ -277,8 +291,10 @@ class _Evidence:
         def bent(cells: pd.DataFrame) -> Callable[[Array], Array]:
             rank, cosine = cells[RANK].to_numpy(float), cells[COSINE].to_numpy(float)
             square = ((rank - rank.mean()) ** 2)[:, None]
-            partition = folds_of(np.arange(len(cells)), 1)[0]
-            return lambda w: statistics.added_r2(rank[:, None], square, cosine, partition, w)[:, 0]
+            partitions = folds_of(np.unique(self.sweep.configurations[cells.index], return_inverse=True)[1], 3)
+            return lambda w: np.mean(
+                [statistics.added_r2(rank[:, None], square, cosine, p, w)[:, 0] for p in partitions], axis=0
+            )
 
         yield self._resampled(
             "Spearman of effective rank and cosine", "< 0", (RANK, COSINE), partial(_correlation, x=RANK, y=COSINE)
@@ -292,7 +308,7 @@ class _Evidence:
         )
         yield self._resampled(
             "interquartile range / median, of isotropy minus of effective rank", "< 0", (RANK, ISOTROPY),
-            lambda cells: lambda w: _relative_range(cells[ISOTROPY], w) - _relative_range(cells[RANK], w),
+            lambda cells: lambda w: np.round(_relative_range(cells[ISOTROPY], w) - _relative_range(cells[RANK], w), 12),
         )  # fmt: skip
         yield self._isotropy_and_decay()
 
@@ -345,15 +361,16 @@ class _Evidence:
     def _trend(
         self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] = position,
         keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
+        ends: str = "lowest to the highest",
     ) -> Finding:  # fmt: skip
         over = words(hyperparameter)
-        name = f"{what}, from the lowest to the highest {over}" if contrast is position else f"{what} ({over})"
+        name = f"{what}, from the {ends} {over}" if contrast is position else f"{what} ({over})"
         if column not in self.cells:
             return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
         found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
         if found is None:
             equal = "steps and all else" if equal_steps else "all else"
-            return Finding(name, rule, reason=f"no two cells differ in {over} with {equal} equal")
+            return Finding(name, rule, reason=f"no two cells that this compares differ in {over} with {equal} equal")
         return _of_effect(name, rule, found)
 
     def _line(self, x: str, y: str, what: str, rule: str) -> Finding:
@@ -374,17 +391,19 @@ class _Evidence:
         cells = cells.dropna(subset=list(columns))
         if only is not None:
             cells = cells[cells["parameters"].isin(only)]
-        if len(cells) < fewest * max(1, len(only or ())) or statistic is None:
-            return Finding(
-                name, rule, n=len(cells), reason=f"{len(cells)} cells; at least {fewest} of a kind are needed"
-            )
         groups = self.sweep.configurations[cells.index]
+        count = len(np.unique(groups))
+        if count < fewest * max(1, len(only or ())) or statistic is None:
+            reason = f"{count} configurations; at least {fewest} of a kind are needed"
+            return Finding(name, rule, n=len(cells), reason=reason)
         with np.errstate(invalid="ignore", divide="ignore"):
             of = statistic(cells)
             value = float(of(statistics.sample(len(cells)))[0])
             draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
         if not math.isfinite(value):
-            return Finding(name, rule, n=len(cells), reason="one side is the same for all cells")
+            return Finding(
+                name, rule, n=len(cells), reason="not defined: one side is constant, or no cell is of the kind"
+            )
         interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
         reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
         return Finding(name, rule, value, *interval, n=len(cells), reason=reason)
@@ -393,6 +412,17 @@ class _Evidence:
 def _correlation(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
     first, second = cells[x].to_numpy(float), cells[y].to_numpy(float)
     return lambda w: statistics.spearman(first, second, w)
+
+
+def _between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+    """A slice's cells at two of its values, where it has at least three."""
+    return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
+
+
+def _column_of(sweep: Sweep, task: str) -> str:
+    """A task's column, also where the sweep does not have it."""
+    columns = {name: column for column, name in PAPER_TASKS.items()}
+    return sweep.tasks.get(task) or columns.get(task, f"{task}_loss")
 
 
 def _where_factor(cells: pd.DataFrame, keep: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
@@ -416,7 +446,8 @@ def _of_effect(name: str, rule: str, found: Effect) -> Finding:
 def _percentile_of_short_runs(cells: pd.DataFrame, column: str) -> Callable[[Array], Array]:
     by_size = cells.groupby("parameters")
     percentile = (by_size[column].rank() - 0.5) / by_size[column].transform("size")
-    short = (cells["steps"] <= by_size["steps"].transform("median") / 2).to_numpy(float)
+    few_steps = cells["steps"] <= by_size["steps"].transform("median") / 2
+    short = (few_steps & (cells["batch_size"] > by_size["batch_size"].transform("median"))).to_numpy(float)
     return lambda w: (w * short) @ percentile.to_numpy(float) / (w * short).sum(axis=1)
 
 

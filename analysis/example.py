@@ -63,7 +63,7 @@ def simulate(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
 
     law = LAW["E"] + LAW["A"] / N ** LAW["alpha"] + LAW["B"] / D ** LAW["beta"]
     # More steps at the same tokens help until the batch is too small: a U in the batch size.
-    tuning = 0.008 * (batch + 0.5 - 0.25 * budget) ** 2 + 0.03 * rate**2 + 0.015 * (final - 1) + 0.025 * decay * -size
+    tuning = 0.008 * (batch + 0.5 - 0.25 * budget) ** 2 + 0.03 * rate**2 + 0.03 * (final - 1) + 0.025 * decay * -size
     loss = law * math.exp(tuning + noise(_NOISE))
 
     rank = 0.52 + 0.075 * batch + 0.1 * decay + 0.04 * budget + 0.03 * (final - 1) + 0.05 * size + 0.01 * rate * size
@@ -89,11 +89,10 @@ def simulate(cell: Cell, rng: np.random.Generator) -> dict[str, float]:
         "cosine_H": cosine_H,
     }
     for bits, damage in ((4, 0.02), (3, 0.15)):
-        for method, factor in (("quantized", 1.0), ("round_to_nearest", 2.0)):
-            hurt = damage * factor * (collapse * math.exp(noise(0.3)) + 0.3 * abs(noise(1.0)))
-            for name, before in (("in_distribution_loss", loss), ("out_of_distribution_loss", out)):
-                row[f"{method}_{bits}bit_{name}"] = before + hurt
-                row[f"{method}_{bits}bit_{name}_change"] = hurt
+        hurt = damage * (collapse * math.exp(noise(0.3)) + 0.3 * abs(noise(1.0)))
+        for name, before in (("in_distribution_loss", loss), ("out_of_distribution_loss", out)):
+            row[f"quantized_{bits}bit_{name}"] = before + hurt
+            row[f"quantized_{bits}bit_{name}_change"] = hurt
     for subject, offset in (("python", -1.2), ("math", -0.4)):
         tuned = 2.9 + offset - 0.35 * size + 0.25 * (loss - law) + noise(0.04)
         after = 3.6 - 0.4 * size + 0.1 * (loss - law) + 0.1 * max(decay, -0.5) + noise(0.03)
@@ -138,9 +137,7 @@ def _write_cell(store: Store, simulated: Space, cell: Cell, row: dict[str, float
 def _metrics_of(task: str, row: dict[str, float]) -> list[str]:
     if task == "representation":
         return ["effective_rank_H", "cosine_H"]
-    prefixes = {"quantized": ("quantized", "round_to_nearest")}.get(
-        task, (task, task.replace("finetune", "forgetting"))
-    )
+    prefixes = (task, task.replace("finetune", "forgetting"))
     return [name for name in row if name.startswith(prefixes)]
 
 

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis import statistics
-from analysis.claims import RANK, late_rise
+from analysis.claims import NEAR_LINEAR, NO_LINE, RANK, late_rise
 from analysis.sweep import Sweep, capital, outcome, short, words
 from analysis.trends import Effect, trend
 
@@ -78,15 +78,15 @@ def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
 
 def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: str = "") -> Figure:
     """One panel for each (x column, y column) of `pairs`, coloured by size; a line and its R² where both are losses."""
-    pairs = [(x, y) for x, y in pairs if x in sweep.cells and y in sweep.cells]
+    pairs = [p for p in pairs if set(p) <= set(sweep.cells) and len(sweep.cells.dropna(subset=list(p))) > 1]
     if not pairs:
-        raise NoData(f"no cell has the columns of {words(task)}")
+        raise NoData(f"no two cells have both {outcome(task)} and a metric")
     rows, columns = _grid(len(pairs), widest=3 if len(pairs) in (3, 5, 6) else 4)
     figure, axes = _figure(rows, columns)
     seen: list[tuple[float, str]] = []
     for ax, (x, y) in zip(axes, pairs, strict=False):
         cells = _need(sweep, x, y)
-        _scatter(ax, cells, x, y)
+        _scatter(ax, sweep, cells, x, y)
         _label(ax, sweep.label(x), sweep.label(y))
         if x.endswith(("_loss", "_accuracy")) and y.endswith(("_loss", "_accuracy")):
             slope, start = np.polyfit(cells[x], cells[y], 1)
@@ -99,6 +99,7 @@ def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: st
             _caption(ax, f"Spearman {_signed(rho)}")
             seen.append((rho, x))
     _hide(axes[len(pairs) :])
+    seen = [found for found in seen if np.isfinite(found[0])]
     if not title and seen:
         strongest = max(seen, key=lambda found: abs(found[0]))
         title = (
@@ -113,7 +114,7 @@ def agreement(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
     column, main = _column(sweep, task), _column(sweep, sweep.main_task)
     cells = _need(sweep, column, main, metric)
     r2 = np.corrcoef(cells[main], cells[column])[0, 1] ** 2
-    how = "lies on a line" if r2 > 0.9 else "has no strong line"
+    how = "lies on a line" if r2 > NEAR_LINEAR else "has no strong line" if r2 < NO_LINE else "lies loosely on a line"
     title = (
         f"{capital(outcome(task))} {how} with {outcome(sweep.main_task)} (R² {r2:.2f}); its Spearman with "
         f"the {words(metric)} is {_signed(_spearman(cells, metric, column))}"
@@ -134,7 +135,7 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
         of_size = sizes[size]
         ax.vlines(of_size[metric], of_size[before], of_size[column], color="#bbbbbb", lw=0.8, zorder=1)
         ax.plot(of_size[metric], of_size[before], "o", mfc="white", mec="#444444", mew=0.8)
-        ax.plot(of_size[metric], of_size[column], "o", color=_size_colours(cells)[size])
+        ax.plot(of_size[metric], of_size[column], "o", color=_size_colours(sweep.cells)[size])
         rho = statistics.spearman(
             of_size[metric].to_numpy(float), (of_size[column] - of_size[before]).to_numpy(float),
             statistics.sample(len(of_size)),
@@ -142,7 +143,7 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
         _caption(ax, f"{size}: Spearman of the rise {_signed(rho)}")
         _label(ax, sweep.label(metric), "loss (nats per token)")
     last = axes[len(chosen)]
-    _scatter(last, cells, before, column)
+    _scatter(last, sweep, cells, before, column)
     ends = np.array([cells[before].min(), cells[before].max()])
     last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
     _caption(last, "line: no loss by quantization")
@@ -168,6 +169,9 @@ def saturation(sweep: Sweep) -> Figure:
     slices = [s for s in sweep.slices("batch_size") if s["id"].isin(rows["cell"]).all()]
     if slices:
         cells = min(slices, key=lambda s: (s["parameters"].iloc[0], -len(s), s["tokens"].iloc[0]))
+    if not len(cells):
+        raise NoData("no analysed cell has a trajectory")
+    more = len(cells) > 12
     cells = cells.head(12)
     varied = [s for s in sweep.free_settings if cells[s].nunique() > 1] or ["id"]
     colours = _colours(len(cells))
@@ -182,14 +186,15 @@ def saturation(sweep: Sweep) -> Figure:
     for ax, column in zip(axes, columns, strict=True):
         ax.set_xscale("log")
         _label(ax, "training tokens", sweep.label(column))
+    size = cells["size"].iloc[0] if cells["size"].nunique() == 1 else "the first 12 cells" if more else "all sizes"
+    seen = []
+    ranks = rows.dropna(subset=[RANK]).sort_values("step").groupby("cell")[RANK].last().reindex(cells["id"]).dropna()
+    if len(ranks):
+        seen.append(f"the effective rank ends between {ranks.min():.2f} and {ranks.max():.2f}")
     rise = late_rise(rows[rows["cell"].isin(cells["id"])])
-    last = rows.sort_values("step").groupby("cell")[RANK].last()[cells["id"]]
-    size = cells["size"].iloc[0] if cells["size"].nunique() == 1 else "all sizes"
-    title = (
-        f"At {size} the effective rank ends between {last.min():.2f} and {last.max():.2f}; the validation loss ends at most "
-        f"{max(rise.values()):.1%} above its lowest"
-    )
-    return _finish(figure, title, handles)
+    if rise:
+        seen.append(f"the validation loss ends at most {max(rise.values()):.1%} above its lowest")
+    return _finish(figure, f"At {size} {'; '.join(seen)}", handles)
 
 
 def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps: bool = False) -> Figure:
@@ -253,7 +258,7 @@ def pareto(sweep: Sweep, metrics: Sequence[tuple[str, int]]) -> Figure:
     figure, axes = _figure(1, len(pairs))
     for ax, ((x, x_sign), (y, y_sign)) in zip(axes, pairs, strict=False):
         cells = _need(sweep, x, y)
-        _scatter(ax, cells, x, y)
+        _scatter(ax, sweep, cells, x, y)
         front = _front(cells[x].to_numpy(float), cells[y].to_numpy(float), x_sign, y_sign)
         ax.step(*front, where="post" if x_sign * y_sign < 0 else "pre", color="#444444", lw=0.9, zorder=1)
         _caption(ax, f"Spearman {_signed(_spearman(cells, x, y))}")
@@ -287,8 +292,9 @@ def style() -> dict[Any, Any]:
     return dict(_STYLE)
 
 
-def _scatter(ax: Axes, cells: pd.DataFrame, x: str, y: str) -> None:
-    colours, markers = _size_colours(cells), _size_markers(cells)
+def _scatter(ax: Axes, sweep: Sweep, cells: pd.DataFrame, x: str, y: str) -> None:
+    # Colours of the whole sweep's sizes, which the legend shows, whatever cells this panel has.
+    colours, markers = _size_colours(sweep.cells), _size_markers(sweep.cells)
     for size, group in _sizes(cells).items():
         ax.plot(group[x], group[y], markers[size], color=colours[size], alpha=0.85, mec="white", mew=0.4)
 
@@ -391,6 +397,8 @@ def _front(x: Array, y: Array, x_sign: int, y_sign: int) -> tuple[Array, Array]:
 
 
 def _signed(value: float) -> str:
+    if not np.isfinite(value):
+        return "undefined"
     return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
@@ -410,6 +418,8 @@ def _does(effect: Effect | None, what: str) -> str:
 
 
 def _direction(rho: float, x: str, y: str) -> str:
+    if not np.isfinite(rho):
+        return f"{capital(x)} and {y}: one of them is the same for all cells"
     if abs(rho) < 0.1:
         return f"{capital(x)} and {y} hardly go together (Spearman {_signed(rho)})"
     return f"Higher {x} goes with {'higher' if rho > 0 else 'lower'} {y} (Spearman {_signed(rho)})"

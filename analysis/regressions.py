@@ -86,7 +86,7 @@ def of_task(sweep: Sweep, task: str, draws: int = DRAWS) -> tuple[list[dict[str,
     # Metrics that the same cells have share everything but themselves.
     outcomes = {
         cells.tobytes(): Outcome(
-            sweep, loss, cells, draws, {m: metrics[m][cells] for m in metrics if (present[m] == cells).all()}
+            sweep, loss, cells, draws, column, {m: metrics[m][cells] for m in metrics if (present[m] == cells).all()}
         )
         for cells in [*present.values(), statistics.finite(loss)]
     }
@@ -109,7 +109,13 @@ class Outcome:
     """One task's loss and the metrics over the cells that have them, with all that their statistics share."""
 
     def __init__(
-        self, sweep: Sweep, loss: Array, present: npt.NDArray[np.bool_], draws: int, metrics: dict[str, Array]
+        self,
+        sweep: Sweep,
+        loss: Array,
+        present: npt.NDArray[np.bool_],
+        draws: int,
+        column: str,
+        metrics: dict[str, Array],
     ) -> None:
         self.metrics = metrics
         cells = sweep.cells[present]
@@ -117,9 +123,13 @@ class Outcome:
         self.n = int(present.sum())
         self.draws = draws
         self.N, self.D = cells["parameters"].to_numpy(float), cells["tokens"].to_numpy(float)
-        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
+        # Tokens in whole steps, as the FLOPs count them: the rounding of a budget to steps would otherwise be a feature of
+        # its own, and the largest for short runs with large batches.
+        trained = cells["steps"] * cells["batch_size"] * cells["sequence_length"]
+        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), trained.to_numpy(float)]))
         controls = sweep.controls[present]
         self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
+        self.is_loss = column.endswith("_loss")
         self.groups = np.unique(sweep.configurations[present], return_inverse=True)[1]
 
     def answer(self, statistic: str, metric: str) -> dict[str, Any]:
@@ -127,6 +137,8 @@ class Outcome:
         answer: dict[str, Any] = {"value": np.nan, "low": np.nan, "high": np.nan, "n": self.n, "reason": ""}
         if self.n < _FEWEST:
             return answer | {"reason": f"{self.n} cells; at least {_FEWEST} are needed"}
+        if len(np.unique(self.groups)) < _FEWEST:
+            return answer | {"reason": f"{len(np.unique(self.groups))} configurations; at least {_FEWEST} are needed"}
         for name, values in (("metric", self.metrics[metric]), ("loss", self.loss)):
             if np.ptp(values) <= 1e-12 * np.abs(values).max():
                 return answer | {"reason": f"the {name} is the same for all cells"}
@@ -138,7 +150,10 @@ class Outcome:
             return answer | {"reason": "the controls determine the metric or the loss: nothing is left to correlate"}
         if not np.isfinite(low):
             return answer | {"value": value, "reason": "no interval: too few resamples have a value"}
-        return answer | {"value": value, "low": low, "high": high}
+        answer |= {"value": value, "low": low, "high": high}
+        if statistic == "residual_spearman_chinchilla" and self._law is not None and self._law[0].doubtful:
+            answer["reason"] = f"of a law that is in doubt: {self._law[0].problem}"
+        return answer
 
     @cached_property
     def _weights(self) -> tuple[Array, Array, Array]:
@@ -158,6 +173,8 @@ class Outcome:
         return self._interval([statistics.spearman(self.metrics[metric], self.loss, w) for w in self._weights])
 
     def _residual_spearman_linear(self, metric: str) -> Any:
+        if self.n < _FEWEST + 2:
+            return _Missing(f"{self.n} cells; at least {_FEWEST + 2} are needed")
         return self._interval(
             [
                 statistics.spearman(self.metrics[metric], r, w)
@@ -172,7 +189,7 @@ class Outcome:
 
     def _residual_spearman_chinchilla(self, metric: str) -> Any:
         if self._law is None:
-            return _Missing(scaling_law.enough(self.N, self.D))
+            return _Missing(self._no_law)
         return self._interval(
             [
                 statistics.spearman(self.metrics[metric], r, w)
@@ -180,9 +197,18 @@ class Outcome:
             ]
         )
 
+    @property
+    def _no_law(self) -> str:
+        """Why there is no scaling law of this task, or nothing."""
+        if not self.is_loss:
+            return "the law is one of losses"
+        if self.n and (self.loss.min() <= 0 or np.ptp(self.loss) == 0):
+            return "the law needs losses above zero that differ"
+        return scaling_law.enough(self.N, self.D)
+
     @cached_property
     def _law(self) -> tuple[scaling_law.Law, list[scaling_law.Fits]] | None:
-        if scaling_law.enough(self.N, self.D) or self.loss.min() <= 0:
+        if self._no_law:
             return None
         law, best = scaling_law.fit(self.N, self.D, self.loss)
         _, resampled, left_out = self._weights
@@ -227,6 +253,10 @@ class Outcome:
         sizes = np.unique(self.N, return_inverse=True)[1]
         if sizes.max() < 2:
             return _Missing(f"{sizes.max() + 1} sizes; holding one out needs at least 3")
+        left = self.n - int(np.bincount(sizes).max())
+        fewest = _FEWEST + self.baseline.shape[1] + 1
+        if left < fewest:
+            return _Missing(f"{left} cells where the largest size is held out; at least {fewest} are needed")
         value = self._added(metric, sizes)
         return value, *statistics.basic_interval(value, self._draws_of_new_size[metric])
 
@@ -258,8 +288,7 @@ class Outcome:
             for p in (*scaling_law.NAMES, "r2", "agreement_of_starts")
         ]
         if self._law is None:
-            reason = scaling_law.enough(self.N, self.D) or "the law needs a loss above zero"
-            return [row | {"reason": reason} for row in rows]
+            return [row | {"reason": self._no_law} for row in rows]
         law, (_, resampled, _) = self._law
         predicted = np.exp(resampled.log_predictions(self.N, self.D))
         weights = self._weights[1]

@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float64]
 
 DELTA = 1e-3
 NAMES = ("E", "A", "B", "alpha", "beta")
+_FEWEST_AGREE = 0.1
 _STARTS = 64
 """Of the grid's 4,500 starts, the best so many are followed."""
 
@@ -36,6 +37,8 @@ class Law:
     agreement: float
     """The share of starts that ended at the same loss surface: predictions within 0.1% of the best fit's everywhere."""
     problem: str = ""
+    doubtful: bool = False
+    """Whether another fit might have other predictions: this one did not converge, or few starts agree with it."""
 
     def predict(self, N: Array, D: Array) -> Array:
         """Loss, nats per token."""
@@ -108,7 +111,8 @@ def fit(N: Array, D: Array, loss: Array) -> tuple[Law, Fits]:
     problem = _problem(
         bool(fits.converged[best]), agreement, A * np.exp(-alpha * np.log(N)), B * np.exp(-beta * np.log(D)), E
     )
-    law = Law(E, A, B, alpha, beta, r2, agreement, problem)
+    doubtful = not fits.converged[best] or agreement < _FEWEST_AGREE
+    law = Law(E, A, B, alpha, beta, r2, agreement, problem, bool(doubtful))
     return law, Fits(
         fits.theta[best : best + 1], fits.objective[best : best + 1], fits.converged[best : best + 1], centre
     )
@@ -125,7 +129,7 @@ def refit(best: Fits, N: Array, D: Array, loss: Array, weights: Array) -> Fits:
 def _problem(converged: bool, agreement: float, size_term: Array, token_term: Array, E: float) -> str:
     """What is wrong with a fit; a term that does not reach a thousandth of E anywhere has no exponent to speak of."""
     found = [] if converged else ["did not converge"]
-    if agreement < 0.1:
+    if agreement < _FEWEST_AGREE:
         found.append(f"only {agreement:.0%} of the starts agree")
     for name, term in (("A / N^alpha", size_term), ("B / D^beta", token_term)):
         if np.ptp(term) < 1e-3 * (E + term.mean()):

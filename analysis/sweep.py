@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,7 +61,8 @@ class Sweep:
         """Task -> its column, the paper's tasks first."""
         found = [c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK]
         found = [c for c in found if self.cells[c].notna().any()]
-        if "in_distribution_loss" in found:
+        measured = {c: self.cells[c].notna().sum() for c in found}
+        if measured.get("in_distribution_loss", 0) > measured.get("validation_loss", 0) / 2:
             # The same text distribution, measured during training on less of it: for sweeps without evaluations.
             found = [c for c in found if c != "validation_loss"]
         paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in found}
@@ -70,13 +71,13 @@ class Sweep:
     @property
     def main_task(self) -> str:
         """The loss that the claims and figures about pretraining use."""
-        return "in_distribution" if "in_distribution" in self.tasks else "validation"
+        return "validation" if "validation" in self.tasks else "in_distribution"
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
         found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any()]
-        own = [c for c in found if not any(c.endswith(f"_{other}") for other in found)]
+        own = [c for c in found if not c.startswith(("finetune_", "forgetting_"))]
         return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
 
     @cached_property
@@ -102,6 +103,8 @@ class Sweep:
         names = ["parameters", "tokens", "batch_size", "weight_decay", "learning_rate", "final_learning_rate_fraction"]
         names += [s for s in self.free_settings if s not in names and s not in stands_for]
         varied = [n for n in names if n in self.cells and self.cells[n].nunique(dropna=False) > 1]
+        if not varied:
+            return pd.DataFrame(index=self.cells.index)
         return pd.get_dummies(self.cells[varied], drop_first=True).astype(float)
 
     @cached_property
@@ -109,6 +112,18 @@ class Sweep:
         """(n,) the number of each cell's configuration: cells that differ by their seed only share it."""
         settings = [s for s in self.free_settings if s != "seed"]
         return np.asarray(self.cells.groupby(settings, dropna=False, sort=False).ngroup())
+
+    @cached_property
+    def over_seeds(self) -> Sweep:
+        """The sweep with one row per configuration, the mean over its seeds: repetitions are no further configurations."""
+        if len(np.unique(self.configurations)) == len(self.cells):
+            return self
+        by_configuration = self.cells.groupby(self.configurations, sort=False)
+        cells = by_configuration.first()
+        for column in self.cells.select_dtypes("number"):
+            if column not in self.settings:
+                cells[column] = by_configuration[column].mean()
+        return replace(self, cells=cells.assign(seed=0))
 
     def slices(self, hyperparameter: str, equal_steps: bool = False) -> list[pd.DataFrame]:
         """Groups of at least two cells that differ in one hyperparameter and nothing else, ordered by it.
@@ -162,15 +177,21 @@ def from_tables(
 ) -> Sweep:
     """A sweep from tables in the form of `raysweep results` and of the store's trajectories."""
     diverged = cells["status"] == "diverged" if "status" in cells else pd.Series(False, index=cells.index)
-    kept = cells[~diverged].reset_index(drop=True)
+    kept = _finite(cells[~diverged].reset_index(drop=True))
     if {"learning_rate", "learning_rate_factor"} <= set(kept):
         # Rounded, so that two ways to compute one rate make one rate.
         base = kept["learning_rate"] / kept["learning_rate_factor"]
         kept = kept.assign(**{BASE_RATE: [float(f"{rate:.9g}") for rate in base]})
     return Sweep(
-        name=name, cells=kept, trajectories=trajectories.reset_index(drop=True),
+        name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),
         planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
     )  # fmt: skip
+
+
+def _finite(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with nothing where a number is infinite: a loss that overflowed was not measured."""
+    real = table.select_dtypes("float").columns
+    return table.assign(**{c: table[c].where(np.isfinite(table[c])) for c in real})
 
 
 def words(name: str) -> str:

@@ -66,9 +66,9 @@ class Table:
     def latex(self) -> str:
         """A booktabs table; the paper's values stand in the line below ours."""
         lines = [
-            r"\begin{table}[t]", r"\centering\small",
+            r"\begin{table}[t]", r"\centering\small", r"\resizebox{\textwidth}{!}{%",
             r"\begin{tabular}{l" + "c" * len(self.metrics) + "}", r"\toprule",
-            " & ".join(["", *(words(m).replace(" of ", " of $") + "$" for m in self.metrics)]) + r" \\", r"\midrule",
+            " & ".join(["", *(_latex_words(m) for m in self.metrics)]) + r" \\", r"\midrule",
         ]  # fmt: skip
         for statistic in self.statistics:
             cells = [self.cell(statistic, m) for m in self.metrics]
@@ -79,7 +79,7 @@ class Table:
                 lines.append(" & ".join([r"\quad\textit{paper}", *papers]) + r" \\")
         note = " ".join(self.notes()).replace("%", r"\%").replace("^", r"\^{}")
         lines += [
-            r"\bottomrule", r"\end{tabular}", rf"\caption{{Geometric metrics against {outcome(self.task)}. {note}}}",
+            r"\bottomrule", r"\end{tabular}}", rf"\caption{{Geometric metrics against {outcome(self.task)}. {note}}}",
             rf"\label{{tab:{self.task.replace('_', '-')}}}", r"\end{table}", "",
         ]  # fmt: skip
         return "\n".join(lines)
@@ -90,7 +90,7 @@ class Table:
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         notes = [f"In brackets: bootstrap 95% intervals; n = {n} models."]
         reasons = dict.fromkeys(r for r in self.rows["reason"] if r)
-        return notes + [f"No value where {reason}." for reason in reasons]
+        return notes + [f"Note: {reason}." for reason in reasons]
 
 
 def tables(regressions: pd.DataFrame) -> list[Table]:
@@ -139,5 +139,14 @@ def _latex_entry(row: pd.Series) -> str:
     if not np.isfinite(row["value"]):
         return "--"
     if not np.isfinite(row["low"]):
-        return f"${row['value']:.3f}$"
-    return rf"${row['value']:.3f}$ {{\scriptsize$[{row['low']:.3f}, {row['high']:.3f}]$}}"
+        return f"${_ascii(row['value'])}$"
+    return rf"${_ascii(row['value'])}$ {{\scriptsize$[{_ascii(row['low'])}, {_ascii(row['high'])}]$}}"
+
+
+def _ascii(value: float) -> str:
+    return number(value).replace(_MINUS, "-")
+
+
+def _latex_words(metric: str) -> str:
+    name, _, of = words(metric).rpartition(" of ")
+    return f"{name} of ${of}$" if name else of

@@ -1,12 +1,12 @@
 """What one hyperparameter does to a column with everything else equal, with exact permutation intervals.
 
-A slice is a group of cells that differ in one hyperparameter only (`Sweep.slices`). An effect is a slope shared by all
-slices, each of which has a level of its own: y = level of the slice + effect * x + error, where x is a contrast over the
-values of the hyperparameter. If the errors within a slice are exchangeable, shuffling them within slices gives the exact
-distribution of the effect's error, and so an interval (Garthwaite 1996): with S(x, y) the sum over slices of the centred
-products, the effect b is compatible with permutation p unless S(x, y) - b S(x, x) is beyond S(x, p y) - b S(x, p x), and
-the interval's ends are quantiles of (S(x, y) - S(x, p y)) / (S(x, x) - S(x, p x)) over the permutations. It excludes zero
-exactly when the permutation test rejects zero.
+A slice is a group of cells that differ in one hyperparameter only (`Sweep.slices`), each the mean over its seeds. An
+effect is a slope shared by all slices, each of which has a level of its own: y = level of the slice + effect * x +
+error, where x is a contrast over the values of the hyperparameter. If the errors within a slice are exchangeable,
+shuffling them within slices gives the exact distribution of the effect's error, and so an interval (Garthwaite 1996):
+with S(x, y) the sum over slices of the centred products, the effect b is compatible with permutation p unless S(x, y)
+- b S(x, x) is beyond S(x, p y) - b S(x, p x), and the interval's ends are quantiles of (S(x, y) - S(x, p y)) / (S(x,
+x) - S(x, p x)) over the permutations. It excludes zero exactly when the permutation test rejects zero.
 """
 
 from __future__ import annotations
@@ -46,12 +46,16 @@ def position(values: Array) -> Array:
     return np.asarray(inverse / (len(levels) - 1))
 
 
-def curvature(values: Array) -> Array:
-    """A parabola over `position`, freed of its linear part: its coefficient is the ends' height above the middle."""
-    x = position(values)
-    bend = 4 * (x - 0.5) ** 2
-    line = x - x.mean()
-    return np.asarray(bend - bend.mean() - line * (line @ bend) / (line @ line))
+def of_lowest_and_middle(cells: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
+    """The cells of a slice at the lowest and at the middle value of its hyperparameter."""
+    levels = np.sort(values.unique())
+    return cells[values.isin([levels[0], levels[len(levels) // 2]])]
+
+
+def of_middle_and_highest(cells: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
+    """The cells of a slice at the middle and at the highest value of its hyperparameter."""
+    levels = np.sort(values.unique())
+    return cells[values.isin([levels[len(levels) // 2], levels[-1]])]
 
 
 def trend(
@@ -67,7 +71,7 @@ def trend(
     `contrast` gives x for the hyperparameter's values in a slice; `keep` may leave out some of a slice's cells.
     """
     pairs = []
-    for cells in sweep.slices(hyperparameter, equal_steps):
+    for cells in sweep.over_seeds.slices(hyperparameter, equal_steps):
         kept = keep(cells.dropna(subset=[column]))
         if kept[hyperparameter].nunique() < 2:
             continue
@@ -80,7 +84,7 @@ def trend(
 def slopes(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
     """(slices,) the log size of each slice and the column's change over the values tested in it."""
     sizes, found = [], []
-    for cells in sweep.slices(hyperparameter, equal_steps):
+    for cells in sweep.over_seeds.slices(hyperparameter, equal_steps):
         cells = cells.dropna(subset=[column])
         if cells[hyperparameter].nunique() > 1:
             x, y = position(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)

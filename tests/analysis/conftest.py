@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from analysis import example, sweep
+from analysis import example, regressions, sweep
 from raysweep.space import Space
 from raysweep.store import Store
 
@@ -21,3 +22,9 @@ def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def simulated(example_folder: Path) -> sweep.Sweep:
     space: Space = example.space()
     return sweep.load(Store(str(example_folder / "store")), space)
+
+
+@pytest.fixture(scope="session")
+def tables_of_example(simulated: sweep.Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Its regressions and scaling laws, from few resamples."""
+    return regressions.regressions(simulated, draws=200)

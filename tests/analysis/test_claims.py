@@ -31,8 +31,8 @@ def test_a_verdict_follows_from_the_interval(rule: str, low: float, high: float,
 
 
 @pytest.fixture(scope="module")
-def main_regressions(simulated: Sweep) -> pd.DataFrame:
-    return regressions.regressions(simulated, draws=200)[0]
+def main_regressions(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
+    return tables_of_example[0]
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,22 @@ def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: Sweep, main_
     card, _ = claims.claims(upside_down, main_regressions)
     verdicts = card.set_index("claim")["verdict"]
     assert {n: verdicts[n] for n in (3, 8, 9, 11, 12, 14)} == dict.fromkeys((3, 8, 9, 11, 12, 14), "contradicted")
+
+
+def test_a_loss_that_only_rises_is_not_u_shaped(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+    """Convex and rising: the ends together are above the middle, but the lowest batch is not."""
+    rising = changed(simulated, in_distribution_loss=3 + 0.01 * np.log2(simulated.cells["batch_size"] / 16) ** 2)
+    tests = list(claims._Evidence(rising, main_regressions).claim_8())[2:]
+    assert [test.verdict for test in tests] == ["contradicted", "supported"]
+
+
+def test_two_seeds_of_a_model_are_no_pair_of_models(simulated: Sweep) -> None:
+    once = next(claims._Evidence(simulated, pd.DataFrame()).claim_2())
+    again = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True)
+    twice = sweep.from_tables("seeds", again.drop(columns=[sweep.BASE_RATE]), simulated.trajectories)
+    repeated = next(claims._Evidence(twice, pd.DataFrame()).claim_2())
+    assert repeated.value == pytest.approx(once.value, abs=0.05)
+    assert repeated.low < repeated.value < repeated.high
 
 
 def test_a_late_rise_in_loss_contradicts_the_claim_on_saturation(

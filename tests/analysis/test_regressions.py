@@ -19,14 +19,8 @@ PAPER_CONTROLS = [
 
 
 @pytest.fixture(scope="module")
-def both(simulated: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
-    small = replace(simulated, simulated.cells.drop(columns=[c for c in simulated.cells if c.startswith("round_to")]))
-    return regressions.regressions(small, draws=200)
-
-
-@pytest.fixture(scope="module")
-def table(both: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
-    return both[0].set_index(["task", "metric", "statistic"])
+def table(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
+    return tables_of_example[0].set_index(["task", "metric", "statistic"])
 
 
 def replace(simulated: Sweep, cells: pd.DataFrame) -> Sweep:
@@ -56,7 +50,9 @@ def test_values_agree_with_independent_packages(simulated: Sweep, table: pd.Data
     law, _ = scaling_law.fit(N, D, loss.to_numpy())
     left = stats.spearmanr(values, loss - law.predict(N, D)).statistic
     assert found["residual_spearman_chinchilla"] == pytest.approx(left, abs=1e-10)
-    baseline = np.log(cells[["parameters", "flops", "tokens"]])
+    # Compute is 6 N D, so that its logarithm adds nothing to those of size and of tokens in whole steps.
+    trained = cells["steps"] * cells["batch_size"] * cells["sequence_length"]
+    baseline = np.log(pd.DataFrame({"size": cells["parameters"], "tokens": trained}))
     r2 = [
         r2_score(loss, cross_val_predict(LinearRegression(), f, loss, groups=cells["size"], cv=LeaveOneGroupOut()))
         for f in (baseline, baseline.assign(metric=values))
@@ -70,15 +66,24 @@ def test_every_number_has_an_interval_around_it_and_an_n(simulated: Sweep, table
     assert (table["low"] < table["high"]).all()
     inside = (table["low"] <= table["value"]) & (table["value"] <= table["high"])
     assert inside.mean() > 0.98  # A basic or BCa interval may miss its own estimate, rarely.
-    tasks = {t for t in simulated.tasks if not t.startswith("round_to")}
+    tasks = set(simulated.tasks)
     assert set(table.index.get_level_values(0)) == tasks
     assert len(table) == len(tasks) * len(simulated.metrics) * len(regressions.STATISTICS)
 
 
-def test_names_are_those_of_the_papers_tables(both: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+def test_names_are_those_of_the_papers_tables(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> None:
     paper = pd.read_csv(regressions.__file__.replace("regressions.py", "paper_tables.csv"))
-    assert list(both[0].columns[:8]) == ["task", "metric", "statistic", "value", "low", "high", "n", "reason"]
-    found = {tuple(row) for row in both[0][["task", "metric", "statistic"]].itertuples(index=False)}
+    assert list(tables_of_example[0].columns[:8]) == [
+        "task",
+        "metric",
+        "statistic",
+        "value",
+        "low",
+        "high",
+        "n",
+        "reason",
+    ]
+    found = {tuple(row) for row in tables_of_example[0][["task", "metric", "statistic"]].itertuples(index=False)}
     for row in paper.to_dict("records"):
         for metric in sweep.PAPER_METRICS:
             assert (row["task"], metric, row["statistic"]) in found
@@ -162,6 +167,48 @@ def test_columns_that_are_no_metric_of_the_cell_are_left_out(simulated: Sweep) -
     assert "finetune_python_cosine_W" not in changed.metrics
     assert "finetune_python_loss_change" not in changed.tasks.values()
     assert "train_loss" not in changed.tasks.values()
+
+
+def test_rounding_a_budget_to_steps_is_no_feature(simulated: Sweep) -> None:
+    """The FLOPs of the tokens in whole steps are 1e-5 off 6 N D of the budget; no prediction may use that."""
+    exact = 6.0 * simulated.cells["parameters"] * simulated.cells["tokens"]
+    features = np.log(simulated.cells[["parameters", "tokens"]])
+    loss = simulated.cells["in_distribution_loss"].to_numpy()
+    present = np.ones(108, dtype=bool)
+    baseline = regressions.Outcome(simulated, loss, present, 20, "in_distribution_loss", {}).baseline
+    assert (simulated.cells["flops"] / exact - 1).abs().max() > 1e-5
+    fold = regressions.folds_of(np.arange(108), 1)[0]
+    by_three = regressions.out_of_fold_r2(baseline, loss, fold)
+    assert by_three == pytest.approx(regressions.out_of_fold_r2(features.to_numpy(), loss, fold), abs=1e-4)
+
+
+def test_one_cell_or_one_configuration_has_reasons(simulated: Sweep) -> None:
+    assert set(rows_of(simulated, simulated.cells.head(1))["reason"]) == {"1 cells; at least 8 are needed"}
+    seeds = pd.concat([simulated.cells.head(1).assign(seed=s) for s in range(10)], ignore_index=True)
+    rng = np.random.default_rng(0)
+    seeds = seeds.assign(in_distribution_loss=3 + rng.random(10), effective_rank_W=rng.random(10))
+    rows = rows_of(simulated, seeds).loc["effective_rank_W"]
+    assert rows["value"].isna().all()
+    assert set(rows["reason"]) == {"1 configurations; at least 8 are needed"}
+
+
+def test_an_infinite_loss_counts_as_not_measured(simulated: Sweep) -> None:
+    cells = simulated.cells.copy()
+    cells.loc[0, "in_distribution_loss"] = np.inf
+    assert (rows_of(simulated, cells)["n"] == 107).all()
+
+
+def test_no_law_of_an_accuracy_or_of_a_constant_loss(simulated: Sweep) -> None:
+    cells = simulated.cells.assign(arc_accuracy=np.linspace(0, 1, 108), flat_loss=3.0)
+    changed = replace(simulated, cells)
+    for task, reason in (("arc_accuracy", "the law is one of losses"), ("flat", "the law needs losses above zero")):
+        rows, laws = regressions.of_task(changed, task, draws=20)
+        assert all(row["reason"].startswith(reason) for row in laws)
+        assert all(row["reason"] for row in rows if np.isnan(row["value"]))
+
+
+def test_a_metric_does_not_hide_another_that_ends_like_it(simulated: Sweep) -> None:
+    assert "spectral_norm_W" in replace(simulated, simulated.cells.assign(norm_W=np.arange(108.0))).metrics
 
 
 def test_diverged_cells_are_counted_and_left_out(simulated: Sweep) -> None:

@@ -2,11 +2,20 @@ import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.sweep import Sweep
-from analysis.trends import PERMUTATIONS, curvature, effect, position, slopes, trend
+from analysis.sweep import BASE_RATE, Sweep, from_tables
+from analysis.trends import (
+    PERMUTATIONS,
+    effect,
+    of_lowest_and_middle,
+    of_middle_and_highest,
+    position,
+    slopes,
+    trend,
+)
 
 
 def test_an_effect_without_noise_is_found_exactly() -> None:
@@ -64,14 +73,27 @@ def test_permutations_at_random_agree_with_all_of_them() -> None:
     assert many.high == pytest.approx(every.high, abs=0.3)
 
 
-def test_curvature_is_the_height_of_the_ends_and_blind_to_a_line() -> None:
-    batch = np.array([32.0, 64, 128, 256, 512])
-    x = position(batch)
-    assert x == pytest.approx([0, 0.25, 0.5, 0.75, 1])
-    bowl = 0.3 * (4 * (x - 0.5) ** 2)
-    found = effect([(curvature(batch), 2.0 + 1.7 * x + bowl)] * 2)
-    assert found.value == pytest.approx(0.3)
-    assert curvature(batch) @ x == pytest.approx(0, abs=1e-12)
+def test_the_ends_are_compared_with_the_value_in_the_middle() -> None:
+    cells = pd.DataFrame({"batch_size": [32, 64, 128, 256, 512, 512]})
+    assert list(of_lowest_and_middle(cells, cells["batch_size"])["batch_size"]) == [32, 128]
+    assert list(of_middle_and_highest(cells, cells["batch_size"])["batch_size"]) == [128, 512, 512]
+    assert position(cells["batch_size"].to_numpy(float)) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_seeds_of_a_configuration_are_one_cell(simulated: Sweep) -> None:
+    """Every cell again under another seed, all with the same error, changes neither the effect's n nor its slices."""
+    again = simulated.cells.assign(
+        seed=1, id=simulated.cells["id"] + "-again", effective_rank_W=simulated.cells["effective_rank_W"] + 0.2
+    )
+    cells = pd.concat([simulated.cells, again], ignore_index=True).drop(columns=[BASE_RATE])
+    once, twice = (
+        trend(s, "weight_decay", "effective_rank_W")
+        for s in (simulated, from_tables("seeds", cells, simulated.trajectories))
+    )
+    assert once is not None
+    assert twice is not None
+    assert (twice.n, twice.slices) == (once.n, once.slices) == (18, 6)
+    assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
 
 
 def test_slices_of_the_papers_grid(simulated: Sweep) -> None:
