@@ -15,8 +15,12 @@ from typing import Any
 
 import torch
 
-# Tokens in a chunk: few enough for a chunk of logits to stay in the cache, many enough for the matmuls to run at speed.
+from raysweep import kernels
+
+# Tokens in a chunk, and on a CPU rows of W in a tile: a tile of logits, 2 MiB, stays in the cache between the matmul that
+# makes it, the exponential and the matmul that uses it.
 CHUNK = {"cpu": 128, "cuda": 2048}
+TILE = 4096
 
 
 def unembedding_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -34,7 +38,11 @@ def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
     flat, labels = hidden.flatten(0, -2), targets.flatten()
     with torch.no_grad():
         weight = weight.to(_matmul_dtype(flat))
-        losses = [_exponentials(flat[rows], weight, labels[rows])[2] for rows in _chunks(flat)]
+        if _tiled(flat):
+            scratch = _Scratch(flat, weight)
+            losses = [scratch.fill(flat[rows], labels[rows], None)[1] for rows in _chunks(flat)]
+        else:
+            losses = [_exponentials(flat[rows], weight, labels[rows])[2] for rows in _chunks(flat)]
     return torch.cat(losses).view(targets.shape)
 
 
@@ -49,7 +57,16 @@ class _CrossEntropy(torch.autograd.Function):
         if wants_gradients:
             grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
             grad_weight = torch.zeros_like(weight)
+        scratch = _Scratch(hidden, factor) if _tiled(hidden) else None
         for rows in _chunks(hidden):
+            if scratch is not None:
+                product = None if grad_hidden is None else grad_hidden[rows]
+                norm, losses = scratch.fill(hidden[rows], targets[rows], product)
+                total += losses.sum()
+                if grad_weight is not None and product is not None:
+                    product /= norm[:, None]
+                    scratch.add_outer(grad_weight, hidden[rows] / norm[:, None])
+                continue
             exponentials, norm, losses = _exponentials(hidden[rows], factor, targets[rows])
             total += losses.sum()
             if grad_hidden is None or grad_weight is None:
@@ -78,6 +95,61 @@ class _CrossEntropy(torch.autograd.Function):
         return hidden * scale if wants_hidden else None, weight * scale if wants_weight else None, None
 
 
+class _Scratch:
+    """On a CPU: E of one chunk, tile by tile, in memory that all chunks share."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.memory = hidden.new_empty(min(len(hidden), CHUNK["cpu"]) * len(weight))
+        self.tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fill(
+        self, hidden: torch.Tensor, targets: torch.Tensor, product: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row sums of E and the losses of one chunk; E stays in `tiles`, and E W goes to `product` if given.
+
+        Logits of a language model are far from overflow, so that their maximum, another pass over them, is taken only
+        where the sums ask for it; E is then that up to a factor per row.
+        """
+        n = len(hidden)
+        self.tiles = [
+            (
+                self.memory[n * start : n * min(start + TILE, len(self.weight))].view(n, -1),
+                self.weight[start : start + TILE],
+            )
+            for start in range(0, len(self.weight), TILE)
+        ]
+        chosen = (hidden * self.weight[targets]).sum(dim=1)
+        norm = self._exponentials(hidden, None, product)
+        if bool(((norm > 1e-30) & (norm < 1e30)).all()):
+            return norm, norm.log() - chosen
+        largest = torch.stack([(hidden @ rows.T).amax(dim=1) for _, rows in self.tiles]).amax(dim=0)
+        norm = self._exponentials(hidden, largest, product)
+        return norm, norm.log() + largest - chosen
+
+    def _exponentials(
+        self, hidden: torch.Tensor, shift: torch.Tensor | None, product: torch.Tensor | None
+    ) -> torch.Tensor:
+        norm = hidden.new_zeros(len(hidden))
+        for first, (tile, rows) in enumerate(self.tiles):
+            torch.mm(hidden, rows.T, out=tile)
+            if shift is not None:
+                tile.sub_(shift[:, None])
+            norm += kernels.exponential_sums(tile)
+            if product is not None:
+                product.addmm_(tile, rows, beta=1 if first else 0)
+        return norm
+
+    def add_outer(self, grad_weight: torch.Tensor, scaled: torch.Tensor) -> None:
+        """grad_weight += E^T scaled."""
+        for start, (tile, _) in zip(range(0, len(self.weight), TILE), self.tiles, strict=True):
+            grad_weight[start : start + TILE].addmm_(tile.T, scaled)
+
+
+def _tiled(hidden: torch.Tensor) -> bool:
+    return hidden.device.type == "cpu" and _matmul_dtype(hidden) == hidden.dtype and hidden.dtype.itemsize >= 4
+
+
 def _chunks(hidden: torch.Tensor) -> list[slice]:
     size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
     return [slice(start, start + size) for start in range(0, len(hidden), size)]
@@ -92,22 +164,10 @@ def _exponentials(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one chunk: E up to a factor per row, its row sums, and the losses."""
-    logits, chosen = _logits(hidden, weight, targets)
-    if hidden.device.type == "cpu":
-        # Logits of a language model are far from overflow, so their maximum, one more pass over them, is taken only where
-        # the sums ask for it. A GPU takes it always: the question would cost it a synchronisation.
-        exponentials = logits.exp_()
-        norm = exponentials.sum(dim=1)
-        if bool(((norm > 1e-30) & (norm < 1e30)).all()):
-            return exponentials, norm, norm.log() - chosen
-        logits, chosen = _logits(hidden, weight, targets)
+    logits = hidden.to(weight.dtype) @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = logits.gather(1, targets[:, None]).squeeze(1)
     largest = logits.amax(dim=1)
     exponentials = logits.sub_(largest[:, None]).exp_()
     norm = exponentials.sum(dim=1)
     return exponentials, norm, norm.log() + largest - chosen
-
-
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = hidden.to(weight.dtype) @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits, logits.gather(1, targets[:, None]).squeeze(1)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysweep import geometry, model
+from raysweep import geometry, kernels, model
 from raysweep.checkpoint import Checkpoint, Position
 from raysweep.corpora.loader import Order, Sequences, TokenizedCorpus
 from raysweep.errors import UserError
@@ -61,6 +61,8 @@ class LanguageModel(nn.Module):
 
     def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
         """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
+        if self.olmo._compiled_call_impl is None and kernels.supports(self.olmo, inputs):
+            return kernels.hidden(self.olmo, inputs)
         return self.olmo(inputs).logits  # type: ignore[no-any-return]
 
     @property
