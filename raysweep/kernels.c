@@ -142,7 +142,7 @@ INLINE void backward_head(
     const int head, float *scratch) {
     const size_t area = (size_t)s->padded * head;
     float *q = scratch, *qt = q + area, *k = qt + area, *kt = k + area, *v = kt + area, *vt = v + area, *g = vt + area,
-          *gt = g + area, *delta = gt + area;
+          *gt = g + area, *delta = gt + area, *slopes = delta + s->padded, *shares = slopes + (size_t)LANES * s->padded;
     const float scale = 1.0f / __builtin_sqrtf((float)head);
     gather(qkv, 0, h, s, 1, scale, q, qt);
     gather(qkv, 1, h, s, 1, 1.0f, k, kt);
@@ -168,14 +168,21 @@ INLINE void backward_head(
             result[c] = ZERO;
         }
         int end = first + LANES < s->length ? first + LANES : s->length;
+        /* In passes, each of which has its numbers in registers. */
         for (int j = 0; j < end; j++) {
-            vec score = ZERO, dp = ZERO;
-            for (int c = 0; c < head; c++) {
-                score += query[c] * k[(size_t)j * head + c];
-                dp += grads[c] * v[(size_t)j * head + c];
-            }
-            vec ds = exponential(score - norm) * (dp - d);
+            vec score = ZERO;
+            for (int c = 0; c < head; c++) score += query[c] * k[(size_t)j * head + c];
+            store(slopes + (size_t)j * LANES, score);
+        }
+        for (int j = 0; j < end; j++) {
+            vec dp = ZERO;
+            for (int c = 0; c < head; c++) dp += grads[c] * v[(size_t)j * head + c];
+            vec ds = exponential(load(slopes + (size_t)j * LANES) - norm) * (dp - d);
             if (j > first) ds = choose(visible(first, j), ds, ZERO);
+            store(slopes + (size_t)j * LANES, ds);
+        }
+        for (int j = 0; j < end; j++) {
+            vec ds = load(slopes + (size_t)j * LANES);
             for (int c = 0; c < head; c++) result[c] += ds * k[(size_t)j * head + c];
         }
         for (int i = first; i < end; i++) {
@@ -197,18 +204,24 @@ INLINE void backward_head(
         ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         int end = first + LANES < s->length ? first + LANES : s->length;
         for (int i = first; i < s->length; i++) {
-            vec score = ZERO, dp = ZERO;
-            for (int c = 0; c < head; c++) {
-                score += key[c] * q[(size_t)i * head + c];
-                dp += value[c] * g[(size_t)i * head + c];
-            }
+            vec score = ZERO;
+            for (int c = 0; c < head; c++) score += key[c] * q[(size_t)i * head + c];
             vec p = exponential(score - lse[i]);
             if (i < end) p = choose(lane + first <= i, p, ZERO);
-            vec ds = p * (dp - delta[i]);
-            for (int c = 0; c < head; c++) {
-                dk[c] += ds * q[(size_t)i * head + c];
-                dv[c] += p * g[(size_t)i * head + c];
-            }
+            store(shares + (size_t)i * LANES, p);
+        }
+        for (int i = first; i < s->length; i++) {
+            vec dp = ZERO;
+            for (int c = 0; c < head; c++) dp += value[c] * g[(size_t)i * head + c];
+            store(slopes + (size_t)i * LANES, load(shares + (size_t)i * LANES) * (dp - delta[i]));
+        }
+        for (int i = first; i < s->length; i++) {
+            vec ds = load(slopes + (size_t)i * LANES);
+            for (int c = 0; c < head; c++) dk[c] += ds * q[(size_t)i * head + c];
+        }
+        for (int i = first; i < s->length; i++) {
+            vec p = load(shares + (size_t)i * LANES);
+            for (int c = 0; c < head; c++) dv[c] += p * g[(size_t)i * head + c];
         }
         for (int j = first; j < end; j++) {
             float *to = dqkv + (size_t)j * 3 * s->width + h * head, row[head];
@@ -231,7 +244,7 @@ static shape shape_of(int length, int heads, int head, const float *cosine, cons
 }
 
 static float *scratch_of(const shape *s, int areas) {
-    size_t size = sizeof(float) * ((size_t)areas * s->padded * s->head + (size_t)(LANES + 1) * s->padded);
+    size_t size = sizeof(float) * ((size_t)areas * s->padded * s->head + (size_t)(2 * LANES + 1) * s->padded);
     return aligned_alloc(64, (size + 63) / 64 * 64);
 }
 
@@ -273,23 +286,18 @@ int attention_backward(
     return 0;
 }
 
-/* exp of every number of rows [begin, end), in place, and the sum of each row. */
-void exponential_sums(float *restrict x, float *restrict sums, int columns, int begin, int end) {
-    for (int i = begin; i < end; i++) {
+/* exp of every number of columns [begin, end) of a matrix with `columns` columns, in place, and the sum of each column. */
+void exponential_sums(float *restrict x, float *restrict sums, int rows, int columns, int begin, int end) {
+    for (int c = begin; c < end; c++) sums[c] = 0;
+    for (int i = 0; i < rows; i++) {
         float *row = x + (size_t)i * columns;
-        vec first = ZERO, second = ZERO;
-        int c = 0;
-        for (; c + 2 * LANES <= columns; c += 2 * LANES) {
-            vec a = exponential(load(row + c)), b = exponential(load(row + c + LANES));
-            store(row + c, a);
-            store(row + c + LANES, b);
-            first += a;
-            second += b;
+        int c = begin;
+        for (; c + LANES <= end; c += LANES) {
+            vec e = exponential(load(row + c));
+            store(row + c, e);
+            store(sums + c, load(sums + c) + e);
         }
-        float sum = 0;
-        for (int l = 0; l < LANES; l++) sum += first[l] + second[l];
-        for (; c < columns; c++) sum += row[c] = exponential1(row[c]);
-        sums[i] = sum;
+        for (; c < end; c++) sums[c] += row[c] = exponential1(row[c]);
     }
 }
 

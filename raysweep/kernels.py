@@ -130,15 +130,16 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def exponential_sums(x: torch.Tensor) -> torch.Tensor:
-    """exp of a float32 matrix (n, V) on a CPU, in place, and the sums of its rows (n,).
+    """exp of a float32 matrix (V, n) on a CPU, in place, and the sums of its columns (n,).
 
     Numbers are held between -87 and 88 first, so that nothing overflows but the sums. Where there is no compiler, by
     PyTorch, and without that.
     """
     if x.dtype != torch.float32 or not x.is_contiguous() or _library() is None:
-        return x.exp_().sum(dim=1)
-    sums = x.new_empty(len(x))
-    _run(len(x), "exponential_sums", _p(x), _p(sums), x.shape[1])
+        return x.exp_().sum(dim=0)
+    rows, columns = x.shape
+    sums = x.new_empty(columns)
+    _run(columns, "exponential_sums", _p(x), _p(sums), rows, columns)
     return sums
 
 

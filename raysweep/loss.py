@@ -17,10 +17,10 @@ import torch
 
 from raysweep import kernels
 
-# Tokens in a chunk, and on a CPU rows of W in a tile: a tile of logits, 2 MiB, stays in the cache between the matmul that
+# Tokens in a chunk, and on a CPU rows of W in a tile: a tile of logits, 1 MiB, stays in the cache between the matmul that
 # makes it, the exponential and the matmul that uses it.
 CHUNK = {"cpu": 128, "cuda": 2048}
-TILE = 4096
+TILE = 2048
 
 
 def unembedding_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,10 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _Scratch:
-    """On a CPU: E of one chunk, tile by tile, in memory that all chunks share."""
+    """On a CPU: E^T of one chunk, tile by tile, in memory that all chunks share.
+
+    Transposed, since of all matmuls here the one with E^T is slow where it is BLAS that transposes.
+    """
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor) -> None:
         self.weight = weight
@@ -106,7 +109,7 @@ class _Scratch:
     def fill(
         self, hidden: torch.Tensor, targets: torch.Tensor, product: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row sums of E and the losses of one chunk; E stays in `tiles`, and E W goes to `product` if given.
+        """Row sums of E and the losses of one chunk; E^T stays in `tiles`, and E W goes to `product` if given.
 
         Logits of a language model are far from overflow, so that their maximum, another pass over them, is taken only
         where the sums ask for it; E is then that up to a factor per row.
@@ -114,7 +117,7 @@ class _Scratch:
         n = len(hidden)
         self.tiles = [
             (
-                self.memory[n * start : n * min(start + TILE, len(self.weight))].view(n, -1),
+                self.memory[n * start : n * min(start + TILE, len(self.weight))].view(-1, n),
                 self.weight[start : start + TILE],
             )
             for start in range(0, len(self.weight), TILE)
@@ -132,18 +135,18 @@ class _Scratch:
     ) -> torch.Tensor:
         norm = hidden.new_zeros(len(hidden))
         for first, (tile, rows) in enumerate(self.tiles):
-            torch.mm(hidden, rows.T, out=tile)
+            torch.mm(rows, hidden.T, out=tile)
             if shift is not None:
-                tile.sub_(shift[:, None])
+                tile.sub_(shift)
             norm += kernels.exponential_sums(tile)
             if product is not None:
-                product.addmm_(tile, rows, beta=1 if first else 0)
+                product.addmm_(tile.T, rows, beta=1 if first else 0)
         return norm
 
     def add_outer(self, grad_weight: torch.Tensor, scaled: torch.Tensor) -> None:
         """grad_weight += E^T scaled."""
         for start, (tile, _) in zip(range(0, len(self.weight), TILE), self.tiles, strict=True):
-            grad_weight[start : start + TILE].addmm_(tile.T, scaled)
+            grad_weight[start : start + TILE].addmm_(tile, scaled)
 
 
 def _tiled(hidden: torch.Tensor) -> bool:
