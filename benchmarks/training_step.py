@@ -23,8 +23,9 @@ import torch.nn.functional as F
 
 from benchmarks.harness import Result, arguments, in_turn, ratios, show
 from raysweep import model
+from raysweep.loss import unembedding_cross_entropy
 from raysweep.space import Cell
-from raysweep.train import Run
+from raysweep.train import LanguageModel, Run
 
 # name -> width, vocabulary, sequence length, batch size, steps of one turn.
 CASES = {
@@ -154,13 +155,31 @@ def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]
             options = TrainingArguments(
                 folder, per_device_train_batch_size=cell.batch_size, max_steps=len(batches), learning_rate=1e-3,
                 adam_beta2=0.95, weight_decay=0.1, max_grad_norm=1.0, lr_scheduler_type="constant", use_cpu=True,
-                report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, optim="adamw_torch_fused",
+                report_to=[], save_strategy="no", log_level="error", logging_strategy="no", disable_tqdm=True,
+                optim="adamw_torch_fused",
             )  # fmt: skip
             Trainer(network, options, train_dataset=rows, callbacks=[clock]).train()
         return []
 
     turn.clock = clock  # type: ignore[attr-defined]
     return turn
+
+
+def parts(cell: Cell, batch: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Microseconds per token, forward and backward, of the loss and of the blocks alone, raysweep's and PyTorch's."""
+    network = model.build(cell.shape, cell.sequence_length, cell.seed)
+    weight = network.transformer.ff_out.weight
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    states = torch.randn(*inputs.shape, cell.size.width, requires_grad=True)
+    language_model = LanguageModel(network)
+    pieces: dict[str, Callable[[], torch.Tensor]] = {
+        "loss, raysweep": lambda: unembedding_cross_entropy(states, weight, targets),
+        "loss, F.cross_entropy": lambda: F.cross_entropy((states @ weight.T).flatten(0, 1), targets.flatten()),
+        "blocks, raysweep": lambda: language_model.hidden(inputs).sum(),
+        "blocks, ai2-olmo": lambda: network(inputs).logits.sum(),
+    }
+    seconds = in_turn({name: lambda piece=piece: piece().backward() for name, piece in pieces.items()}, rounds + 1)
+    return {name: round(sorted(s[1:])[rounds // 2] / inputs.numel() * 1e6, 1) for name, s in seconds.items()}
 
 
 def matmul_rate(seconds: float = 1.0) -> float:
@@ -197,6 +216,7 @@ def compare(case: str, rounds: int, compile: bool) -> tuple[list[Result], dict[s
     rate = max(rates)
     detail = {
         "tokens per second": {name: round(tokens / sorted(s)[len(s) // 2]) for name, s in seconds.items()},
+        "microseconds per token": parts(cell, batches[0], rounds),
         "matmul GFLOP/s of this machine": round(rate / 1e9, 1),
         "fraction of the matmul rate": round(6 * cell.shape.parameters * tokens / fastest / rate, 3),
     }
@@ -220,13 +240,11 @@ def _peak(subject: str, tokens: int) -> float:
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def memory(rounds: int) -> tuple[list[Result], dict[str, float]]:
-    costs: dict[str, list[float]] = {OURS: [], OLMO: []}
-    for _ in range(rounds):
-        for subject, peaks in costs.items():
-            peaks.append(peak_memory(subject, 8192))
+def memory() -> tuple[list[Result], dict[str, float]]:
+    """Peaks are the same every time to a few MiB, so each is taken once."""
+    costs = {subject: [peak_memory(subject, 8192)] for subject in (OURS, OLMO)}
     twice = peak_memory(OURS, 16384)
-    detail = {f"{name} MiB at 8,192 tokens": round(sorted(p)[len(p) // 2]) for name, p in costs.items()}
+    detail = {f"{name} MiB at 8,192 tokens": round(peak) for name, (peak,) in costs.items()}
     return ratios("OLMo-4M memory", OURS, costs, "x peak memory"), detail | {
         "raysweep MiB at 16,384 tokens": round(twice)
     }
@@ -246,7 +264,7 @@ def main() -> None:
         return
     results, details = [], {}
     for case in options.case or [*CASES, "memory"]:
-        found, details[case] = memory(3) if case == "memory" else compare(case, options.rounds, options.compile)
+        found, details[case] = memory() if case == "memory" else compare(case, options.rounds, options.compile)
         results += found
     show(results, options.json, threads=options.threads, details=details)
 

@@ -135,15 +135,16 @@ def test_gptq_leaves_less_error_in_each_layer_than_rounding(
     assert layers == 4 * 6
 
 
-def test_quantized(trained: Trained, corpus: TokenizedCorpus, tmp_path: Path) -> None:
-    subject = trained.subject(corpus, tmp_path)
+def test_quantized(corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    # At width 16 the two methods differ by less than two trainings whose sums were rounded in another order.
+    subject = Trained(corpus, 32).subject(corpus, tmp_path)
     before = {name: tensor.clone() for name, tensor in subject.language_model.olmo.state_dict().items()}
     settings = quantized.Settings(bits=(8, 2), calibration_sequences=16, sequences=16)
     found = metrics(subject, settings)
     unquantized = plain_loss(subject.language_model, corpus.tokens("pretraining/test"), 16)
     assert found["quantized_8bit_in_distribution_loss"] == pytest.approx(unquantized, abs=5e-4)
     # Two bits hurt, and GPTQ much less than rounding.
-    assert found["quantized_2bit_in_distribution_loss_change"] > 0
+    assert found["round_to_nearest_2bit_in_distribution_loss_change"] > 0.01
     assert found["quantized_2bit_in_distribution_loss"] < found["round_to_nearest_2bit_in_distribution_loss"]
     for place in ("in", "out_of"):
         for name in ("quantized_8bit", "quantized_2bit", "round_to_nearest_8bit", "round_to_nearest_2bit"):
