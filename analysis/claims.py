@@ -25,7 +25,7 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
-from analysis.sweep import PAPER_TASKS, Sweep, outcome, words
+from analysis.sweep import Sweep, column_of, outcome, words
 from analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, position, slopes, trend
 
 Array = npt.NDArray[np.float64]
@@ -228,14 +228,14 @@ class _Evidence:
         for task in tasks or ["finetune_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
             yield self._regression(task, RANK, "predictive_r2", f"< {ADDS_NOTHING}")
-            column = _column_of(self.sweep, task)
+            column = column_of(task)
             yield self._line(self.loss, column, outcome(task), f"< {NO_LINE}")
 
     def claim_7(self) -> Iterator[Finding]:
         tasks = [t for t in self.sweep.tasks if t.startswith("forgetting_")]
         for task in tasks or ["forgetting_starcoder_python"]:
             yield self._regression(task, RANK, "partial_spearman", f"within ±{LITTLE}")
-            change = f"{_column_of(self.sweep, task)}_change"
+            change = f"{column_of(task)}_change"
             what = words(change)
             yield self._resampled(
                 f"Spearman of the {what} and the base model's loss", "not 0", (change, self.loss),
@@ -417,12 +417,6 @@ def _correlation(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array
 def _between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
     """A slice's cells at two of its values, where it has at least three."""
     return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
-
-
-def _column_of(sweep: Sweep, task: str) -> str:
-    """A task's column, also where the sweep does not have it."""
-    columns = {name: column for column, name in PAPER_TASKS.items()}
-    return sweep.tasks.get(task) or columns.get(task, f"{task}_loss")
 
 
 def _where_factor(cells: pd.DataFrame, keep: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:

@@ -131,14 +131,16 @@ class Outcome:
         self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
         self.is_loss = column.endswith("_loss")
         self.groups = np.unique(sweep.configurations[present], return_inverse=True)[1]
+        self.configurations = len(np.unique(self.groups))
+        self._baselines: dict[bytes, float] = {}
 
     def answer(self, statistic: str, metric: str) -> dict[str, Any]:
         """value, low, high, n and reason of one statistic of one metric."""
         answer: dict[str, Any] = {"value": np.nan, "low": np.nan, "high": np.nan, "n": self.n, "reason": ""}
         if self.n < _FEWEST:
             return answer | {"reason": f"{self.n} cells; at least {_FEWEST} are needed"}
-        if len(np.unique(self.groups)) < _FEWEST:
-            return answer | {"reason": f"{len(np.unique(self.groups))} configurations; at least {_FEWEST} are needed"}
+        if self.configurations < _FEWEST:
+            return answer | {"reason": f"{self.configurations} configurations; at least {_FEWEST} are needed"}
         for name, values in (("metric", self.metrics[metric]), ("loss", self.loss)):
             if np.ptp(values) <= 1e-12 * np.abs(values).max():
                 return answer | {"reason": f"the {name} is the same for all cells"}
@@ -228,10 +230,9 @@ class Outcome:
         )
 
     def _predictive_r2(self, metric: str) -> Any:
-        count = len(np.unique(self.groups))
         fewest = 5 * 5
-        if count < fewest:
-            return _Missing(f"{count} configurations; at least {fewest} are needed for 5 folds")
+        if self.configurations < fewest:
+            return _Missing(f"{self.configurations} configurations; at least {fewest} are needed for 5 folds")
         value = float(np.mean([self._added(metric, fold) for fold in self._partitions]))
         return value, *statistics.basic_interval(value, self._draws_of_added[metric])
 
@@ -276,10 +277,10 @@ class Outcome:
         return out_of_fold_r2(features, self.loss, fold) - self._baseline_r2(fold)
 
     def _baseline_r2(self, fold: npt.NDArray[np.int64]) -> float:
-        known: dict[bytes, float] = self.__dict__.setdefault("_baselines", {})
-        if fold.tobytes() not in known:
-            known[fold.tobytes()] = out_of_fold_r2(self.baseline, self.loss, fold)
-        return known[fold.tobytes()]
+        key = fold.tobytes()
+        if key not in self._baselines:
+            self._baselines[key] = out_of_fold_r2(self.baseline, self.loss, fold)
+        return self._baselines[key]
 
     def law_rows(self, task: str) -> list[dict[str, Any]]:
         """One row per parameter of the scaling law, its R² and how many of its starts agree."""

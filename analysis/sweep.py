@@ -208,10 +208,15 @@ def words(name: str) -> str:
     return re.sub(r"(\d)bit", r"\1-bit", text).replace("_", " ")
 
 
+def column_of(task: str) -> str:
+    """The column of a task, whether a sweep has it or not."""
+    columns = {name: column for column, name in PAPER_TASKS.items()}
+    return columns.get(task, task if task.endswith("_accuracy") else f"{task}_loss")
+
+
 def outcome(task: str) -> str:
     """What a task's loss is called in a sentence: `quantized_in_distribution` -> `quantized 4-bit in-distribution loss`."""
-    columns = {name: column for column, name in PAPER_TASKS.items()}
-    return words(columns.get(task, task if task.endswith("_accuracy") else f"{task}_loss"))
+    return words(column_of(task))
 
 
 def capital(text: str) -> str:

@@ -2,7 +2,8 @@
 
 All train the same model from the same weights on the same tokens with AdamW and clipping, in float32 on the same number
 of threads: raysweep by `raysweep.train.Run`; ai2-olmo's own forward pass and transformers' `LlamaForCausalLM` in a plain
-PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`. `memory` compares the peak beyond the model itself.
+PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`, its own set-up for each turn of a few
+steps included. `memory` compares the peak beyond the model itself.
 """
 
 from __future__ import annotations
@@ -131,24 +132,10 @@ def llama(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
 
 
 def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import Trainer, TrainingArguments
 
     network = llama_network(cell)
     rows = [{"input_ids": row, "labels": row} for batch in batches for row in batch]
-
-    class Clock(TrainerCallback):
-        """Times from the first step's beginning to the last one's end."""
-
-        seconds = 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 0:
-                self.begun = time.perf_counter()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.seconds = time.perf_counter() - self.begun
-
-    clock = Clock()
 
     def turn() -> list[float]:
         with tempfile.TemporaryDirectory() as folder:
@@ -158,10 +145,9 @@ def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]
                 report_to=[], save_strategy="no", log_level="error", logging_strategy="no", disable_tqdm=True,
                 optim="adamw_torch_fused",
             )  # fmt: skip
-            Trainer(network, options, train_dataset=rows, callbacks=[clock]).train()
+            Trainer(network, options, train_dataset=rows).train()
         return []
 
-    turn.clock = clock  # type: ignore[attr-defined]
     return turn
 
 
