@@ -48,12 +48,17 @@ class Position:
     """Wall-clock spent so far, what a kill took included only up to its last checkpoint."""
     starts: int = 0
 
+    def ends(self, steps: int) -> bool:
+        """Whether training of `steps` steps is over here."""
+        return self.diverged or self.step == steps
+
 
 @dataclass
 class Checkpoint:
     position: Position
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
+    """Empty where only the weights were asked for."""
 
 
 def write(checkpoint: Checkpoint, folder: Path) -> None:
@@ -67,23 +72,27 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / STATE).write_text(json.dumps(body | {"checksum": _checksum(body)}), encoding="utf-8")
 
 
-def read(fs: pafs.FileSystem, folder: str) -> Checkpoint:
-    """Read and verify a checkpoint; ValueError says which file is damaged."""
+def read(fs: pafs.FileSystem, folder: str, optimizer: bool = True) -> Checkpoint:
+    """Read and verify a checkpoint; ValueError says which file is damaged.
+
+    Without `optimizer` its file, two thirds of the whole, is neither read nor asked for.
+    """
     position, sums = _state(fs, folder)
-    return Checkpoint(position, _tensors(fs, folder, MODEL, sums), _tensors(fs, folder, OPTIMIZER, sums))
+    moments = _tensors(fs, folder, OPTIMIZER, sums) if optimizer else {}
+    return Checkpoint(position, _tensors(fs, folder, MODEL, sums), moments)
 
 
 def latest(
-    fs: pafs.FileSystem, run_directory: str, warn: Callable[[str], None] = log.warning
+    fs: pafs.FileSystem, run_directory: str, warn: Callable[[str], None] = log.warning, optimizer: bool = True
 ) -> tuple[str, Checkpoint] | None:
-    """The name and content of the furthest intact checkpoint in a Ray Train run directory.
+    """The name and content (see `read`) of the furthest intact checkpoint in a Ray Train run directory.
 
     A damaged one is passed over for the one before it, and `warn` is told. This, and not Ray Train's own record of the run,
     decides where a cell goes on, so that no damage to either can lose more than one checkpoint.
     """
     for name in names(fs, run_directory):
         try:
-            return name, read(fs, f"{run_directory}/{name}")
+            return name, read(fs, f"{run_directory}/{name}", optimizer)
         except (ValueError, OSError) as error:
             warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
     return None

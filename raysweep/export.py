@@ -145,7 +145,7 @@ def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Ch
     for name in names:
         if checkpoint.step_of(name) == step:
             try:
-                return checkpoint.read(store.fs, f"{store.root}/{directory}/{name}")
+                return checkpoint.read(store.fs, f"{store.root}/{directory}/{name}", optimizer=False)
             except ValueError as error:
                 damaged = f"{store.location}/{directory}/{name}: {error}"
     raise UserError(f"{damaged}; choose another --step, or run the sweep again")

@@ -8,26 +8,35 @@ isotropies, which are 1. Nothing of size V x V is made.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 
-# Rows taken at a time where a temporary as large as the matrix would be needed.
-_ROWS = 8192
+# Rows taken at a time, so that a copy of them stays in the cache from one operation to the next.
+_ROWS = 1024
+
+# Columns of W^T W taken at a time.
+_COLUMNS = 128
+
+# Up to here a sum of exponentials is taken as it stands: no overflow in any number of rows.
+_EXPONENT = 300.0
 
 
 def measure(matrix: torch.Tensor) -> dict[str, float]:
-    """All of them at once, from one decomposition: effective_rank, cosine, isotropy, isotropy_symmetric, spectral_norm."""
-    matrix = _double(matrix)
-    if not bool(torch.isfinite(matrix).all()):
+    """All of them at once, in two passes: effective_rank, cosine, isotropy, isotropy_symmetric, spectral_norm."""
+    _check(matrix)
+    scale = float(matrix.detach().abs().max())
+    if not math.isfinite(scale):
         return dict.fromkeys(("effective_rank", "cosine", "isotropy", "isotropy_symmetric", "spectral_norm"), math.nan)
-    singular_values, directions = _decompose(matrix)
-    one_sided, symmetric = _isotropies(matrix, directions)
+    directions = _directions(matrix, scale)
+    singular_values, log_z = _project(matrix, directions, scale)
+    positive = log_z[0]
     return {
         "effective_rank": _effective_rank(singular_values, matrix.shape[1]),
-        "cosine": _mean_cosine(matrix),
-        "isotropy": one_sided,
-        "isotropy_symmetric": symmetric,
-        "spectral_norm": float(singular_values[0]),
+        "cosine": mean_cosine(matrix),
+        "isotropy": float(torch.exp(positive.min() - positive.max())),
+        "isotropy_symmetric": float(torch.exp(log_z.min() - log_z.max())),
+        "spectral_norm": float(singular_values.max()),
     }
 
 
@@ -36,7 +45,7 @@ def effective_rank(matrix: torch.Tensor) -> float:
 
     Roy and Vetterli 2007, normalised by the d columns as in arXiv 2602.20433, equation 1.
     """
-    return measure_one(matrix, "effective_rank")
+    return measure(matrix)["effective_rank"]
 
 
 def mean_cosine(matrix: torch.Tensor) -> float:
@@ -45,7 +54,19 @@ def mean_cosine(matrix: torch.Tensor) -> float:
     Exactly (|sum u_i|^2 - n) / (n (n - 1)) over the n unit rows u_i. A zero row has no direction and is left out; fewer
     than two rows with one give 0.
     """
-    return measure_one(matrix, "cosine")
+    _check(matrix)
+    n = 0
+    total = torch.zeros(matrix.shape[1], dtype=torch.float64, device=matrix.device)
+    for rows in _blocks(matrix):
+        # Scaling by the largest component first keeps the norm of a very large row from overflowing.
+        largest = rows.abs().amax(dim=1, keepdim=True)
+        rows = rows / largest.where(largest > 0, 1.0)
+        norms = rows.norm(dim=1)
+        total += (1 / norms.where(norms > 0, 1.0)) @ rows
+        n += int(norms.ne(0).sum())
+    if n < 2:
+        return float(total.sum()) if bool(total.isnan().any()) else 0.0
+    return float((total @ total - n) / (n * (n - 1)))
 
 
 def isotropy(matrix: torch.Tensor) -> float:
@@ -55,85 +76,76 @@ def isotropy(matrix: torch.Tensor) -> float:
     magnitude positive. Rows are taken as they are, not normalised. Where eigenvalues coincide the eigenvectors, and so
     the value, are not determined by the matrix.
     """
-    return measure_one(matrix, "isotropy")
+    return measure(matrix)["isotropy"]
 
 
 def isotropy_symmetric(matrix: torch.Tensor) -> float:
     """As `isotropy`, over both signs of every eigenvector: the same for either choice of sign; in [0, 1]."""
-    return measure_one(matrix, "isotropy_symmetric")
+    return measure(matrix)["isotropy_symmetric"]
 
 
 def spectral_norm(matrix: torch.Tensor) -> float:
     """The largest singular value."""
-    return measure_one(matrix, "spectral_norm")
+    return measure(matrix)["spectral_norm"]
 
 
-def measure_one(matrix: torch.Tensor, name: str) -> float:
-    """One entry of `measure`, without the work of the others."""
-    matrix = _double(matrix)
-    if not bool(torch.isfinite(matrix).all()):
-        return math.nan
-    if name == "cosine":
-        return _mean_cosine(matrix)
-    singular_values, directions = _decompose(matrix)
-    if name == "effective_rank":
-        return _effective_rank(singular_values, matrix.shape[1])
-    if name == "spectral_norm":
-        return float(singular_values[0])
-    return _isotropies(matrix, directions)[name == "isotropy_symmetric"]
-
-
-def _double(matrix: torch.Tensor) -> torch.Tensor:
+def _check(matrix: torch.Tensor) -> None:
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise ValueError(f"a matrix with rows and columns is needed, not a tensor of shape {tuple(matrix.shape)}")
-    return matrix.detach().to(torch.float64)
 
 
-def _decompose(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Singular values (falling) and right singular vectors as columns, d x min(V, d) or d x d.
+def _blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The rows in float64, some at a time, so that no copy of the whole is made."""
+    return (rows.to(torch.float64) for rows in matrix.detach().split(_ROWS))
 
-    Through the triangle of a QR decomposition, a d x d matrix with the same singular values and right vectors: as
-    accurate as an SVD of the whole, where the eigenvalues of W^T W would lose half of the digits of the small ones.
+
+def _directions(matrix: torch.Tensor, scale: float) -> torch.Tensor:
+    """Unit eigenvectors of W^T W as columns, d x d, or d x min(V, d) where there are fewer rows than columns.
+
+    From W^T W itself where no singular value is below 1e-5 of the largest. An eigenvector is then off by no more than
+    rounding times 1e5 in the directions of the others, and so is the singular value that `_project` takes as the norm of
+    W a: about 1e-11 of the largest one. Otherwise, since W^T W has lost half of the digits of the small ones, through the
+    triangle of a QR decomposition, a d x d matrix with the same singular values and right vectors.
     """
-    scale = matrix.abs().max()
+    d = matrix.shape[1]
     if scale == 0:
-        d = matrix.shape[1]
-        return matrix.new_zeros(d), torch.eye(d, dtype=matrix.dtype, device=matrix.device)
-    triangle = torch.linalg.qr(matrix / scale, mode="r").R
-    _, singular_values, directions = torch.linalg.svd(triangle, full_matrices=False)
-    return singular_values * scale, directions.T
+        return torch.eye(d, dtype=torch.float64, device=matrix.device)
+    if len(matrix) >= d:
+        gram = torch.zeros(d, d, dtype=torch.float64, device=matrix.device)
+        for rows in _blocks(matrix):
+            rows = rows / scale
+            # Above the diagonal only: a fraction of the products.
+            for start in range(0, d, _COLUMNS):
+                gram[start : start + _COLUMNS, start:].addmm_(rows[:, start : start + _COLUMNS].T, rows[:, start:])
+        eigenvalues, vectors = torch.linalg.eigh(gram, UPLO="U")
+        if eigenvalues[0] > 1e-10 * eigenvalues[-1]:
+            return vectors
+    triangle = torch.linalg.qr(matrix.detach().to(torch.float64) / scale, mode="r").R
+    return torch.linalg.svd(triangle, full_matrices=False).Vh.T
+
+
+def _project(matrix: torch.Tensor, directions: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The singular value of each direction, |W a|, and log Z(a) and log Z(-a) as the rows of a 2 x directions tensor."""
+    largest = directions.abs().argmax(dim=0)
+    directions = directions * directions.gather(0, largest[None]).sign()
+    squares = torch.zeros(directions.shape[1], dtype=torch.float64, device=matrix.device)
+    parts = []
+    for rows in _blocks(matrix):
+        products = (rows / scale if scale else rows) @ directions
+        squares += torch.linalg.vecdot(products, products, dim=0)
+        products *= scale
+        if float(products.abs().max()) < _EXPONENT:
+            exponentials = products.exp_()
+            parts.append(torch.stack([exponentials.sum(dim=0), exponentials.reciprocal_().sum(dim=0)]).log())
+        else:
+            parts.append(torch.stack([products.logsumexp(dim=0), products.neg_().logsumexp(dim=0)]))
+    return squares.sqrt() * scale, torch.stack(parts).logsumexp(dim=0)
 
 
 def _effective_rank(singular_values: torch.Tensor, columns: int) -> float:
-    if singular_values[0] == 0:
+    largest = singular_values.max()
+    if largest == 0:
         return 0.0
-    share = singular_values / singular_values[0]
+    share = singular_values / largest
     share = share / share.sum()
     return float(torch.exp(torch.special.entr(share).sum()) / columns)
-
-
-def _mean_cosine(matrix: torch.Tensor) -> float:
-    # Scaling by the largest component first keeps the norm of a very large row from overflowing.
-    largest = matrix.abs().amax(dim=1, keepdim=True)
-    rows = matrix[largest[:, 0] > 0] / largest[largest > 0][:, None]
-    n = len(rows)
-    if n < 2:
-        return 0.0
-    total = (rows / rows.norm(dim=1, keepdim=True)).sum(dim=0)
-    return float((total @ total - n) / (n * (n - 1)))
-
-
-def _isotropies(matrix: torch.Tensor, directions: torch.Tensor) -> tuple[float, float]:
-    """`isotropy` and `isotropy_symmetric`, from the logarithms of Z over every direction and its opposite."""
-    largest = directions.abs().argmax(dim=0)
-    directions = directions * directions.gather(0, largest[None]).sign()
-    parts = []
-    for rows in matrix.split(_ROWS):
-        products = rows @ directions
-        parts.append(torch.stack([products.logsumexp(dim=0), products.neg_().logsumexp(dim=0)]))
-    log_z = torch.stack(parts).logsumexp(dim=0)
-    positive = log_z[0]
-    return (
-        float(torch.exp(positive.min() - positive.max())),
-        float(torch.exp(log_z.min() - log_z.max())),
-    )

@@ -332,10 +332,15 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_row(cell["id"], _count(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
     console.print(table)
     totals = plan["totals"]
-    _print(
-        f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP, "
-        f"about {totals['gpu_hours']:.3g} GPU-hours ({plan['assumes']})"
-    )
+    _print(f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training")
+    devices = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("device", "hours", "at this share of its peak"):
+        devices.add_column(heading, justify="left" if heading == "device" else "right")
+    for name, device in plan["devices"].items():
+        hours = device["hours"]
+        shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.005 else "< 0.01"
+        devices.add_row(name, shown, f"{device['utilisation']:.1%}")
+    console.print(devices)
 
 
 @contextmanager

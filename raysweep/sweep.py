@@ -14,11 +14,12 @@ import socket
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raysweep import lock, progress
+from raysweep.devices import DEVICES
 from raysweep.errors import UserError
 from raysweep.space import Cell, Space
 from raysweep.store import PLAN, TRAIN, Store
@@ -108,15 +109,9 @@ def plan(space: Space) -> dict[str, Any]:
         "cells": len(cells),
         "tokens": sum(cell.steps * cell.tokens_per_step for cell in space.cells),
         "flops": flops,
-        "gpu_hours": flops / (GPU_FLOPS * GPU_UTILISATION) / 3600,
     }
-    return {"cells": cells, "totals": totals, "assumes": f"6 N D FLOP at {GPU_UTILISATION:.0%} of an A100's bf16 peak"}
-
-
-# An A100's dense bf16 peak (NVIDIA's data sheet), and the share of it that the paper's 6e20 FLOP in about 3000 GPU-hours
-# come to; small models stay far from the peak.
-GPU_FLOPS = 312e12
-GPU_UTILISATION = 0.18
+    devices = {name: asdict(device) | {"hours": device.hours(flops)} for name, device in DEVICES.items()}
+    return {"cells": cells, "totals": totals, "devices": devices}
 
 
 RAY_ENVIRONMENT = {
@@ -135,6 +130,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_num_workers_soft_limit": "8",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 
@@ -217,6 +214,7 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
+        cells = [state.cell for state in left]
         concurrent = _concurrent(space, ray.cluster_resources())
         display = progress.Display(left, held, str(context.dashboard_url or ""))
         trainable = tune.with_resources(
@@ -226,9 +224,11 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         )
         tuner = tune.Tuner(
             trainable,
-            param_space={"cell": tune.grid_search([state.cell.id for state in left])},
+            # The most work first: what does not fit shows at once, and no long cell is left for the end.
+            param_space={"cell": tune.grid_search([c.id for c in sorted(cells, key=lambda cell: -cell.flops)])},
             tune_config=tune.TuneConfig(
-                max_concurrent_trials=concurrent,
+                # One more than can train, so that a trial's own start overlaps the training of the one before it.
+                max_concurrent_trials=concurrent + 1,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["cell"]),
                 trial_dirname_creator=lambda trial: str(trial.config["cell"]),

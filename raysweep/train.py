@@ -165,7 +165,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.position.diverged or self.position.step == self.cell.steps
+        return self.position.ends(self.cell.steps)
 
     def rows(self, pause: Callable[[int], bool] = lambda step: False) -> Iterator[dict[str, Any] | None]:
         """Train to the end, yielding each row when it is due.

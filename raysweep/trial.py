@@ -171,7 +171,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(resources["cpus"])
     warnings: list[str] = []
     found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}", warnings.append)
-    if found is not None and found[1].position.fingerprint == config["fingerprint"] and _finished(cell, found[1]):
+    position = found[1].position if found else None
+    if position is not None and position.fingerprint == config["fingerprint"] and position.ends(cell.steps):
         return  # Trained to the end, but killed before its tables were written.
     run = Run(
         cell,
@@ -221,10 +222,6 @@ def _train_worker(config: dict[str, Any]) -> None:
         saved = time.monotonic()
 
 
-def _finished(cell: Cell, found: Checkpoint) -> bool:
-    return found.position.diverged or found.position.step == cell.steps
-
-
 def _corpus(cell: Cell, fingerprint: str) -> TokenizedCorpus:
     """The corpus on this node, which must be the one the sweep was started with."""
     from raysweep.corpora.loader import open_corpus
@@ -239,11 +236,11 @@ def _corpus(cell: Cell, fingerprint: str) -> TokenizedCorpus:
 
 
 def _final(cell: Cell, store: Store) -> Checkpoint | None:
-    """The checkpoint at the end of a cell's training, if it is there and intact."""
+    """Position and weights at the end of a cell's training, if they are there and intact."""
     from raysweep import checkpoint
 
-    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
-    return found[1] if found is not None and _finished(cell, found[1]) else None
+    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}", optimizer=False)
+    return found[1] if found is not None and found[1].position.ends(cell.steps) else None
 
 
 def _write_tables(cell: Cell, store: Store) -> None:

@@ -176,3 +176,23 @@ def test_rows_taken_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> 
     whole = measure(matrix)
     monkeypatch.setattr(geometry, "_ROWS", 7)
     assert measure(matrix) == pytest.approx(whole, rel=1e-12)
+
+
+@pytest.mark.parametrize("smallest", [1e-1, 1e-4, 0.9e-5, 1.1e-5, 1e-8, 1e-13])
+def test_a_known_spectrum_whichever_way_it_is_decomposed(smallest: float) -> None:
+    """Singular values from 1 down to `smallest`, on both sides of where W^T W stops being enough."""
+    left, _ = torch.linalg.qr(random_matrix(3000, 32))
+    right, _ = torch.linalg.qr(random_matrix(32, 32, seed=5))
+    spectrum = torch.logspace(0, math.log10(smallest), 32, dtype=torch.float64)
+    share = spectrum / spectrum.sum()
+    measured = measure(left * spectrum @ right.T)
+    assert measured["effective_rank"] == pytest.approx(math.exp(-float((share * share.log()).sum())) / 32, rel=1e-12)
+    assert measured["spectral_norm"] == pytest.approx(1.0, rel=1e-12)
+
+
+def test_large_exponents_are_taken_as_logarithms() -> None:
+    """Rows (800, 0) and (0, 1): Z = e^800 + 1 and 1 + e, whose ratio is (1 + e) / e^800 but for less than rounding."""
+    measured = measure(torch.tensor([[800.0, 0.0], [0.0, 1.0]], dtype=torch.float64))
+    assert measured["isotropy"] == pytest.approx((1 + math.e) * math.exp(-800), rel=1e-9, abs=0)
+    shifted = measure(torch.tensor([[700.0, 0.0], [0.0, 690.0]], dtype=torch.float64))
+    assert shifted["isotropy"] == pytest.approx(math.exp(-10), rel=1e-9)
