@@ -29,7 +29,8 @@ def weights(rows: int, columns: int) -> torch.Tensor:
     """A matrix with a spectrum that falls and rows that share a direction, as trained unembeddings have them."""
     generator = torch.Generator().manual_seed(0)
     spectrum = torch.logspace(0, -2, columns)
-    return 0.1 * torch.randn(rows, columns, generator=generator) * spectrum + 0.02 * torch.randn(columns, generator=generator)
+    around = 0.1 * torch.randn(rows, columns, generator=generator) * spectrum
+    return around + 0.02 * torch.randn(columns, generator=generator)
 
 
 def textbook(matrix: torch.Tensor) -> dict[str, float]:
@@ -53,6 +54,19 @@ def textbook(matrix: torch.Tensor) -> dict[str, float]:
         "isotropy_symmetric": min(positive + negative) / max(positive + negative),
         "spectral_norm": float(singular_values[0]),
     }
+
+
+def compare(matrix: torch.Tensor, rounds: int) -> tuple[dict[str, list[float]], dict[str, float], dict[str, float]]:
+    """Seconds of both ways in each round, and their answers."""
+    answers: dict[str, dict[str, float]] = {}
+    seconds = in_turn(
+        {
+            OURS: lambda: answers.update(ours=geometry.measure(matrix)),
+            TEXTBOOK: lambda: answers.update(theirs=textbook(matrix)),
+        },
+        rounds,
+    )
+    return seconds, answers["ours"], answers["theirs"]
 
 
 def share_of_training() -> dict[str, Any]:
@@ -92,16 +106,7 @@ def main() -> None:
         if case == "training":
             details[case] = share_of_training()
             continue
-        matrix = weights(*CASES[case])
-        answers: dict[str, dict[str, float]] = {}
-        seconds = in_turn(
-            {
-                OURS: lambda: answers.update(ours=geometry.measure(matrix)),
-                TEXTBOOK: lambda: answers.update(theirs=textbook(matrix)),
-            },
-            options.rounds,
-        )
-        ours, theirs = answers["ours"], answers["theirs"]
+        seconds, ours, theirs = compare(weights(*CASES[case]), options.rounds)
         apart = max(abs(ours[name] - theirs[name]) / max(1e-300, abs(theirs[name])) for name in theirs)
         if apart > 1e-9:
             raise SystemExit(f"{case}: the two ways are {apart:.1e} apart: {ours}, {theirs}")

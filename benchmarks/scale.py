@@ -46,7 +46,9 @@ def fill(store: Store, space: Space) -> None:
         row = {"cell": cell.id, "step": 0, "tokens": 0, "train_loss": 1.0, "validation_loss": 1.0, "learning_rate": 1.0}
         row |= {name: 0.5 for name in TRAJECTORIES.names if name.endswith("_W")}
         store.write_table(store.trajectory_file(cell.id), [row] * 26, TRAJECTORIES)
-        done = cell.describe() | {key: value for key, value in row.items() if key in CELLS.names and key not in ("tokens",)}
+        done = cell.describe() | {
+            key: value for key, value in row.items() if key in CELLS.names and key not in ("tokens",)
+        }
         store.write_table(store.cell_file(cell.id), [done | {"status": "done", "steps_trained": cell.steps}], CELLS)
         timing = {"cell": cell.id, "stage": TRAIN, "seconds": 1.0, "starts": 1}
         store.write_table(store.timing_file(cell.id, TRAIN), [timing], TIMINGS)

@@ -1,4 +1,4 @@
-"""How long FLOPs take on a device: its peak, and the share of it that pretraining at the sizes of a sweep is taken to reach."""
+"""How long FLOPs take on a device: its peak, and the share of it that pretraining small models is taken to reach."""
 
 from __future__ import annotations
 

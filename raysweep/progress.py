@@ -332,7 +332,9 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_row(cell["id"], _count(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
     console.print(table)
     totals = plan["totals"]
-    _print(f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training")
+    _print(
+        f"\n[bold]{totals['cells']} cells[/], {_count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training"
+    )
     devices = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("device", "hours", "at this share of its peak"):
         devices.add_column(heading, justify="left" if heading == "device" else "right")
