@@ -73,7 +73,7 @@ def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
     if len(decays) > 1:
         handles += [_dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
     rho = _spearman(cells, metric, column)
-    return _finish(figure, f"{_direction(rho, words(metric), outcome(task))}, with much scatter at equal loss", handles)
+    return _finish(figure, _direction(rho, words(metric), outcome(task)), handles)
 
 
 def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: str = "") -> Figure:

@@ -2,8 +2,8 @@
 
 All train the same model from the same weights on the same tokens with AdamW and clipping, in float32 on the same number
 of threads: raysweep by `raysweep.train.Run`; ai2-olmo's own forward pass and transformers' `LlamaForCausalLM` in a plain
-PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`, its own set-up for each turn of a few
-steps included. `memory` compares the peak beyond the model itself.
+PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`, from its callback at the beginning of training to that
+at the end, its set-up apart. `memory` compares the peak beyond the model itself.
 """
 
 from __future__ import annotations
@@ -131,13 +131,21 @@ def llama(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
     return loop(network, lambda batch: network(input_ids=batch, labels=batch).loss, batches)
 
 
-def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
-    from transformers import Trainer, TrainingArguments
+def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], float]:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *given: Any, **more: Any) -> None:
+            self.begun = time.perf_counter()
+
+        def on_train_end(self, *given: Any, **more: Any) -> None:
+            self.seconds = time.perf_counter() - self.begun
 
     network = llama_network(cell)
     rows = [{"input_ids": row, "labels": row} for batch in batches for row in batch]
 
-    def turn() -> list[float]:
+    def turn() -> float:
+        clock = Clock()
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingArguments(
                 folder, per_device_train_batch_size=cell.batch_size, max_steps=len(batches), learning_rate=1e-3,
@@ -145,8 +153,8 @@ def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]
                 report_to=[], save_strategy="no", log_level="error", logging_strategy="no", disable_tqdm=True,
                 optim="adamw_torch_fused",
             )  # fmt: skip
-            Trainer(network, options, train_dataset=rows).train()
-        return []
+            Trainer(network, options, train_dataset=rows, callbacks=[clock]).train()
+        return clock.seconds
 
     return turn
 
@@ -188,7 +196,7 @@ def compare(case: str, rounds: int, compile: bool) -> tuple[list[Result], dict[s
     text = Text(cell.shape.vocabulary, steps * cell.batch_size, cell.sequence_length)
     everything = text.sequences("", cell.sequence_length).read(np.arange(steps * cell.batch_size))
     batches = list(torch.from_numpy(everything).split(cell.batch_size))
-    contestants: dict[str, Callable[[], list[float]]] = {
+    contestants: dict[str, Callable[[], object]] = {
         OURS: ours(cell, text, steps, compile), OLMO: olmo(cell, batches), LLAMA: llama(cell, batches),
         TRAINER: trainer(cell, batches),
     }  # fmt: skip

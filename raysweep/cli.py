@@ -157,7 +157,8 @@ def _status(options: argparse.Namespace) -> int:
     store = _store(options, space)
     now = sweep.survey(store, space)
     driver = lock.holder(store)
-    counts = now.counts(driver["progress"].get("running", {}) if driver else ())
+    live = driver["progress"].get("running", {}) if driver else {}
+    counts = now.counts(name for name, cell in live.items() if not cell.get("starting"))
     if options.json:
         _print_json(counts)
     else:

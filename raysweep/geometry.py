@@ -117,11 +117,13 @@ def _directions(matrix: torch.Tensor, scale: float) -> torch.Tensor:
             # Above the diagonal only: a fraction of the products.
             for start in range(0, d, _COLUMNS):
                 gram[start : start + _COLUMNS, start:].addmm_(rows[:, start : start + _COLUMNS].T, rows[:, start:])
+        vectors: torch.Tensor
         eigenvalues, vectors = torch.linalg.eigh(gram, UPLO="U")
         if eigenvalues[0] > 1e-10 * eigenvalues[-1]:
             return vectors
     triangle = torch.linalg.qr(matrix.detach().to(torch.float64) / scale, mode="r").R
-    return torch.linalg.svd(triangle, full_matrices=False).Vh.T
+    vectors = torch.linalg.svd(triangle, full_matrices=False).Vh.T
+    return vectors
 
 
 def _project(matrix: torch.Tensor, directions: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:

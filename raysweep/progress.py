@@ -151,7 +151,8 @@ class Display:
         self._held = held
         self._dashboard = f"http://{dashboard}" if dashboard else ""
         self._planned = {state.cell.id: state.cell.steps * state.cell.tokens_per_step for state in left}
-        self._total = sum(state.cell.steps * state.cell.tokens_per_step for state in left if not _trained(state))
+        self._untrained = {state.cell.id for state in left if not _trained(state)}
+        self._total = sum(self._planned[cell] for cell in self._untrained)
         # Tokens at the first and at the latest report of each cell: what this run has done is their difference.
         self._first: dict[str, int] = {}
         self._latest: dict[str, int] = {}
@@ -172,7 +173,10 @@ class Display:
     # What happens, as Tune tells it.
 
     def started(self, cell: str) -> None:
-        self._running.setdefault(cell, {"cell": cell, "since": time.time()})
+        known = self._running.setdefault(cell, {"cell": cell, "since": time.time()})
+        # Until its first report: one more than can train is started, and waits for a place.
+        if cell in self._untrained and cell not in self._latest:
+            known["starting"] = True
         self._share()
 
     def reported(self, result: dict[str, Any]) -> None:
@@ -185,6 +189,8 @@ class Display:
             _print(f"[yellow]warning[/] {_escape(result['warning'])}")
         known = self._running.setdefault(cell, {"cell": cell, "since": time.time()})
         known |= {key: result[key] for key in _SHOWN if key in result}
+        if known.pop("starting", False):
+            known["since"] = time.time()
         tokens = result.get("tokens", 0)
         self._first.setdefault(cell, tokens)
         self._latest[cell] = tokens
@@ -247,8 +253,10 @@ class Display:
             left = "evaluating"
         else:
             left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
+        starting = sum(cell.get("starting", False) for cell in self._running.values())
         return (
-            f"{len(self._finished)} done, {len(self._running)} running, {len(self._failed)} failed, {waiting} waiting · "
+            f"{len(self._finished)} done, {len(self._running) - starting} running, {starting} starting, "
+            f"{len(self._failed)} failed, {waiting} waiting · "
             f"{pace['share']:.0%} of {_count(self._total)} tokens · {_count(pace['tokens_per_second'])} tokens/s · {left}"
         )
 
@@ -280,7 +288,9 @@ def _trained(state: CellState) -> bool:
 
 def _cell_line(cell: dict[str, Any], short: bool = False) -> str:
     line = str(cell["cell"])
-    if not short and "steps" in cell:
+    if cell.get("starting"):
+        line += "  starting"
+    elif not short and "steps" in cell:
         line += f"  step {cell['step']}/{cell['steps']}  {_count(cell['tokens_per_second'])} tokens/s"
     if "validation_loss" in cell:
         line += f"  loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"

@@ -109,7 +109,7 @@ def round_layer(layer: nn.Linear, bits: int) -> None:
 def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
     """Each linear layer with the inputs it gets from a model whose earlier layers are as they are by then.
 
-    Only the layer's own block is run again for it: its inputs are kept from the block before.
+    Only the layer's own block is run again for it, as far as the layer: its inputs are kept from the block before.
     """
     import numpy as np
     import torch
@@ -128,13 +128,29 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
         for block in olmo.transformer.blocks:  # type: ignore[union-attr]
             for name in LAYERS:
                 layer = getattr(block, name)
-                inputs: list[torch.Tensor] = []
-                hook = layer.register_forward_pre_hook(lambda module, given, inputs=inputs: inputs.append(given[0]))
-                for state in states:
-                    block(state)
-                hook.remove()
-                yield layer, inputs
+                yield layer, [_input(layer, block, state) for state in states]
             states = [block(state)[0] for state in states]
+
+
+class _Reached(Exception):
+    """Ends a forward pass where a layer is reached, with what it is given."""
+
+
+def _input(layer: nn.Module, block: nn.Module, state: torch.Tensor) -> torch.Tensor:
+    """What the layer of a block is given when the block is given `state`."""
+
+    def stop(module: nn.Module, given: tuple[torch.Tensor]) -> None:
+        raise _Reached(given[0])
+
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        block(state)
+    except _Reached as reached:
+        found: torch.Tensor = reached.args[0]
+        return found
+    finally:
+        hook.remove()
+    raise RuntimeError("the layer is not in the block")
 
 
 @contextmanager
