@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysweep.store import PLAN, TRAJECTORIES, Store, results
+from raysweep.store import PLAN, TRAJECTORIES, Store
+from raysweep.tables import results
 
 PAPER_TASKS = {
     "in_distribution_loss": "in_distribution",

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 if TYPE_CHECKING:
@@ -135,7 +136,10 @@ def _tensors(fs: pafs.FileSystem, folder: str, name: str, sums: dict[str, str]) 
     content = _content(fs, f"{folder}/{name}")
     if hashlib.sha256(content).hexdigest() != sums[name]:
         raise ValueError(f"{name} is not what was written")
-    return load(content)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{name} holds no tensors: {error}") from None
 
 
 def _content(fs: pafs.FileSystem, path: str) -> bytes:

@@ -160,15 +160,14 @@ def _status(options: argparse.Namespace) -> int:
     live = driver["progress"].get("running", {}) if driver else {}
     counts = now.counts(name for name, cell in live.items() if not cell.get("starting"))
     if options.json:
-        _print_json(counts)
+        _print_json(counts | {"versions": now.versions()})
     else:
         progress.show_status(space, store, now, counts, driver)
     return 0
 
 
 def _results(options: argparse.Namespace) -> int:
-    from raysweep import progress
-    from raysweep import store as tables
+    from raysweep import progress, tables
 
     space = _load(options)
     store = _store(options, space)

@@ -167,7 +167,7 @@ def _tokenizer(cell: Cell, corpus: TokenizedCorpus) -> Any:
 def _card(space: Space, store: Store, cell: Cell, form: str, step: int | None) -> str:
     """A model card: what the model is, how it was trained, what was measured of it."""
     from raysweep import __version__
-    from raysweep.store import results
+    from raysweep.tables import results
 
     row = results(store, [cell], space.evaluations).to_pylist()
     settings = cell.describe()

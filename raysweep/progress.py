@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raysweep import store as tables
+from raysweep import tables
 
 if TYPE_CHECKING:
     from raysweep.lock import Lock
@@ -68,6 +68,7 @@ def announce(space: Space, store: Store, before: Survey) -> None:
 def conclude(space: Space, store: Store, after: Survey) -> None:
     """The results as a table, then what failed."""
     show_results(store, space)
+    show_versions(after)
     failed = [(state.cell.id, stage, error) for state in after.states for stage, error in state.errors.items()]
     for cell, stage, error in failed:
         _print(f"[red]failed[/] {stage} of {cell}: {_escape(error)}")
@@ -94,6 +95,7 @@ def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any],
     _print(f"[bold]{space.name}[/] in {store.location}")
     _print("cells        " + ", ".join(f"{number} {name}" for name, number in cells.items()))
     _print("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
+    show_versions(now)
     if driver is None:
         _print("nothing is running" + ("" if not now.left else "; `raysweep run` goes on"))
     else:
@@ -106,6 +108,14 @@ def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any],
     for state in now.states:
         for stage, error in state.errors.items():
             _print(f"[red]failed[/] {stage} of {state.cell.id}: {_escape(error)}")
+
+
+def show_versions(now: Survey) -> None:
+    """A warning where cells were trained under different versions, whose numbers are then not strictly comparable."""
+    versions = now.versions()
+    if len(versions) > 1:
+        counts = ", ".join(f"{number} under {version}" for version, number in versions.items())
+        _print(f"[yellow]warning[/] cells were trained under different versions: {counts}")
 
 
 def show_results(store: Store, space: Space) -> None:

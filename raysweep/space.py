@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import itertools
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -210,6 +211,9 @@ class Space(Strict):
     resources: Resources = Resources()
 
 
+# Beyond this an axis is a mistake, and making the cells would only hang.
+MOST_CELLS = 100_000
+
 _KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources")
 
 
@@ -258,6 +262,9 @@ def _parse(content: Any, file: str) -> Space:
             if name in cross:
                 raise UserError(f"{file}: ablate[{i}].{name}: already an axis of cross; an axis belongs to one of them")
 
+    count = math.prod(map(len, cross.values())) * (1 + sum(math.prod(map(len, item.values())) for item in items))
+    if count > MOST_CELLS:
+        raise UserError(f"{file}: cross and ablate: {count:,} cells, where a sweep has at most {MOST_CELLS:,}")
     cells: dict[str, Cell] = {}
     for crossed in _product(cross):
         for where, ablated in [("base", {})] + [
@@ -404,8 +411,16 @@ def _hint(found: str, allowed: list[str]) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, BaseModel):
         value = value.model_dump()
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = ""
+    try:
+        # Piece by piece: YAML's aliases make values of a few lines that would fill the memory when written out.
+        for piece in json.JSONEncoder(default=str).iterencode(value):
+            text += piece
+            if len(text) > 60:
+                return text[:57] + "..."
+    except (ValueError, TypeError, RecursionError):
+        return f"{text}... ({type(value).__name__})"
+    return text
 
 
 def _short(count: int) -> str:

@@ -8,6 +8,7 @@
     <store>/evaluations/<task>-<settings>/<cell>.parquet
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
+    <store>/index/                             what raysweep.index read before; may be deleted
     <store>/train/<cell>/                      Ray Train's run directory, with the checkpoints
     <store>/tune/                              Ray Tune's logs of each run, which raysweep never reads
 
@@ -23,7 +24,6 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,10 @@ from raysweep.errors import UserError
 
 log = logging.getLogger("raysweep")
 
-SCHEMA_VERSION = "1"
+# What is written, and what can be read: version 1 had no checksum of the rows.
+SCHEMA_VERSION = "2"
+READABLE = ("1", SCHEMA_VERSION)
+_CHECKSUM = b"raysweep_rows_sha256"
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
@@ -46,14 +49,14 @@ def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
     )
 
 
-_TEXT, _COUNT, _REAL = pa.string(), pa.int64(), pa.float64()
+_TEXT, _COUNT, REAL = pa.string(), pa.int64(), pa.float64()
 
 _GEOMETRY_W = {
-    "effective_rank_W": (_REAL, "fraction of the width"),
-    "cosine_W": (_REAL, ""),
-    "isotropy_W": (_REAL, ""),
-    "isotropy_symmetric_W": (_REAL, ""),
-    "spectral_norm_W": (_REAL, ""),
+    "effective_rank_W": (REAL, "fraction of the width"),
+    "cosine_W": (REAL, ""),
+    "isotropy_W": (REAL, ""),
+    "isotropy_symmetric_W": (REAL, ""),
+    "spectral_norm_W": (REAL, ""),
 }
 
 _SETTINGS = {
@@ -68,25 +71,25 @@ _SETTINGS = {
     "parameters": (_COUNT, "without the input embedding"),
     "tokens": (_COUNT, "tokens"),
     "steps": (_COUNT, "optimizer steps"),
-    "learning_rate": (_REAL, "peak"),
-    "flops": (_REAL, "FLOP"),
+    "learning_rate": (REAL, "peak"),
+    "flops": (REAL, "FLOP"),
     "batch_size": (_COUNT, "sequences"),
     "sequence_length": (_COUNT, "tokens"),
-    "learning_rate_factor": (_REAL, ""),
-    "final_learning_rate_fraction": (_REAL, ""),
-    "warmup_fraction": (_REAL, ""),
-    "weight_decay": (_REAL, ""),
-    "beta1": (_REAL, ""),
-    "beta2": (_REAL, ""),
-    "epsilon": (_REAL, ""),
-    "gradient_clipping": (_REAL, "L2 norm"),
+    "learning_rate_factor": (REAL, ""),
+    "final_learning_rate_fraction": (REAL, ""),
+    "warmup_fraction": (REAL, ""),
+    "weight_decay": (REAL, ""),
+    "beta1": (REAL, ""),
+    "beta2": (REAL, ""),
+    "epsilon": (REAL, ""),
+    "gradient_clipping": (REAL, "L2 norm"),
     "validation_sequences": (_COUNT, "sequences"),
     "seed": (_COUNT, ""),
 }
 
 _ROW = {
-    "train_loss": (_REAL, "nats per token, mean since the row before"),
-    "validation_loss": (_REAL, "nats per token"),
+    "train_loss": (REAL, "nats per token, mean since the row before"),
+    "validation_loss": (REAL, "nats per token"),
 }
 
 PLAN = _schema(**_SETTINGS)
@@ -108,8 +111,8 @@ TRAJECTORIES = _schema(
     step=(_COUNT, "optimizer steps"),
     tokens=(_COUNT, "tokens"),
     **_ROW,
-    learning_rate=(_REAL, ""),
-    gradient_norm=(_REAL, "L2 norm before clipping"),
+    learning_rate=(REAL, ""),
+    gradient_norm=(REAL, "L2 norm before clipping"),
     **_GEOMETRY_W,
 )
 
@@ -118,15 +121,15 @@ EVALUATIONS = _schema(
     task=(_TEXT, ""),
     settings=(_TEXT, "JSON"),
     metric=(_TEXT, ""),
-    value=(_REAL, "the metric's own"),
+    value=(REAL, "the metric's own"),
     unit=(_TEXT, ""),
 )
 
 TIMINGS = _schema(
     cell=(_TEXT, ""),
     stage=(_TEXT, "train or a task"),
-    seconds=(_REAL, "s"),
-    tokens_per_second=(_REAL, "tokens/s"),
+    seconds=(REAL, "s"),
+    tokens_per_second=(REAL, "tokens/s"),
     starts=(_COUNT, "times it was begun or resumed"),
     host=(_TEXT, ""),
     finished=(pa.timestamp("s", "UTC"), ""),
@@ -135,6 +138,8 @@ TIMINGS = _schema(
 FAILURES = _schema(
     cell=(_TEXT, ""), stage=(_TEXT, "train or a task"), error=(_TEXT, ""), failed=(pa.timestamp("s", "UTC"), "")
 )
+
+INDEX = _schema(file=(_TEXT, ""), size=(_COUNT, "bytes"), changed=(_COUNT, "ns since 1970"), rows=(_TEXT, "JSON"))
 
 TRAIN = "train"
 
@@ -159,9 +164,12 @@ class Store:
         return f"trajectories/{cell}.parquet"
 
     @staticmethod
-    def evaluation_file(cell: str, task: str, settings: dict[str, Any]) -> str:
+    def evaluation_tables(task: str, settings: dict[str, Any]) -> str:
         """Settings are part of the path: other settings are another result, and neither overwrites the other."""
-        return f"evaluations/{task}-{settings_hash(settings)}/{cell}.parquet"
+        return f"evaluations/{task}-{settings_hash(settings)}"
+
+    def evaluation_file(self, cell: str, task: str, settings: dict[str, Any]) -> str:
+        return f"{self.evaluation_tables(task, settings)}/{cell}.parquet"
 
     @staticmethod
     def evaluation_directory(cell: str, task: str, settings: dict[str, Any]) -> str:
@@ -268,11 +276,31 @@ class Store:
         self.write(path, bytes(1 << 20))
         self.delete(path)
 
+    def files(self, directory: str) -> list[tuple[str, int, int]]:
+        """Name, size and time of change (ns since 1970) of every table in a directory, none where there is no directory."""
+        try:
+            infos = self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True))
+        except OSError as error:
+            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
+        return [
+            (info.base_name, info.size, info.mtime_ns or 0) for info in infos if info.base_name.endswith(".parquet")
+        ]
+
+    def directories(self, directory: str) -> list[str]:
+        """The names of the directories in one."""
+        try:
+            infos = self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True))
+        except OSError as error:
+            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
+        return [info.base_name for info in infos if info.type == pafs.FileType.Directory]
+
     # Tables.
 
     def write_table(self, path: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+        table = pa.Table.from_pylist(rows, schema=schema)
+        table = table.replace_schema_metadata({**schema.metadata, _CHECKSUM: _checksum(table.to_pylist())})
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, write_page_checksum=True)
+        pq.write_table(table, buffer, write_page_checksum=True)
         self.write(path, buffer.getvalue())
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table | None:
@@ -282,15 +310,20 @@ class Store:
             return None
         try:
             table = pq.read_table(io.BytesIO(content), page_checksum_verification=True)
-            found = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
-            table = table.select(schema.names).cast(schema)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            metadata = table.schema.metadata or {}
+            found = metadata.get(b"raysweep_schema", b"").decode()
+            if found in READABLE:
+                table = table.select(schema.names).cast(schema)
+                # The checksums of Parquet's pages leave out what describes the pages.
+                if found != "1" and metadata.get(_CHECKSUM, b"").decode() != _checksum(table.to_pylist()):
+                    raise ValueError("its rows are not what was written")
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             self.set_aside(path, _reason(error))
             return None
-        if found != SCHEMA_VERSION:
+        if found not in READABLE:
             raise UserError(
                 f"{self.location}/{path} was written under schema {found or 'unknown'}, this raysweep reads "
-                f"{SCHEMA_VERSION}: use the version of raysweep that wrote the store, or another store"
+                f"{' and '.join(READABLE)}: use the version of raysweep that wrote the store, or another store"
             )
         return table
 
@@ -308,20 +341,13 @@ class Store:
     def evaluation_rows(self, cell: str, task: str, settings: dict[str, Any]) -> list[dict[str, Any]] | None:
         return self.read_rows(self.evaluation_file(cell, task, settings), EVALUATIONS)
 
-    def failure(self, cell: str, stage: str) -> str | None:
-        """The last error of a cell's training or evaluation."""
-        rows = self.read_rows(self.failure_file(cell, stage), FAILURES)
-        return str(rows[0]["error"]) if rows else None
-
     def check_corpora(self, fingerprints: dict[str, str]) -> None:
         """Record the fingerprint of each corpus, by its specification; `UserError` where another is on record."""
         content = self.read("corpora.json")
         try:
-            known = json.loads(content) if content else {}
-            if not isinstance(known, dict):
-                raise ValueError("not a mapping")
-        except ValueError as error:
-            self.set_aside("corpora.json", _reason(error))
+            known = _known_corpora(json.loads(content)) if content is not None else {}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            self.set_aside("corpora.json", "it is not what was written")
             known = {}
         for corpus, fingerprint in fingerprints.items():
             if known.get(corpus, fingerprint) != fingerprint:
@@ -330,37 +356,28 @@ class Store:
                     f"{fingerprint} now: install the versions of constraints.txt again, or use another --store"
                 )
         if not fingerprints.items() <= known.items():
-            self.write("corpora.json", json.dumps(known | fingerprints, indent=1, sort_keys=True).encode())
+            known |= fingerprints
+            body = {"corpora": known, "sha256": _checksum(known)}
+            self.write("corpora.json", json.dumps(body, indent=1, sort_keys=True).encode())
+
+
+def _known_corpora(body: dict[str, Any]) -> dict[str, str]:
+    if all(isinstance(fingerprint, str) for fingerprint in body.values()):
+        return body  # As schema 1 had it.
+    known: dict[str, str] = body["corpora"]
+    if body["sha256"] != _checksum(known) or len(body) != 2:
+        raise ValueError
+    return known
+
+
+def _checksum(content: Any) -> str:
+    """Of rows, or of anything else that JSON can hold: floats count to the last bit."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def settings_hash(settings: dict[str, Any]) -> str:
     """8 hex digits of an evaluation's settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def results(store: Store, cells: Iterable[Any], evaluations: Iterable[Any]) -> pa.Table:
-    """One row per finished cell: its settings, its last row, every metric of `evaluations`, and its training time.
-
-    `cells` are `raysweep.space.Cell`s and `evaluations` their space's settings. A metric that a cell lacks is null.
-    """
-    rows: list[dict[str, Any]] = []
-    units: dict[str, str] = {}
-    for cell in cells:
-        row = store.cell_row(cell.id)
-        if row is None:
-            continue
-        timing = store.read_rows(store.timing_file(cell.id, TRAIN), TIMINGS)
-        row["train_seconds"] = timing[0]["seconds"] if timing else None
-        row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
-        for evaluation in evaluations:
-            for metric in store.evaluation_rows(cell.id, evaluation.task, evaluation.model_dump()) or []:
-                row[metric["metric"]] = metric["value"]
-                units[metric["metric"]] = metric["unit"]
-        rows.append(row)
-    schema = CELLS
-    for name, unit in {"train_seconds": "s", "train_tokens_per_second": "tokens/s", **units}.items():
-        schema = schema.append(pa.field(name, _REAL, metadata={"unit": unit}))
-    return pa.Table.from_pylist(rows, schema=schema)
 
 
 def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
@@ -370,6 +387,8 @@ def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
         fs, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"the store {location} cannot be opened: {_reason(error)}") from None
+    if not root.strip("/"):
+        raise UserError(f"the store {location} names no bucket or folder")
     return fs, root.rstrip("/")
 
 

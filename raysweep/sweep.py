@@ -12,17 +12,17 @@ import os
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysweep import lock, progress
+from raysweep import lock, progress, tables
 from raysweep.devices import DEVICES
 from raysweep.errors import UserError
 from raysweep.space import Cell, Space
-from raysweep.store import PLAN, TRAIN, Store
+from raysweep.store import FAILURES, PLAN, TRAIN, Store
 
 INTERRUPTED = 130
 
@@ -37,6 +37,8 @@ class CellState:
     evaluations: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     """Stage -> its last error."""
+    versions: str = ""
+    """What it was trained under, once it is."""
 
     @property
     def complete(self) -> bool:
@@ -70,35 +72,45 @@ class Survey:
                 evaluations["left" if outcome == "new" else outcome] += 1
         return {"cells": cells, "evaluations": evaluations}
 
+    def versions(self) -> dict[str, int]:
+        """The versions that cells were trained under, and how many by each."""
+        return dict(Counter(state.versions for state in self.states if state.versions))
+
 
 def survey(store: Store, space: Space) -> Survey:
     """Read the store and say where each planned cell stands."""
-    with ThreadPoolExecutor(16) as threads:
-        return Survey(list(threads.map(lambda cell: _state(store, space, cell), space.cells)))
-
-
-def _state(store: Store, space: Space, cell: Cell) -> CellState:
     from raysweep import checkpoint
 
-    row = store.cell_row(cell.id)
-    state = CellState(cell, row["status"] if row else "new")
-    if row is None:
-        error = store.failure(cell.id, TRAIN)
-        if error is not None:
-            state.training, state.errors[TRAIN] = "failed", error
-        elif checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}"):
+    trained = tables.finished(store)
+    evaluated = {e.task: tables.evaluated(store, e.task, e.model_dump()) for e in space.evaluations}
+    failures = {stage: tables.read_all(store, f"failures/{stage}", FAILURES) for stage in (TRAIN, *evaluated)}
+    begun = set(store.directories(TRAIN))
+
+    def error(cell: Cell, stage: str) -> str | None:
+        rows = failures[stage].get(cell.id)
+        return str(rows[0]["error"]) if rows else None
+
+    states = []
+    for cell in space.cells:
+        row = trained.get(cell.id)
+        state = CellState(cell, row["status"] if row else "new")
+        states.append(state)
+        if row is not None:
+            state.versions = f"raysweep {row['raysweep_version']}, torch {row['torch_version']}"
+        if row is None and (failed := error(cell, TRAIN)) is not None:
+            state.training, state.errors[TRAIN] = "failed", failed
+        elif row is None and cell.id in begun and checkpoint.names(store.fs, f"{store.root}/{TRAIN}/{cell.id}"):
             state.training = "started"
-    if state.training == "diverged":
-        return state
-    for evaluation in space.evaluations:
-        if row and store.evaluation_rows(cell.id, evaluation.task, evaluation.model_dump()) is not None:
-            state.evaluations[evaluation.task] = "done"
+        if state.training == "diverged":
             continue
-        error = store.failure(cell.id, evaluation.task)
-        state.evaluations[evaluation.task] = "new" if error is None else "failed"
-        if error is not None:
-            state.errors[evaluation.task] = error
-    return state
+        for task, rows in evaluated.items():
+            if row and cell.id in rows:
+                state.evaluations[task] = "done"
+            elif (failed := error(cell, task)) is not None:
+                state.evaluations[task], state.errors[task] = "failed", failed
+            else:
+                state.evaluations[task] = "new"
+    return Survey(states)
 
 
 def plan(space: Space) -> dict[str, Any]:

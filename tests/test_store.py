@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import make_cell
 
-from raysweep import store as tables
+from raysweep import tables
 from raysweep.errors import UserError
 from raysweep.evaluate.in_distribution import Settings
 from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store

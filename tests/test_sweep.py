@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 import yaml
 from tiny import make_cell
 
-from raysweep import space
+from raysweep import __version__, space
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.store import Store
 from raysweep.train import Run
@@ -159,6 +160,7 @@ def test_a_sweep_from_beginning_to_end(undisturbed: tuple[Path, str], folder: Pa
     assert counts == {
         "cells": {"planned": 2, "done": 2, "running": 0, "failed": 0, "diverged": 0, "left": 0},
         "evaluations": {"planned": 2, "done": 2, "failed": 0, "left": 0},
+        "versions": {f"raysweep {__version__}, torch {version('torch')}": 2},
     }
     assert [row["id"] for row in pq.read_table(store / "plan.parquet").to_pylist()] == ids
     assert all(len(list((store / "train" / cell).glob("checkpoint_step*"))) == 2 for cell in ids)

@@ -116,6 +116,7 @@ def _write(corpus: Corpus, source: ModuleType, specification: dict[str, Any], fo
         "shards": entries,
     }
     manifest["fingerprint"] = fingerprint(manifest)
+    manifest["sha256"] = checksum(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
@@ -124,6 +125,12 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     content = [manifest["tokenizer_sha256"], manifest["end_of_text"]]
     content += [[name, shard["tokens"], shard["sha256"]] for name, shard in sorted(manifest["shards"].items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says, but for this."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def _read(corpus: Corpus, source: ModuleType, progress: Progress) -> dict[bytes, Document]:

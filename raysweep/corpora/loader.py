@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysweep.corpora import Corpus
-from raysweep.corpora.build import build, fingerprint
+from raysweep.corpora.build import build, checksum, fingerprint
 from raysweep.errors import UserError
 
 
@@ -34,7 +35,13 @@ class TokenizedCorpus:
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             self.fingerprint: str = self.manifest["fingerprint"]
-            intact = fingerprint(self.manifest) == self.fingerprint
+            # Corpora of earlier versions have no checksum of the whole manifest.
+            intact = self.manifest.get("sha256", checksum(self.manifest)) == checksum(self.manifest)
+            intact = intact and fingerprint(self.manifest) == self.fingerprint
+            # A name is a path in the corpus's own folder.
+            intact = intact and all(
+                re.fullmatch(r"\w[\w.+#-]*(/\w[\w.+#-]*)*", name) for name in self.manifest["shards"]
+            )
         except (OSError, ValueError, KeyError, TypeError):
             intact = False
         if not intact:
