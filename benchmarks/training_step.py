@@ -132,7 +132,7 @@ def llama(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
 
 
 def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], float]:
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, *given: Any, **more: Any) -> None:
@@ -153,7 +153,9 @@ def trainer(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], float]:
                 report_to=[], save_strategy="no", log_level="error", logging_strategy="no", disable_tqdm=True,
                 optim="adamw_torch_fused",
             )  # fmt: skip
-            Trainer(network, options, train_dataset=rows, callbacks=[clock]).train()
+            one = Trainer(network, options, train_dataset=rows, callbacks=[clock])
+            one.remove_callback(PrinterCallback)  # It would print between our lines of JSON.
+            one.train()
         return clock.seconds
 
     return turn

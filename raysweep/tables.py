@@ -31,7 +31,8 @@ def read_all(store: Store, directory: str, schema: pa.Schema, rows: bool = True)
     known = {}
     files = store.files(directory)
     if len(files) > WORTH_WRITING:
-        known = {row["file"]: row for row in store.read_rows(path, INDEX) or []}
+        with suppress(UserError):
+            known = {row["file"]: row for row in store.read_rows(path, INDEX) or []}
     found: dict[str, str] = {}
     unread = []
     for name, size, changed in files:
