@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ CASES = {
     "OLMo-16M": (256, 50304, 512, 2, 2),
 }
 OURS, OLMO, LLAMA, TRAINER = "raysweep", "ai2-olmo", "transformers", "transformers Trainer"
+SPLIT = "raysweep in micro-batches"
 
 
 class Text:
@@ -86,8 +88,10 @@ def loop(
     return turn
 
 
-def ours(cell: Cell, text: Text, steps: int, compile: bool = False) -> Callable[[], list[float]]:
-    run = Run(cell, text, reports=(1.0,), micro_batch_size=cell.batch_size, compile=compile)  # type: ignore[arg-type]
+def ours(cell: Cell, text: Text, steps: int, compile: bool = False, whole: bool = True) -> Callable[[], list[float]]:
+    """A batch at once, as the others take it, or unless `whole` in the micro-batches that a run takes by itself."""
+    micro_batch_size = cell.batch_size if whole else None
+    run = Run(cell, text, reports=(1.0,), micro_batch_size=micro_batch_size, compile=compile)  # type: ignore[arg-type]
 
     def turn() -> list[float]:
         losses = []
@@ -230,19 +234,30 @@ def _peak(subject: str, tokens: int) -> float:
     cell = cell_of("OLMo-4M", tokens)
     text = Text(cell.shape.vocabulary, cell.batch_size, cell.sequence_length)
     batch = torch.from_numpy(text.sequences("", cell.sequence_length).read(np.arange(cell.batch_size)))
-    turn = ours(cell, text, 1) if subject == OURS else olmo(cell, [batch])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    turn = olmo(cell, [batch]) if subject == OLMO else ours(cell, text, 1, whole=subject == OURS)
+    before = _peak_rss()
     turn()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return _peak_rss() - before
+
+
+def _peak_rss() -> float:
+    """MiB that this process has held at most."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage also counts what the parent held when it started this process.
+        return (
+            next(float(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM")) / 1024
+        )
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def memory() -> tuple[list[Result], dict[str, float]]:
     """Peaks are the same every time to a few MiB, so each is taken once."""
     costs = {subject: [peak_memory(subject, 8192)] for subject in (OURS, OLMO)}
-    twice = peak_memory(OURS, 16384)
+    twice, in_parts = peak_memory(OURS, 16384), peak_memory(SPLIT, 65536)
     detail = {f"{name} MiB at 8,192 tokens": round(peak) for name, (peak,) in costs.items()}
     return ratios("OLMo-4M memory", OURS, costs, "x peak memory"), detail | {
-        "raysweep MiB at 16,384 tokens": round(twice)
+        "raysweep MiB at 16,384 tokens": round(twice),
+        "raysweep MiB at 65,536 tokens in the micro-batches that a run takes by itself": round(in_parts),
     }
 
 
