@@ -11,12 +11,17 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from raysweep import lock, progress, tables
 from raysweep.devices import DEVICES
@@ -223,6 +228,9 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
             display.tick()
 
     context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+    ending = threading.Event()
+    if cluster is None:
+        threading.Thread(target=_watch_cluster, args=(ending,), daemon=True).start()
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -260,7 +268,38 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
             tuner.fit()
         return display.interrupted
     finally:
+        ending.set()
         ray.shutdown()
+
+
+def _watch_cluster(ending: threading.Event) -> None:
+    """Watch the processes that a local cluster stands on, until `ending`; where one dies end this process, with one line.
+
+    Left to itself Ray waits for a minute, or for ever.
+    """
+    own = psutil.Process()
+    pillars = [process for process in own.children(recursive=True) if process.name() in ("raylet", "gcs_server")]
+    while not ending.wait(1.0):
+        if all(map(_alive, pillars)) or ending.wait(1.0):
+            continue
+        for process in own.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        sys.stdout.flush()
+        print(
+            "raysweep: error: a process of the local Ray cluster died (killed, or out of memory?); nothing that was "
+            "finished is lost: run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _cluster() -> str | None:
