@@ -8,6 +8,7 @@ follows what cells of other lengths would come to: 1 + core-seconds of overhead 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -56,13 +57,17 @@ def measure(document: dict[str, Any], folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="the answer is JSON with and without")
+    parser.add_argument("sweep", nargs="*", default=["demo", "longer"], help="demo or longer (default: both)")
+    options = parser.parse_args()
     demo = yaml.safe_load(DEMO.read_text())
     longer = demo | LONGER
     longer["base"] = demo["base"] | {"tokens": 8 * demo["base"]["tokens"]}
     answer: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for document in (demo, longer):
-            if document["name"] in (sys.argv[1:] or ["demo", "longer"]):
+            if document["name"] in options.sweep:
                 answer[document["name"]] = measure(document, Path(folder))
     if "longer" in answer:
         overhead = answer["longer"]["core-seconds of overhead per cell"]
