@@ -145,7 +145,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
         while True:
             sweep = Sweep(file, store, log)
             try:
-                next_shot = time.monotonic() + rng.uniform(3, 40)
+                next_shot = time.monotonic() + rng.uniform(3, 30)
                 deadline = time.monotonic() + 900
                 while sweep.process.poll() is None:
                     assert time.monotonic() < deadline, f"hangs: {log.read_text()[-3000:]}"
@@ -155,7 +155,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
                             kills[victim] += 1
                             print(f"{time.monotonic() - begun:.0f} s: {kills.total()} {victim}", flush=True)
                             deadline = time.monotonic() + PATIENCE
-                        next_shot = time.monotonic() + rng.uniform(5, 30)
+                        next_shot = time.monotonic() + rng.uniform(2, 15)
                     sweep.processes()
                     for path in sorted((store / "cells").glob("*.parquet")) if store.exists() else []:
                         changed = path.stat().st_mtime_ns

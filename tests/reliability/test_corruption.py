@@ -176,3 +176,14 @@ def test_no_damaged_file_of_a_corpus_is_read(small: Path) -> None:
             assert opened.manifest == clean.manifest, case
         file.write_bytes(intact)
     assert found > 90
+
+
+def test_what_evaluates_needs_the_weights_alone(store: Store) -> None:
+    """A finished cell whose optimizer is gone is finished still, and has nothing to train again."""
+    clean = final(store)
+    file = Path(store.root) / _checkpoint(store, "optimizer.safetensors")
+    intact = file.read_bytes()
+    file.unlink()
+    assert final(store) == clean
+    assert whole(store) is None
+    file.write_bytes(intact)
