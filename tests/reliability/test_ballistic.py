@@ -149,7 +149,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
                 deadline = time.monotonic() + 900
                 while sweep.process.poll() is None:
                     assert time.monotonic() < deadline, f"hangs: {log.read_text()[-3000:]}"
-                    if time.monotonic() > next_shot:
+                    if time.monotonic() > next_shot and kills.total() < KILLS:
                         victim = shoot(sweep, rng)
                         if victim is not None:
                             kills[victim] += 1
