@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,16 +69,18 @@ def command(*arguments: str, **environment: str) -> "subprocess.CompletedProcess
 
 
 def kill_tree(process: "subprocess.Popen[str]") -> None:
-    """SIGKILL to the driver and everything it started: the cluster, its actors and its workers."""
+    """SIGKILL to the driver and everything it started: the cluster, its actors and its workers.
+
+    All are stopped first, so that none lives to see another die and to write of it.
+    """
     try:
         everything = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for victim in everything:
-        try:
-            victim.kill()
-        except psutil.NoSuchProcess:
-            continue
+    for blow in (psutil.Process.suspend, psutil.Process.kill):
+        for victim in everything:
+            with suppress(psutil.NoSuchProcess):
+                blow(victim)
     psutil.wait_procs(everything, timeout=30)
 
 
