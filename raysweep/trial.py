@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0
 
+# Within so many seconds a cluster that is being stopped has stopped its trials too.
+SHUTDOWN = 3.0
+
 # What Ray Train reads from the environment of whoever calls fit().
 TRAIN_ENVIRONMENT = {
     # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.
@@ -69,6 +72,8 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
     except Exception as error:
         logging.getLogger(__name__).exception("%s of %s failed", stage, cell.id)
         line = _one_line(error)
+        # A cluster that is being stopped takes its actors one by one, this process soon after: that is no failure.
+        time.sleep(SHUTDOWN)
         try:
             row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
             store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
