@@ -278,21 +278,20 @@ class Store:
 
     def files(self, directory: str) -> list[tuple[str, int, int]]:
         """Name, size and time of change (ns since 1970) of every table in a directory, none where there is no directory."""
-        try:
-            infos = self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True))
-        except OSError as error:
-            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
+        infos = self._listing(directory)
         return [
             (info.base_name, info.size, info.mtime_ns or 0) for info in infos if info.base_name.endswith(".parquet")
         ]
 
     def directories(self, directory: str) -> list[str]:
         """The names of the directories in one."""
+        return [info.base_name for info in self._listing(directory) if info.type == pafs.FileType.Directory]
+
+    def _listing(self, directory: str) -> list[pafs.FileInfo]:
         try:
-            infos = self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True))
+            return list(self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True)))
         except OSError as error:
             raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
-        return [info.base_name for info in infos if info.type == pafs.FileType.Directory]
 
     # Tables.
 

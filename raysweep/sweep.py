@@ -104,7 +104,11 @@ def survey(store: Store, space: Space) -> Survey:
             state.versions = f"raysweep {row['raysweep_version']}, torch {row['torch_version']}"
         if row is None and (failed := error(cell, TRAIN)) is not None:
             state.training, state.errors[TRAIN] = "failed", failed
-        elif row is None and cell.id in begun and checkpoint.names(store.fs, f"{store.root}/{TRAIN}/{cell.id}"):
+        elif (
+            row is None
+            and cell.id in begun
+            and checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
+        ):
             state.training = "started"
         if state.training == "diverged":
             continue
@@ -234,7 +238,6 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        cells = [state.cell for state in left]
         concurrent = _concurrent(space, ray.cluster_resources())
         display = progress.Display(left, held, str(context.dashboard_url or ""))
         trainable = tune.with_resources(
@@ -242,10 +245,11 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
             # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
             tune.PlacementGroupFactory([{"memory": 300e6}]),
         )
+        # What does not fit shows at once, and no long cell is left for the end.
+        largest_first = sorted(left, key=lambda state: -state.cell.flops)
         tuner = tune.Tuner(
             trainable,
-            # The most work first: what does not fit shows at once, and no long cell is left for the end.
-            param_space={"cell": tune.grid_search([c.id for c in sorted(cells, key=lambda cell: -cell.flops)])},
+            param_space={"cell": tune.grid_search([state.cell.id for state in largest_first])},
             tune_config=tune.TuneConfig(
                 # One more than can train, so that a trial's own start overlaps the training of the one before it.
                 max_concurrent_trials=concurrent + 1,
