@@ -9,7 +9,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example test test-slow test-ballistic check format clean
+.PHONY: install demo report-example test test-slow test-faults test-ballistic test-soak check format clean
 
 install: $(DONE)
 
@@ -39,6 +39,12 @@ test: $(DONE)
 
 test-slow: $(DONE)
 	@$(BIN)/python -m pytest -m slow
+
+test-faults: $(DONE)
+	@$(BIN)/python -m pytest -s -m faults
+
+test-soak: $(DONE)
+	@$(BIN)/python -m pytest -s -m soak
 
 test-ballistic: $(DONE)
 	@$(BIN)/python -m pytest -s -m ballistic

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.fs as pafs
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 if TYPE_CHECKING:
     import torch
+
+    from raysweep.store import Store
 
 log = logging.getLogger("raysweep")
 
@@ -73,36 +73,39 @@ def write(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / STATE).write_text(json.dumps(body | {"checksum": _checksum(body)}), encoding="utf-8")
 
 
-def read(fs: pafs.FileSystem, folder: str, optimizer: bool = True) -> Checkpoint:
-    """Read and verify a checkpoint; ValueError says which file is damaged.
+class Damaged(Exception):
+    """A checkpoint's file is not what was written; the message says which."""
+
+
+def read(store: Store, folder: str, optimizer: bool = True) -> Checkpoint:
+    """Read and verify a checkpoint in a folder of the store; raises `Damaged`.
 
     Without `optimizer` its file, two thirds of the whole, is neither read nor asked for.
     """
-    position, sums = _state(fs, folder)
-    moments = _tensors(fs, folder, OPTIMIZER, sums) if optimizer else {}
-    return Checkpoint(position, _tensors(fs, folder, MODEL, sums), moments)
+    position, sums = _state(store, folder)
+    moments = _tensors(store, folder, OPTIMIZER, sums) if optimizer else {}
+    return Checkpoint(position, _tensors(store, folder, MODEL, sums), moments)
 
 
 def latest(
-    fs: pafs.FileSystem, run_directory: str, warn: Callable[[str], None] = log.warning, optimizer: bool = True
+    store: Store, run_directory: str, warn: Callable[[str], None] = log.warning, optimizer: bool = True
 ) -> tuple[str, Checkpoint] | None:
-    """The name and content (see `read`) of the furthest intact checkpoint in a Ray Train run directory.
+    """The name and content (see `read`) of the furthest intact checkpoint in a run directory of the store.
 
     A damaged one is passed over for the one before it, and `warn` is told. This, and not Ray Train's own record of the run,
     decides where a cell goes on, so that no damage to either can lose more than one checkpoint.
     """
-    for name in names(fs, run_directory):
+    for name in names(store, run_directory):
         try:
-            return name, read(fs, f"{run_directory}/{name}", optimizer)
-        except (ValueError, OSError) as error:
+            return name, read(store, f"{run_directory}/{name}", optimizer)
+        except Damaged as error:
             warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
     return None
 
 
-def names(fs: pafs.FileSystem, run_directory: str) -> list[str]:
+def names(store: Store, run_directory: str) -> list[str]:
     """The checkpoints of a run directory, the furthest first."""
-    infos = fs.get_file_info(pafs.FileSelector(run_directory, allow_not_found=True))
-    return sorted((info.base_name for info in infos if _NAME.fullmatch(info.base_name)), reverse=True)
+    return sorted(filter(_NAME.fullmatch, store.directories(run_directory)), reverse=True)
 
 
 def name(step: int) -> str:
@@ -121,33 +124,32 @@ def step_of(name: str) -> int:
 _NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
 
 
-def _state(fs: pafs.FileSystem, folder: str) -> tuple[Position, dict[str, str]]:
+def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
     try:
-        body = json.loads(_content(fs, f"{folder}/{STATE}"))
+        body = json.loads(_content(store, f"{folder}/{STATE}"))
         checksum = body.pop("checksum")
         if checksum != _checksum(body):
             raise ValueError
         return Position(**body["position"]), body["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{STATE} is not what was written") from None
+        raise Damaged(f"{STATE} is not what was written") from None
 
 
-def _tensors(fs: pafs.FileSystem, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:
-    content = _content(fs, f"{folder}/{name}")
+def _tensors(store: Store, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:
+    content = _content(store, f"{folder}/{name}")
     if hashlib.sha256(content).hexdigest() != sums[name]:
-        raise ValueError(f"{name} is not what was written")
+        raise Damaged(f"{name} is not what was written")
     try:
         return load(content)
     except SafetensorError as error:
-        raise ValueError(f"{name} holds no tensors: {error}") from None
+        raise Damaged(f"{name} holds no tensors: {error}") from None
 
 
-def _content(fs: pafs.FileSystem, path: str) -> bytes:
-    try:
-        with fs.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except (FileNotFoundError, pa.ArrowException):
-        raise ValueError(f"{path.rpartition('/')[2]} is missing") from None
+def _content(store: Store, path: str) -> bytes:
+    content = store.read(path)
+    if content is None:
+        raise Damaged(f"{path.rpartition('/')[2]} is missing")
+    return content
 
 
 def _checksum(body: dict[str, Any]) -> str:

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints the message without a traceback and exits 1.
     """
+
+
+class StoreError(UserError):
+    """The store cannot be read or written: no fault of the cell that met it, and the next cell will meet it too."""

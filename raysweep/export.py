@@ -131,7 +131,7 @@ def _evaluation(space: Space, task: str, form: str) -> Any:
 def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Checkpoint:
     from raysweep import checkpoint
 
-    names = checkpoint.names(store.fs, f"{store.root}/{directory}")
+    names = checkpoint.names(store, directory)
     steps = sorted({checkpoint.step_of(name) for name in names})
     if not names:
         raise UserError(f"{store.location} holds no weights of {what}: run the sweep first")
@@ -145,8 +145,8 @@ def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Ch
     for name in names:
         if checkpoint.step_of(name) == step:
             try:
-                return checkpoint.read(store.fs, f"{store.root}/{directory}/{name}", optimizer=False)
-            except ValueError as error:
+                return checkpoint.read(store, f"{directory}/{name}", optimizer=False)
+            except checkpoint.Damaged as error:
                 damaged = f"{store.location}/{directory}/{name}: {error}"
     raise UserError(f"{damaged}; choose another --step, or run the sweep again")
 

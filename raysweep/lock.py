@@ -12,13 +12,14 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
-from raysweep.errors import UserError
+from raysweep.errors import StoreError, UserError
 from raysweep.store import Store
 
 FILE = "run.json"
@@ -51,7 +52,7 @@ class Lock:
             "machine": machine(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "process_started": psutil.Process().create_time(),
+            "process_started": _started(os.getpid()),
             "started": time.strftime("%Y-%m-%d %H:%M:%S %Z"),
             "beat": 0,
             "progress": {},
@@ -76,7 +77,8 @@ class Lock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._store.delete(FILE)
+        with suppress(StoreError):  # Out of reach; who comes next sees that nobody beats.
+            self._store.delete(FILE, wait=False)
 
     def progress(self, progress: dict[str, Any]) -> None:
         """What the next beat says of the sweep."""
@@ -86,12 +88,12 @@ class Lock:
         while not self._stop.wait(BEAT):
             try:
                 self._write()
-            except UserError:
+            except StoreError:
                 continue  # A store that is away for a moment; what matters is told where results are written.
 
     def _write(self) -> None:
         self._record["beat"] += 1
-        self._store.write(FILE, json.dumps(self._record, default=str).encode())
+        self._store.write(FILE, json.dumps(self._record, default=str).encode(), wait=False)
 
     def _beats(self, other: dict[str, Any]) -> bool:
         deadline = time.monotonic() + 4 * BEAT
@@ -125,6 +127,14 @@ def _read(store: Store) -> dict[str, Any] | None:
 
 def _process_alive(record: dict[str, Any]) -> bool:
     try:
-        return bool(abs(psutil.Process(record["pid"]).create_time() - record["process_started"]) < 1)
-    except psutil.NoSuchProcess:
+        return _started(int(record["pid"])) == float(record["process_started"])
+    except (OSError, psutil.NoSuchProcess):
         return False
+
+
+def _started(pid: int) -> float:
+    """When a process started, by a clock that nobody sets: on Linux in ticks since the machine's boot."""
+    stat = Path(f"/proc/{pid}/stat")
+    if stat.parent.parent.joinpath("self").exists():
+        return float(stat.read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    return psutil.Process(pid).create_time()

@@ -103,6 +103,8 @@ def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any],
         _print(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
         if live.get("dashboard"):
             _print(f"dashboard {live['dashboard']}")
+        if live.get("waiting"):
+            _print(f"[yellow]waiting[/] {_escape(live['waiting'])}")
         for cell in live.get("running", {}).values():
             _print("  " + _cell_line(cell))
     for state in now.states:
@@ -169,6 +171,10 @@ class Display:
         self._running: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
+        self.unreachable = ""
+        """Why the store cannot be used, which is the end of this run."""
+        self.waiting = ""
+        """Why nothing can start at present."""
         self._begun = self._line = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -194,6 +200,9 @@ class Display:
         if result.get("finished"):
             return self._end(cell, result["failed"])
         if "refused" in result:
+            return None
+        if "unreachable" in result:
+            self.unreachable = result["unreachable"]
             return None
         if "warning" in result:
             _print(f"[yellow]warning[/] {_escape(result['warning'])}")
@@ -224,8 +233,22 @@ class Display:
 
     def _share(self) -> None:
         self._held.progress(
-            {"dashboard": self._dashboard, "running": self._running, "finished": len(self._finished)} | self._pace()
+            {
+                "dashboard": self._dashboard,
+                "waiting": self.waiting,
+                "running": self._running,
+                "finished": len(self._finished),
+            }
+            | self._pace()
         )
+
+    def waits(self, why: str) -> None:
+        """Say why nothing can start, once for each reason; an empty one ends the wait."""
+        if why == self.waiting:
+            return
+        self.waiting = why
+        _print(f"[yellow]waiting[/] {_escape(why)}" if why else "there is room again")
+        self._share()
 
     # The drawing.
 
@@ -263,6 +286,8 @@ class Display:
             left = "evaluating"
         else:
             left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
+        if self.waiting:
+            left = f"waiting: {self.waiting}"
         starting = sum(cell.get("starting", False) for cell in self._running.values())
         return (
             f"{len(self._finished)} done, {len(self._running) - starting} running, {starting} starting, "

@@ -1,6 +1,6 @@
 """The store of one sweep: every path and every Arrow schema; atomic writes; tables read back.
 
-    <store>/plan.parquet                       the cells as last planned
+    <store>/plan.parquet                       the cells as last planned; written before anything else
     <store>/corpora.json                       the fingerprint of every corpus as first built
     <store>/run.json                           who is running the sweep now, and how far it is
     <store>/cells/<cell>.parquet               a finished cell: its settings, its status, its last row
@@ -10,7 +10,6 @@
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
     <store>/index/                             what raysweep.index read before; may be deleted
     <store>/train/<cell>/                      Ray Train's run directory, with the checkpoints
-    <store>/tune/                              Ray Tune's logs of each run, which raysweep never reads
 
 The location is a path or any URI that `pyarrow.fs` takes. What is done is what can be read here, and nothing else is. A
 file that cannot be read counts as not done, is set aside under another name with a warning, and is never deleted.
@@ -18,20 +17,24 @@ file that cannot be read counts as not done, is set aside under another name wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import logging
 import os
+import time
 import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raysweep.errors import UserError
+from raysweep.errors import StoreError, UserError
 
 log = logging.getLogger("raysweep")
 
@@ -142,16 +145,40 @@ FAILURES = _schema(
 INDEX = _schema(file=(_TEXT, ""), size=(_COUNT, "bytes"), changed=(_COUNT, "ns since 1970"), rows=(_TEXT, "JSON"))
 
 TRAIN = "train"
+PLANNED = "plan.parquet"
+
+# How long, in seconds, a running sweep waits for a store that is out of reach.
+PATIENCE = 60.0
+
+# What waiting does not mend, by number and, where an object store answers, by what it says.
+_LASTING = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+}  # fmt: skip
+_LASTING_ANSWERS = (
+    "ACCESS_DENIED",
+    "NO_SUCH_BUCKET",
+    "INVALID_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH",
+    "credentials",
+)
+
+_T = TypeVar("_T")
 
 
 class Store:
-    """Reads and writes the store at `location`, a path or a URI."""
+    """Reads and writes the store at `location`, a path or a URI.
 
-    def __init__(self, location: str) -> None:
+    Raises `StoreError` where that fails. Of a store that a sweep is `running` in it is known that it is there: if it goes
+    away (a file server restarts, a mount is lost) it is waited for, for `PATIENCE` seconds, and what cannot be seen
+    meanwhile does not count as missing.
+    """
+
+    def __init__(self, location: str, running: bool = False) -> None:
         self.fs, self.root = _filesystem(location)
         self._local = isinstance(self.fs, pafs.LocalFileSystem)
         # Absolute, so that it means the same in every process of the cluster.
         self.location = self.root if self._local else location
+        self.running = running
 
     # Paths, relative to the store.
 
@@ -195,12 +222,12 @@ class Store:
 
     # Bytes.
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, wait: bool = True) -> None:
         """Put a whole file in place at once: a reader, or a crash, sees the old content or the new and nothing else."""
         full = f"{self.root}/{path}"
-        try:
+
+        def put() -> None:
             if not self._local:
-                self.fs.create_dir(full.rpartition("/")[0], recursive=True)
                 # An object becomes visible when its upload is complete.
                 with self.fs.open_output_stream(full) as stream:
                     stream.write(content)
@@ -214,63 +241,101 @@ class Store:
                     os.fsync(file.fileno())
                 os.replace(unfinished, full)
             except OSError:
-                Path(unfinished).unlink(missing_ok=True)
+                with suppress(OSError):
+                    os.unlink(unfinished)
                 raise
-        except OSError as error:
-            raise self.unwritable(error) from None
 
-    def unwritable(self, error: OSError) -> UserError:
+        self._patiently(put, self.unwritable, wait)
+
+    def unwritable(self, error: OSError) -> StoreError:
         """What to tell the user where writing failed with `error`."""
-        return UserError(
+        return StoreError(
             f"the store {self.location} cannot be written: {_reason(error)}; "
             "nothing that was finished is lost: mend that, then run again"
         )
 
+    def _unreadable(self, error: OSError) -> StoreError:
+        return StoreError(f"the store {self.location} cannot be read: {_reason(error)}")
+
     def read(self, path: str) -> bytes | None:
         """A file's content, or None where there is none."""
-        try:
-            with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
 
-    def delete(self, path: str) -> None:
+        def get() -> bytes | None:
+            try:
+                with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
+                    return bytes(stream.read())
+            except FileNotFoundError:
+                return None
+
+        return self._patiently(get, self._unreadable)
+
+    def reading(self, get: Callable[[], _T]) -> _T:
+        """The result of `get`, a function that reads out of the store by itself."""
+        return self._patiently(get, self._unreadable)
+
+    def delete(self, path: str, wait: bool = True) -> None:
         """Delete a file if it is there."""
-        try:
-            self.fs.delete_file(f"{self.root}/{path}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self.unwritable(error) from None
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.delete_file(f"{self.root}/{path}")
+
+        self._patiently(delete, self.unwritable, wait)
 
     def upload(self, folder: Path, path: str) -> None:
         """Copy the files of a local folder to a directory of the store; a kill may leave a part of them."""
-        try:
+
+        def copy() -> None:
             self.fs.create_dir(f"{self.root}/{path}", recursive=True)
             pafs.copy_files(str(folder), f"{self.root}/{path}", pafs.LocalFileSystem(), self.fs)
-        except OSError as error:
-            raise self.unwritable(error) from None
+
+        self._patiently(copy, self.unwritable)
 
     def delete_directory(self, path: str) -> None:
-        """Delete a directory with all that is in it."""
-        try:
-            self.fs.delete_dir(f"{self.root}/{path}")
-        except OSError as error:
-            raise self.unwritable(error) from None
+        """Delete a directory, if it is there, with all that is in it."""
+
+        def delete() -> None:
+            with suppress(FileNotFoundError):
+                self.fs.delete_dir(f"{self.root}/{path}")
+
+        self._patiently(delete, self.unwritable)
 
     def set_aside(self, path: str, why: str) -> None:
-        """Rename a file or directory that is damaged, so that it is made anew and the damaged one can be looked at."""
+        """Rename a file that is damaged, so that it is made anew and the damaged one can be looked at."""
         aside = f"{path}.damaged-{uuid.uuid4().hex[:6]}"
         log.warning("%s/%s is damaged (%s): set aside as %s and made anew", self.location, path, why, aside)
-        try:
-            self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}")
-        except OSError as error:
-            raise self.unwritable(error) from None
+        self._patiently(lambda: self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}"), self.unwritable)
+
+    def _patiently(
+        self, operation: Callable[[], _T], failure: Callable[[OSError], StoreError], wait: bool = True
+    ) -> _T:
+        """The operation's result; where it fails with an `OSError` it is tried again as long as that may help."""
+        deadline = None
+        while True:
+            try:
+                # Asked before, lest a write makes a new store where the old one is away, and after, lest something
+                # that was not found counts as missing.
+                self._check_there()
+                result = operation()
+                self._check_there()
+                return result
+            except OSError as error:
+                now = time.monotonic()
+                if deadline is None:
+                    deadline = now + (PATIENCE if self.running and wait else 0.0)
+                    if now < deadline and not _lasting(error):
+                        log.warning("%s: waiting for it, up to %.0f s", failure(error), PATIENCE)
+                if now >= deadline or _lasting(error):
+                    raise failure(error) from None
+            time.sleep(1.0)
+
+    def _check_there(self) -> None:
+        # Every run writes its plan before anything else; an object store is there or says so itself.
+        if self.running and self._local and not os.path.exists(f"{self.root}/{PLANNED}"):
+            raise FileNotFoundError(errno.ENOENT, "it is not there (moved, or not mounted?)")
 
     def probe(self) -> None:
-        """Raise `UserError` unless a file can be written, and removed again, right now."""
+        """Raise `StoreError` unless a file can be written, and removed again, right now."""
         # Larger than the little that a full disk may still take.
         path = f".probe-{uuid.uuid4().hex[:8]}"
         self.write(path, bytes(1 << 20))
@@ -288,10 +353,8 @@ class Store:
         return [info.base_name for info in self._listing(directory) if info.type == pafs.FileType.Directory]
 
     def _listing(self, directory: str) -> list[pafs.FileInfo]:
-        try:
-            return list(self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True)))
-        except OSError as error:
-            raise UserError(f"the store {self.location} cannot be read: {_reason(error)}") from None
+        selector = pafs.FileSelector(f"{self.root}/{directory}", allow_not_found=True)
+        return self._patiently(lambda: list(self.fs.get_file_info(selector)), self._unreadable)
 
     # Tables.
 
@@ -382,6 +445,12 @@ def settings_hash(settings: dict[str, Any]) -> str:
 def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in location:
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+    if "@" in location.partition("://")[2].partition("/")[0]:
+        kind = location.partition("://")[0]
+        raise UserError(
+            f"the address of the store, {kind}://..., holds credentials: leave them out and set them in the environment "
+            "or in the cloud's own configuration file, where they are in no log"
+        )
     try:
         fs, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -389,6 +458,10 @@ def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     if not root.strip("/"):
         raise UserError(f"the store {location} names no bucket or folder")
     return fs, root.rstrip("/")
+
+
+def _lasting(error: OSError) -> bool:
+    return error.errno in _LASTING or any(answer in str(error) for answer in _LASTING_ANSWERS)
 
 
 def _reason(error: BaseException) -> str:

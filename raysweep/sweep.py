@@ -10,26 +10,24 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
-import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
-
-from raysweep import lock, progress, tables
+from raysweep import cluster, lock, progress, tables
 from raysweep.devices import DEVICES
-from raysweep.errors import UserError
+from raysweep.errors import StoreError, UserError
 from raysweep.space import Cell, Space
-from raysweep.store import FAILURES, PLAN, TRAIN, Store
+from raysweep.store import FAILURES, PLAN, PLANNED, TRAIN, Store
 
 INTERRUPTED = 130
+
+# How often, in seconds, a sweep looks which nodes there are.
+LOOK_EVERY = 5.0
 
 
 @dataclass
@@ -104,11 +102,7 @@ def survey(store: Store, space: Space) -> Survey:
             state.versions = f"raysweep {row['raysweep_version']}, torch {row['torch_version']}"
         if row is None and (failed := error(cell, TRAIN)) is not None:
             state.training, state.errors[TRAIN] = "failed", failed
-        elif (
-            row is None
-            and cell.id in begun
-            and checkpoint.names(store.fs, f"{store.root}/{store.run_directory(cell.id)}")
-        ):
+        elif row is None and cell.id in begun and checkpoint.names(store, store.run_directory(cell.id)):
             state.training = "started"
         if state.training == "diverged":
             continue
@@ -135,27 +129,6 @@ def plan(space: Space) -> dict[str, Any]:
     return {"cells": cells, "totals": totals, "devices": devices}
 
 
-RAY_ENVIRONMENT = {
-    # Tune's own progress reports and loggers would run through ours.
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-
-# Of a cluster that is started here.
-LOCAL_ENVIRONMENT = {
-    # The loopback address is the node's, so that nothing listens beyond this machine. (The name is from what Ray does on
-    # macOS and Windows by default.)
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    # A trial takes some seven processes, more than Ray expects of a small machine, and an evaluation that finds the
-    # process of an earlier one alive is spared four seconds of imports.
-    "RAY_worker_maximum_startup_concurrency": "8",
-    "RAY_num_workers_soft_limit": "8",
-    "RAY_idle_worker_killing_time_threshold_ms": "600000",
-    # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-
-
 def run(space: Space, store: Store, resume_command: str, train: bool = True) -> int:
     """Do everything the store lacks; returns the exit status: 0 complete, 1 something failed, 130 interrupted.
 
@@ -168,8 +141,11 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         if not train:
             before = _trained(before, space, store)
             space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
+            if store.read(PLANNED) is None:
+                _write_plan(space, store)
         else:
-            store.write_table("plan.parquet", [cell.describe() for cell in space.cells], PLAN)
+            _write_plan(space, store)
+        store.running = True
         progress.announce(space, store, before)
         interrupted = False
         if before.left:
@@ -183,6 +159,10 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
             return INTERRUPTED
         progress.conclude(space, store, after)
         return 1 if after.left else 0
+
+
+def _write_plan(space: Space, store: Store) -> None:
+    store.write_table(PLANNED, [cell.describe() for cell in space.cells], PLAN)
 
 
 def _trained(now: Survey, space: Space, store: Store) -> Survey:
@@ -209,10 +189,13 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     from raysweep.trial import TRAIN_ENVIRONMENT, run_cell
 
     # Read when ray is imported and when a local cluster is started, so set before either.
-    cluster = _cluster()
-    os.environ.update(TRAIN_ENVIRONMENT | RAY_ENVIRONMENT | ({} if cluster else LOCAL_ENVIRONMENT))
+    address = cluster.address()
+    os.environ.update(TRAIN_ENVIRONMENT | cluster.RAY_ENVIRONMENT | ({} if address else cluster.LOCAL_ENVIRONMENT))
     import ray
     from ray import tune
+    from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    looked = 0.0
 
     class Forward(tune.Callback):
         """Tells the display what Tune tells its callbacks."""
@@ -230,16 +213,43 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             display.tick()
+            if time.monotonic() - looked > LOOK_EVERY:
+                follow()
 
-    context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+    class UntilUnreachable(tune.Stopper):
+        """Every cell would meet the same store."""
+
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return bool(display.unreachable)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (object, ())  # As the display.
+
+    def follow() -> None:
+        """As many cells at once as the nodes that there are can train, which on a shared cluster may change."""
+        nonlocal looked
+        looked = time.monotonic()
+        places, why_none = cluster.places(space, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if why_none and address is None:
+            raise UserError(f"{why_none}: lower resources in the search space")
+        # One more than can train, so that a trial's own start overlaps the training of the one before it.
+        generator.max_concurrent = places + 1
+        display.waits(f"{why_none}: add nodes, or stop and lower resources in the search space" if why_none else "")
+
+    context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+    notes = tempfile.TemporaryDirectory(prefix="raysweep-tune-", ignore_cleanup_errors=True)
     ending = threading.Event()
-    if cluster is None:
-        threading.Thread(target=_watch_cluster, args=(ending,), daemon=True).start()
+    if address is None:
+        threading.Thread(target=cluster.watch, args=(ending,), daemon=True).start()
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        concurrent = _concurrent(space, ray.cluster_resources())
         display = progress.Display(left, held, str(context.dashboard_url or ""))
+        generator = BasicVariantGenerator()
+        follow()
         trainable = tune.with_resources(
             tune.with_parameters(run_cell, space=space, location=store.location, fingerprints=fingerprints),
             # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
@@ -251,8 +261,7 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
             trainable,
             param_space={"cell": tune.grid_search([state.cell.id for state in largest_first])},
             tune_config=tune.TuneConfig(
-                # One more than can train, so that a trial's own start overlaps the training of the one before it.
-                max_concurrent_trials=concurrent + 1,
+                search_alg=generator,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: str(trial.config["cell"]),
                 trial_dirname_creator=lambda trial: str(trial.config["cell"]),
@@ -262,90 +271,20 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
                 callbacks=[Forward()],
                 # What goes wrong in a cell is a row of the store; a trial fails when its process or node is lost.
                 failure_config=tune.FailureConfig(max_failures=3),
+                stop=UntilUnreachable(),
                 verbose=0,
-                **store.storage("tune"),
+                # Tune's own record of the run, which is never read.
+                storage_path=notes.name,
             ),
         )
         # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
         with display.live():
             tuner.fit()
+        if display.unreachable:
+            raise StoreError(display.unreachable)
         return display.interrupted
     finally:
         ending.set()
         ray.shutdown()
-
-
-def _watch_cluster(ending: threading.Event) -> None:
-    """Watch the processes that a local cluster stands on, until `ending`; where one dies end this process, with one line.
-
-    Left to itself Ray waits for a minute, or for ever.
-    """
-    own = psutil.Process()
-    pillars = [process for process in own.children(recursive=True) if process.name() in ("raylet", "gcs_server")]
-    while not ending.wait(1.0):
-        if all(map(_alive, pillars)) or ending.wait(1.0):
-            continue
-        for process in own.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        sys.stdout.flush()
-        print(
-            "raysweep: error: a process of the local Ray cluster died (killed, or out of memory?); nothing that was "
-            "finished is lost: run the same command again",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _cluster() -> str | None:
-    """The address of the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one.
-
-    Raises `UserError` where nothing answers at RAY_ADDRESS.
-    """
-    named = os.environ.get("RAY_ADDRESS", "auto")
-    if named == "local":
-        return None
-    if named != "auto":
-        if not _answers(named):
-            raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
-        return named
-    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
-    address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
-    return address if address and _answers(address) else None
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at host:port; asked first, since Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=5):
-            return True
-    except (OSError, ValueError):
-        return False
-
-
-def _concurrent(space: Space, cluster: dict[str, float]) -> int:
-    """How many cells the cluster can train at once; `UserError` where it cannot train one."""
-    train = space.resources.train
-    fits = []
-    for name, wanted in (("CPU", train.workers * train.cpus), ("GPU", train.workers * train.gpus)):
-        available = cluster.get(name, 0)
-        if wanted > available:
-            raise UserError(
-                f"a cell of {space.name} asks for {wanted:g} {name} and the cluster has {available:g}: "
-                "lower resources.train in the search space, or add nodes"
-            )
-        if wanted:
-            fits.append(int(available // wanted))
-    if space.resources.evaluate.cpus > cluster.get("CPU", 0) or space.resources.evaluate.gpus > cluster.get("GPU", 0):
-        raise UserError(f"an evaluation of {space.name} asks for more than the cluster has: lower resources.evaluate")
-    return min(fits)
+        notes.cleanup()

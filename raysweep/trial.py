@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__
-from raysweep.errors import UserError
+from raysweep.errors import StoreError, UserError
 from raysweep.space import Cell, Space
 from raysweep.store import CELLS, EVALUATIONS, FAILURES, TIMINGS, TRAIN, TRAJECTORIES, Store
 
@@ -47,8 +47,16 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
     from ray import tune
 
     cell = next(cell for cell in space.cells if cell.id == config["cell"])
-    fingerprint = fingerprints[cell.corpus.model_dump_json()]
-    store = Store(location)
+    try:
+        failed = _complete(cell, space, Store(location, running=True), fingerprints[cell.corpus.model_dump_json()])
+    except StoreError as error:
+        tune.report({"cell": cell.id, "unreachable": str(error)})
+        return
+    tune.report({"cell": cell.id, "failed": failed, "finished": True})
+
+
+def _complete(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[str]:
+    """Do what the store lacks of a cell; the errors. Raises `StoreError` where not even those can be written."""
     failed = []
     row = store.cell_row(cell.id)
     if row is not None and _missing(cell, space, store) and _final(cell, store) is None:
@@ -62,7 +70,7 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
         row = store.cell_row(cell.id)
     if row is not None and row["status"] == "done":
         failed += _evaluate(cell, space, store, fingerprint)
-    tune.report({"cell": cell.id, "failed": failed, "finished": True})
+    return failed
 
 
 def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
@@ -74,11 +82,10 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
         line = _one_line(error)
         # A cluster that is being stopped takes its actors one by one, this process soon after: that is no failure.
         time.sleep(SHUTDOWN)
-        try:
-            row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
-            store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
-        except UserError as unwritable:
-            line = f"{line} ({unwritable})"
+        # Where the store is at fault this raises, and no cell is blamed.
+        store.probe()
+        row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
+        store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
         return line
     store.delete(store.failure_file(cell.id, stage))
     return None
@@ -139,7 +146,7 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
         raise UserError(result.metrics["refused"])
     _write_tables(cell, store)
     # Ray Train keeps the last of those it knows of; what a killed run left is not among them.
-    names = checkpoint.names(store.fs, f"{store.root}/{run_directory}")
+    names = checkpoint.names(store, run_directory)
     for name in names[_kept(space) or len(names) :]:
         store.delete_directory(f"{run_directory}/{name}")
 
@@ -170,12 +177,12 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     cell = Cell.model_validate(config["cell"])
     resources = config["resources"]
-    store = Store(config["store"])
+    store = Store(config["store"], running=True)
     context = ray.train.get_context()
     rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
     torch.set_num_threads(resources["cpus"])
     warnings: list[str] = []
-    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}", warnings.append)
+    found = checkpoint.latest(store, store.run_directory(cell.id), warnings.append)
     position = found[1].position if found else None
     if position is not None and position.fingerprint == config["fingerprint"] and position.ends(cell.steps):
         return  # Trained to the end, but killed before its tables were written.
@@ -244,7 +251,7 @@ def _final(cell: Cell, store: Store) -> Checkpoint | None:
     """Position and weights at the end of a cell's training, if they are there and intact."""
     from raysweep import checkpoint
 
-    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(cell.id)}", optimizer=False)
+    found = checkpoint.latest(store, store.run_directory(cell.id), optimizer=False)
     return found[1] if found is not None and found[1].position.ends(cell.steps) else None
 
 
@@ -332,7 +339,7 @@ def evaluate_cell(cell: Cell, evaluation: Evaluation, location: str, fingerprint
 
     begun = time.monotonic()
     torch.set_num_threads(cpus)
-    store = Store(location)
+    store = Store(location, running=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     final = _final(cell, store)
     if final is None:

@@ -98,7 +98,7 @@ def test_a_step_a_finetuning_and_a_quantization(
 
     export.export(space, store, cell, tmp_path / "tuned", form="finetune_math")
     directory = store.evaluation_directory(cell.id, "finetune_math", EVALUATIONS[1].model_dump())
-    found = checkpoint.latest(store.fs, f"{store.root}/{directory}")
+    found = checkpoint.latest(store, directory)
     assert found is not None
     tuned = Run(cell, corpus, weights=found[1].model).model
     with torch.no_grad():

@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from tiny import make_cell
 
 from raysweep import tables
-from raysweep.errors import UserError
+from raysweep.errors import StoreError, UserError
 from raysweep.evaluate.in_distribution import Settings
 from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store
 
@@ -112,6 +114,44 @@ def test_a_store_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Not a directory"):
         Store(str(tmp_path / "file" / "store")).probe()
+
+
+def test_a_store_that_its_user_may_not_write(tmp_path: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root can become somebody else")
+    code = "import os, sys; from raysweep.store import Store; os.setuid(65534); Store(sys.argv[1]).probe()"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, capture_output=True, text=True)
+    assert "StoreError" in done.stderr
+    assert f"the store {tmp_path} cannot be written: Permission denied; nothing" in done.stderr
+
+
+def test_a_store_in_use_that_goes_away_is_waited_for_and_never_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be seen meanwhile is not missing, and nothing is written where the store was."""
+    store, place, away = Store(str(tmp_path / "store"), running=True), tmp_path / "store", tmp_path / "away"
+    monkeypatch.setattr("raysweep.store.PATIENCE", 2.0)
+    place.mkdir()
+    (place / "plan.parquet").touch()
+    store.write("cells/a", b"x")
+    for use in (lambda: store.read("cells/a"), lambda: store.files("cells"), lambda: store.write("cells/a", b"x")):
+        place.rename(away)
+        threading.Timer(1.0, away.rename, (place,)).start()
+        result = use()
+        assert result in (b"x", [], None)
+        assert (place / "cells/a").read_bytes() == b"x"
+    place.rename(away)
+    for use in (lambda: store.read("cells/a"), lambda: store.files("cells"), lambda: store.write("cells/b", b"x")):
+        with pytest.raises(StoreError, match=r"cannot be (read|written): it is not there \(moved, or not mounted\?\)"):
+            use()
+    assert not place.exists()
+
+
+def test_credentials_do_not_belong_in_the_address() -> None:
+    """It is in the log, on the screen and in every process's arguments."""
+    with pytest.raises(UserError, match="holds credentials") as refused:
+        Store("s3://user:hunter2@bucket/x")
+    assert "hunter2" not in str(refused.value)
 
 
 def test_an_unknown_kind_of_store() -> None:

@@ -5,7 +5,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysweep import checkpoint, train
 from raysweep.corpora.loader import Order, TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.store import Store
 from raysweep.train import Run, learning_rate, report_steps
 
 
@@ -96,7 +96,7 @@ def test_interrupted_anywhere_the_rows_are_the_same_to_the_last_bit(corpus: Toke
         folder = tmp_path / str(stop)
         folder.mkdir()
         checkpoint.write(run.checkpoint(), folder)
-        resumed = Run(cell, corpus, checkpoint=checkpoint.read(pafs.LocalFileSystem(), str(folder)))
+        resumed = Run(cell, corpus, checkpoint=checkpoint.read(Store(str(folder)), "."))
         assert resumed.position.step == stop
         list(resumed.rows())
         assert resumed.position.rows == reference
@@ -141,7 +141,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
 def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path) -> None:
     (tmp_path / "corpus").write_text(str(corpus.folder))
     torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
-    first, second = (checkpoint.read(pafs.LocalFileSystem(), str(tmp_path / str(rank))) for rank in (0, 1))
+    first, second = (checkpoint.read(Store(str(tmp_path)), str(rank)) for rank in (0, 1))
     assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
     assert second.position.rows == []
     for one, two in zip(trained(Run(make_cell(tokens=1024), corpus)), first.position.rows, strict=True):

@@ -86,7 +86,7 @@ def _train(subject: Subject, settings: Settings) -> Run:
     from raysweep.train import Run
 
     store, directory = subject.store, subject.directory
-    found = checkpoint.latest(store.fs, f"{store.root}/{directory}")
+    found = checkpoint.latest(store, directory)
     run = Run(
         finetuning(subject.cell, settings),
         subject.corpus,
@@ -104,7 +104,7 @@ def _train(subject: Subject, settings: Settings) -> Run:
         return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
 
     for _ in run.rows(pause=due):
-        older = checkpoint.names(store.fs, f"{store.root}/{directory}")
+        older = checkpoint.names(store, directory)
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.write(run.checkpoint(), Path(folder))
             store.upload(Path(folder), f"{directory}/{checkpoint.name(run.position.step)}")

@@ -225,12 +225,12 @@ def test_a_killed_finetuning_goes_on_and_ends_the_same(
         metrics(subject, settings)
     monkeypatch.setattr(Store, "upload", real)
     again = trained.subject(corpus, tmp_path / "b")
-    found = checkpoint.latest(again.store.fs, f"{again.store.root}/{again.directory}")
+    found = checkpoint.latest(again.store, again.directory)
     assert found is not None
     assert 0 < found[1].position.step < 128
     assert metrics(again, settings) == reference
     # The final weights stay, for export.
-    assert len(checkpoint.names(again.store.fs, f"{again.store.root}/{again.directory}")) == 1
+    assert len(checkpoint.names(again.store, again.directory)) == 1
 
 
 def test_subjects_share_no_document_with_pretraining() -> None:

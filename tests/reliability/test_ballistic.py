@@ -21,6 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from reliability.sweeps import Sweep, contents
 from tiny import make_cell
 
 from raysweep.corpora.loader import TokenizedCorpus
@@ -37,8 +38,6 @@ SPACE: dict[str, Any] = {
     ],
     "resources": {"train": {"cpus": 1}, "evaluate": {"cpus": 1}},
 }
-TABLES = ("cells", "trajectories", "evaluations")
-
 # Victim -> how its process is named; the driver and everything are handled apart.
 VICTIMS = {
     "trial": "ray::ImplicitFunc",
@@ -50,58 +49,6 @@ VICTIMS = {
 }
 # A driver that has lost its cluster must give up by itself.
 PATIENCE = 300.0
-
-
-class Sweep:
-    """A driver and all that it starts, in a session of their own."""
-
-    def __init__(self, file: Path, store: Path, log: Path) -> None:
-        self.log = log.open("ab")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "raysweep.cli", "run", str(file), "--store", str(store)],
-            stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        self.seen: dict[int, psutil.Process] = {}
-
-    def processes(self) -> list[psutil.Process]:
-        """Everything that was seen to belong to it and is alive, also what has lost its parent."""
-        try:
-            own = psutil.Process(self.process.pid)
-            for process in [own, *own.children(recursive=True)]:
-                self.seen.setdefault(process.pid, process)
-        except psutil.NoSuchProcess:
-            pass
-        return [process for process in self.seen.values() if process.is_running()]
-
-    def find(self, name: str) -> list[psutil.Process]:
-        found = []
-        for process in self.processes():
-            try:
-                if name in " ".join(process.cmdline())[:400]:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    def sweep_up(self) -> int:
-        """Kill what is left of it; how many processes there were."""
-        left = self.processes()
-        for process in left:
-            try:
-                process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(left, timeout=30)
-        self.log.close()
-        return len(left)
-
-
-def contents(store: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(store)): path.read_bytes()
-        for table in TABLES
-        for path in sorted((store / table).rglob("*.parquet"))
-    }
 
 
 def shoot(sweep: Sweep, rng: random.Random) -> str | None:

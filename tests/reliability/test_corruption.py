@@ -74,7 +74,7 @@ def final(store: Store) -> list[Any] | None:
 
 
 def whole(store: Store) -> list[Any] | None:
-    found = checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(CELL.id)}")
+    found = checkpoint.latest(store, store.run_directory(CELL.id))
     return None if found is None else [found[1].position, {k: v.tolist() for k, v in found[1].optimizer.items()}]
 
 
@@ -112,7 +112,7 @@ READERS: dict[str, tuple[Callable[[Store], str], Callable[[Store], Any], int]] =
 
 def _checkpoint(store: Store, name: str) -> str:
     directory = store.run_directory(CELL.id)
-    return f"{directory}/{checkpoint.names(store.fs, f'{store.root}/{directory}')[0]}/{name}"
+    return f"{directory}/{checkpoint.names(store, directory)[0]}/{name}"
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -55,7 +55,7 @@ def test_a_pickle_in_a_checkpoint(tmp_path: Path, hostile: bytes, trace: Path, n
     state = json.dumps(body | {"checksum": checkpoint._checksum(body)}).encode()
     (folder / checkpoint.STATE).write_bytes(hostile if name == checkpoint.STATE else state)
     assert trial._final(CELL, store) is None
-    assert checkpoint.latest(store.fs, f"{store.root}/{store.run_directory(CELL.id)}") is None
+    assert checkpoint.latest(store, store.run_directory(CELL.id)) is None
     assert not trace.exists()
 
 

@@ -1,0 +1,121 @@
+"""The Ray cluster that a sweep runs on: where it is, what it holds, and that it lives."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from raysweep.errors import UserError
+from raysweep.space import Space
+
+RAY_ENVIRONMENT = {
+    # Tune's own progress reports and loggers would run through ours.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+
+# Of a cluster that is started here.
+LOCAL_ENVIRONMENT = {
+    # The loopback address is the node's, so that nothing listens beyond this machine. (The name is from what Ray does on
+    # macOS and Windows by default.)
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A trial takes some seven processes, more than Ray expects of a small machine, and an evaluation that finds the
+    # process of an earlier one alive is spared four seconds of imports.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "8",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+
+def watch(ending: threading.Event) -> None:
+    """Watch the processes that a local cluster stands on, until `ending`; where one dies end this process, with one line.
+
+    Left to itself Ray waits for a minute, or for ever.
+    """
+    own = psutil.Process()
+    pillars = [process for process in own.children(recursive=True) if process.name() in ("raylet", "gcs_server")]
+    while not ending.wait(1.0):
+        if all(map(_alive, pillars)) or ending.wait(1.0):
+            continue
+        for process in own.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        sys.stdout.flush()
+        print(
+            "raysweep: error: a process of the local Ray cluster died (killed, or out of memory?); nothing that was "
+            "finished is lost: run the same command again",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def address() -> str | None:
+    """The address of the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one.
+
+    Raises `UserError` where nothing answers at RAY_ADDRESS.
+    """
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    if named == "local":
+        return None
+    if named != "auto":
+        if not _answers(named):
+            raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
+        return named
+    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
+    address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port; asked first, since Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
+def places(space: Space, nodes: list[dict[str, float]]) -> tuple[int, str]:
+    """How many cells nodes of these resources can train at once, and why none where it is none.
+
+    The workers of a cell may be on several nodes, one worker may not.
+    """
+    train, evaluate = space.resources.train, space.resources.evaluate
+
+    def hold(cpus: float, gpus: float) -> int:
+        wanted = {"CPU": cpus, "GPU": gpus}
+        return sum(
+            min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items() if amount) for node in nodes
+        )
+
+    def lacking(what: str, cpus: float, gpus: float) -> str:
+        wanted = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+        there = ", ".join(
+            f"{node.get('CPU', 0):g} CPU" + (f" and {node['GPU']:g} GPU" if node.get("GPU") else "") for node in nodes
+        )
+        return f"{what} of {space.name} asks for {wanted} and the cluster's nodes have {there}"
+
+    cells = hold(train.cpus, train.gpus) // train.workers
+    if not cells:
+        several = f"{train.workers} workers, each" if train.workers > 1 else ""
+        return 0, lacking(f"a cell{' with ' + several if several else ''}", train.cpus, train.gpus)
+    if not hold(evaluate.cpus, evaluate.gpus):
+        return cells, lacking("an evaluation", evaluate.cpus, evaluate.gpus)
+    return cells, ""
