@@ -20,6 +20,7 @@ from typing import Any
 
 from raysweep import cluster, lock, progress, tables
 from raysweep.devices import DEVICES
+from raysweep.corpora import Corpus
 from raysweep.errors import StoreError, UserError
 from raysweep.space import Cell, Space
 from raysweep.store import FAILURES, PLAN, PLANNED, TRAIN, Store
@@ -178,8 +179,14 @@ def _corpora(left: list[CellState], store: Store) -> dict[str, str]:
     from raysweep.corpora.loader import open_corpus
 
     fingerprints = {}
-    for corpus in dict.fromkeys(state.cell.corpus for state in left):
-        fingerprints[corpus.model_dump_json()] = open_corpus(corpus).fingerprint
+    lengths: dict[Corpus, set[int]] = {}
+    for state in left:
+        lengths.setdefault(state.cell.corpus, set()).add(state.cell.sequence_length)
+    for corpus, needed in lengths.items():
+        opened = open_corpus(corpus)
+        for shard in ("train", "validation"):
+            opened.sequences(f"pretraining/{shard}", max(needed))
+        fingerprints[corpus.model_dump_json()] = opened.fingerprint
     store.check_corpora(fingerprints)
     return fingerprints
 

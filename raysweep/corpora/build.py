@@ -48,6 +48,9 @@ VALIDATION_SHARE = {"pretraining": 0.02}
 TEST_SHARE = {"pretraining": 0.02, "finetune_python": 0.1, "finetune_math": 0.1}
 BATCH = 2000
 
+# In characters: a tokenizer takes a hundred bytes and more for each token of what it is given at once.
+LONGEST_PIECE = 1 << 20
+
 # A document found under two roles belongs to the first of these: what is held out is never trained on.
 ROLES = ("finetune_python", "finetune_math", "out_of_distribution", "pretraining")
 
@@ -103,6 +106,8 @@ class _Shard:
 def _write(corpus: Corpus, source: ModuleType, specification: dict[str, Any], folder: Path) -> None:
     with _progress() as progress:
         shards = _split(_read(corpus, source, progress))
+        if "pretraining/train" not in [shard.name for shard in shards]:
+            raise UserError(f"the corpus {corpus.name} has no document to train on")
         tokenizer = _tokenizer(corpus, shards, progress)
         tokenizer.save(str(folder / "tokenizer.json"))
         task = progress.add_task(f"{corpus.name}: tokenize", total=sum(len(shard.documents) for shard in shards))
@@ -155,7 +160,11 @@ def _distinct(documents: Iterable[Document], fraction: float) -> dict[bytes, Doc
     """Documents by the hash of their text, each under its first role, without those that `fraction` leaves out."""
     distinct: dict[bytes, Document] = {}
     for document in documents:
-        key = hashlib.sha256(document.text.encode()).digest()
+        try:
+            key = hashlib.sha256(document.text.encode()).digest()
+        except UnicodeEncodeError:
+            start = document.text[:40]
+            raise UserError(f"a document of {document.domain} that starts {start!r} is not valid Unicode") from None
         if _share(key[8:16]) < fraction:
             held = distinct.get(key)
             if held is None or ROLES.index(document.role) < ROLES.index(held.role):
@@ -232,14 +241,13 @@ def _write_shard(shard: _Shard, tokenizer: Tokenizer, corpus: Corpus, folder: Pa
     tokens = 0
     with path.open("wb") as file:
         for documents in _batches(shard.documents):
-            encodings = tokenizer.encode_batch_fast([d.text for d in documents], add_special_tokens=False)
-            for document, encoding in zip(documents, encodings, strict=True):
-                content = np.array([*encoding.ids, end], dtype=dtype).tobytes()
+            for document, ids in zip(documents, encode([d.text for d in documents], tokenizer), strict=True):
+                content = np.array([*ids, end], dtype=dtype).tobytes()
                 file.write(content)
                 checksum.update(content)
                 counts = domains.setdefault(document.domain, Counter())
-                counts.update(documents=1, bytes=len(document.text.encode()), tokens=len(encoding.ids) + 1)
-                tokens += len(encoding.ids) + 1
+                counts.update(documents=1, bytes=len(document.text.encode()), tokens=len(ids) + 1)
+                tokens += len(ids) + 1
             advance(len(documents))
         file.flush()
         os.fsync(file.fileno())
@@ -251,6 +259,35 @@ def _write_shard(shard: _Shard, tokenizer: Tokenizer, corpus: Corpus, folder: Pa
         "domains": {name: dict(counts) for name, counts in sorted(domains.items())},
         "sha256": checksum.hexdigest(),
     }
+
+
+def encode(texts: list[str], tokenizer: Tokenizer, longest: int = LONGEST_PIECE) -> Iterator[list[int]]:
+    """The tokens of each text, without end-of-text; of a text of any length in bounded memory."""
+    short = [text for text in texts if len(text) <= longest]
+    encodings = iter(tokenizer.encode_batch_fast(short, add_special_tokens=False))
+    for text in texts:
+        if len(text) <= longest:
+            yield next(encodings).ids
+        else:
+            parts = (tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces(text, longest))
+            yield [token for part in parts for token in part]
+
+
+def pieces(text: str, longest: int) -> Iterator[str]:
+    """A text cut into pieces of at most `longest` characters, before a space between two words where there is one.
+
+    There a byte-level tokenizer cuts too, so that the tokens are those of the whole.
+    """
+    start = 0
+    while len(text) - start > longest:
+        end = text.rfind(" ", start + 1, start + longest + 1)
+        while end > 0 and not (text[end - 1].isalnum() and text[end + 1 : end + 2].isalnum()):
+            end = text.rfind(" ", start + 1, end)
+        if end < 0:
+            end = start + longest
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def _batches(documents: list[Document]) -> Iterator[list[Document]]:

@@ -1,0 +1,44 @@
+"""A source of documents that nobody would wish for; HOSTILE in the environment chooses which."""
+
+import os
+import random
+from collections.abc import Iterator
+
+from raysweep.corpora.installed import Document
+
+WORDS = "a sweep of small models over every size and rate that anyone could want to see in one table".split()
+
+
+def prose(words: int, seed: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=words))
+
+
+# A hundred megabytes without a line break, half of it without a space.
+LONG_LINE = 100_000_000
+
+TEXTS = {
+    "empty": lambda: [],
+    "one": lambda: [prose(500, 0)],
+    "duplicates": lambda: [prose(500, 0)] * 1000,
+    "blank": lambda: ["", " ", "\n"],
+    "nul": lambda: [f"{prose(60, seed)}\x00\x00\n\x00{prose(60, seed + 1)}" for seed in range(400)],
+    "surrogate": lambda: [prose(60, 0), "half a pair: \ud800"],
+    "odd": lambda: [f"{seed} \ufeff\u202e\u0301{chr(0x10FFFF)}🙂" * 20 for seed in range(400)],
+    "long": lambda: [
+        *(prose(60, seed) for seed in range(400)),
+        prose(100_000, 1) * (LONG_LINE // 2 // 500_000) + "xy" * (LONG_LINE // 4),
+    ],
+}  # fmt: skip
+
+
+def signature() -> dict[str, str]:
+    return {"hostile": os.environ["HOSTILE"]}
+
+
+def sections() -> list[str]:
+    return ["all"]
+
+
+def documents(section: int) -> Iterator[Document]:
+    for text in TEXTS[os.environ["HOSTILE"]]():
+        yield Document("pretraining", "hostile", text)
