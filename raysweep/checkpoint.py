@@ -14,7 +14,6 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
@@ -62,19 +61,37 @@ class Checkpoint:
     """Empty where only the weights were asked for."""
 
 
-def write(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the three files into an existing folder."""
+def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
+    """Write the three files into a folder of the store; the state comes last and makes it whole."""
     sums = {}
     for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        (folder / name).write_bytes(content)
+        store.write(f"{folder}/{name}", content)
         sums[name] = hashlib.sha256(content).hexdigest()
     body = {"position": asdict(checkpoint.position), "sha256": sums}
-    (folder / STATE).write_text(json.dumps(body | {"checksum": _checksum(body)}), encoding="utf-8")
+    store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": _checksum(body)}).encode())
+
+
+def append(checkpoint: Checkpoint, store: Store, run_directory: str, keep: int | None) -> None:
+    """Write the next checkpoint of a run, then delete what is older, but for the `keep` furthest (None: all).
+
+    One that is further than this was passed over as damaged when the run went on; it stays until it is passed again.
+    """
+    step = checkpoint.position.step
+    new = name(step)
+    write(checkpoint, store, f"{run_directory}/{new}")
+    if keep is not None:
+        older = [other for other in names(store, run_directory) if other != new and step_of(other) <= step]
+        for other in older[keep - 1 :]:
+            store.delete_directory(f"{run_directory}/{other}")
 
 
 class Damaged(Exception):
     """A checkpoint's file is not what was written; the message says which."""
+
+
+class Unfinished(Damaged):
+    """The process that wrote the checkpoint ended before it had."""
 
 
 def read(store: Store, folder: str, optimizer: bool = True) -> Checkpoint:
@@ -92,12 +109,13 @@ def latest(
 ) -> tuple[str, Checkpoint] | None:
     """The name and content (see `read`) of the furthest intact checkpoint in a run directory of the store.
 
-    A damaged one is passed over for the one before it, and `warn` is told. This, and not Ray Train's own record of the run,
-    decides where a cell goes on, so that no damage to either can lose more than one checkpoint.
+    A damaged one is passed over for the one before it, and `warn` is told, so that no damage loses more than one.
     """
     for name in names(store, run_directory):
         try:
             return name, read(store, f"{run_directory}/{name}", optimizer)
+        except Unfinished:
+            continue
         except Damaged as error:
             warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
     return None
@@ -148,7 +166,8 @@ def _tensors(store: Store, folder: str, name: str, sums: dict[str, str]) -> dict
 def _content(store: Store, path: str) -> bytes:
     content = store.read(path)
     if content is None:
-        raise Damaged(f"{path.rpartition('/')[2]} is missing")
+        file = path.rpartition("/")[2]
+        raise (Unfinished if file == STATE else Damaged)(f"{file} is missing")
     return content
 
 

@@ -9,7 +9,7 @@
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
     <store>/index/                             what raysweep.index read before; may be deleted
-    <store>/train/<cell>/                      Ray Train's run directory, with the checkpoints
+    <store>/train/<cell>/                      a cell's checkpoints (raysweep.checkpoint)
 
 The location is a path or any URI that `pyarrow.fs` takes. What is done is what can be read here, and nothing else is. A
 file that cannot be read counts as not done, is set aside under another name with a warning, and is never deleted.
@@ -215,11 +215,6 @@ class Store:
     def run_directory(cell: str) -> str:
         return f"{TRAIN}/{cell}"
 
-    def storage(self, directory: str) -> dict[str, Any]:
-        """A directory of the store, as the storage arguments of Ray's `RunConfig`."""
-        path = f"{self.root}/{directory}"
-        return {"storage_path": path} if self._local else {"storage_path": path, "storage_filesystem": self.fs}
-
     # Bytes.
 
     def write(self, path: str, content: bytes, wait: bool = True) -> None:
@@ -245,10 +240,9 @@ class Store:
                     os.unlink(unfinished)
                 raise
 
-        self._patiently(put, self.unwritable, wait)
+        self._patiently(put, self._unwritable, wait)
 
-    def unwritable(self, error: OSError) -> StoreError:
-        """What to tell the user where writing failed with `error`."""
+    def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             f"the store {self.location} cannot be written: {_reason(error)}; "
             "nothing that was finished is lost: mend that, then run again"
@@ -269,10 +263,6 @@ class Store:
 
         return self._patiently(get, self._unreadable)
 
-    def reading(self, get: Callable[[], _T]) -> _T:
-        """The result of `get`, a function that reads out of the store by itself."""
-        return self._patiently(get, self._unreadable)
-
     def delete(self, path: str, wait: bool = True) -> None:
         """Delete a file if it is there."""
 
@@ -280,16 +270,7 @@ class Store:
             with suppress(FileNotFoundError):
                 self.fs.delete_file(f"{self.root}/{path}")
 
-        self._patiently(delete, self.unwritable, wait)
-
-    def upload(self, folder: Path, path: str) -> None:
-        """Copy the files of a local folder to a directory of the store; a kill may leave a part of them."""
-
-        def copy() -> None:
-            self.fs.create_dir(f"{self.root}/{path}", recursive=True)
-            pafs.copy_files(str(folder), f"{self.root}/{path}", pafs.LocalFileSystem(), self.fs)
-
-        self._patiently(copy, self.unwritable)
+        self._patiently(delete, self._unwritable, wait)
 
     def delete_directory(self, path: str) -> None:
         """Delete a directory, if it is there, with all that is in it."""
@@ -298,13 +279,13 @@ class Store:
             with suppress(FileNotFoundError):
                 self.fs.delete_dir(f"{self.root}/{path}")
 
-        self._patiently(delete, self.unwritable)
+        self._patiently(delete, self._unwritable)
 
     def set_aside(self, path: str, why: str) -> None:
         """Rename a file that is damaged, so that it is made anew and the damaged one can be looked at."""
         aside = f"{path}.damaged-{uuid.uuid4().hex[:6]}"
         log.warning("%s/%s is damaged (%s): set aside as %s and made anew", self.location, path, why, aside)
-        self._patiently(lambda: self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}"), self.unwritable)
+        self._patiently(lambda: self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}"), self._unwritable)
 
     def _patiently(
         self, operation: Callable[[], _T], failure: Callable[[OSError], StoreError], wait: bool = True

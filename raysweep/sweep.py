@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from raysweep import cluster, lock, progress, tables
-from raysweep.devices import DEVICES
 from raysweep.corpora import Corpus
+from raysweep.devices import DEVICES
 from raysweep.errors import StoreError, UserError
 from raysweep.space import Cell, Space
 from raysweep.store import FAILURES, PLAN, PLANNED, TRAIN, Store

@@ -14,7 +14,6 @@ import os
 import socket
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__
@@ -112,57 +111,47 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
     from ray.train.torch import TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from raysweep import checkpoint
-
     os.environ.update(TRAIN_ENVIRONMENT)
-    run_directory = store.run_directory(cell.id)
-    # Ray Train's record of an earlier run is not written atomically and refuses another version of Ray. Where to go on
-    # is decided by the checkpoints themselves (raysweep.checkpoint.latest).
-    store.delete(f"{run_directory}/checkpoint_manager_snapshot.json")
     wanted = space.resources.train
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "cell": cell.model_dump(),
-            "store": store.location,
-            "fingerprint": fingerprint,
-            "resources": wanted.model_dump(),
-        },
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=wanted.workers,
-            use_gpu=wanted.gpus > 0,
-            resources_per_worker={"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {}),
-        ),
-        run_config=ray.train.RunConfig(
-            name=cell.id,
-            **store.storage(TRAIN),
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_kept(space)),
-            failure_config=ray.train.FailureConfig(max_failures=2),
-        ),
-    )
-    result = trainer.fit()
+    # Ray Train keeps no checkpoints, and so resumes nothing: its record of them is not written atomically, refuses another
+    # version of Ray, and ends the run where the store is away for a moment. The worker writes its own
+    # (raysweep.checkpoint), and goes on from those.
+    with tempfile.TemporaryDirectory(prefix="raysweep-train-", ignore_cleanup_errors=True) as notes:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "cell": cell.model_dump(),
+                "store": store.location,
+                "fingerprint": fingerprint,
+                "resources": wanted.model_dump(),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=wanted.workers,
+                use_gpu=wanted.gpus > 0,
+                resources_per_worker={"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {}),
+            ),
+            run_config=ray.train.RunConfig(
+                name=cell.id,
+                storage_path=notes,
+                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+                failure_config=ray.train.FailureConfig(max_failures=2),
+            ),
+        )
+        result = trainer.fit()
     if result.metrics and "refused" in result.metrics:
         raise UserError(result.metrics["refused"])
     _write_tables(cell, store)
-    # Ray Train keeps the last of those it knows of; what a killed run left is not among them.
-    names = checkpoint.names(store, run_directory)
-    for name in names[_kept(space) or len(names) :]:
-        store.delete_directory(f"{run_directory}/{name}")
-
-
-def _kept(space: Space) -> int | None:
-    kept = space.resources.train.keep_checkpoints
-    return None if kept == "all" else kept
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. A `UserError` is reported, since trying again would not help."""
+    """What each Ray Train worker runs. A `UserError` of a lone worker is reported, since trying again would not help."""
     import ray.train
 
     try:
         _train_worker(config)
     except UserError as error:
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # The others would wait for this one for ever.
         ray.train.report({"cell": config["cell"], "refused": str(error)})
 
 
@@ -221,16 +210,10 @@ def _train_worker(config: dict[str, Any]) -> None:
             # A worker's own log is on its node; by a report it reaches the person who is watching.
             progress["warning"] = "; ".join(warnings)
             warnings.clear()
-        with tempfile.TemporaryDirectory() as folder:
-            saving = None
-            if rank == 0:
-                checkpoint.write(run.checkpoint(), Path(folder))
-                saving = ray.train.Checkpoint.from_directory(folder)
-            try:
-                ray.train.report(progress, checkpoint=saving, checkpoint_dir_name=checkpoint.name(step))
-            except OSError as error:
-                # Not a UserError, which would be reported: after a report that failed Ray Train takes no other.
-                raise RuntimeError(str(store.unwritable(error))) from None
+        if rank == 0:
+            kept = resources["keep_checkpoints"]
+            checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), None if kept == "all" else kept)
+        ray.train.report(progress)
         saved = time.monotonic()
 
 

@@ -93,10 +93,9 @@ def test_interrupted_anywhere_the_rows_are_the_same_to_the_last_bit(corpus: Toke
         for _ in run.rows(pause=lambda step, stop=stop: step == stop):  # type: ignore[misc]
             if run.position.step == stop:
                 break
-        folder = tmp_path / str(stop)
-        folder.mkdir()
-        checkpoint.write(run.checkpoint(), folder)
-        resumed = Run(cell, corpus, checkpoint=checkpoint.read(Store(str(folder)), "."))
+        store = Store(str(tmp_path))
+        checkpoint.write(run.checkpoint(), store, str(stop))
+        resumed = Run(cell, corpus, checkpoint=checkpoint.read(store, str(stop)))
         assert resumed.position.step == stop
         list(resumed.rows())
         assert resumed.position.rows == reference
@@ -132,9 +131,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
         distribute=DistributedDataParallel,
     )
     list(run.rows())
-    checkpoint_folder = Path(folder) / str(rank)
-    checkpoint_folder.mkdir()
-    checkpoint.write(run.checkpoint(), checkpoint_folder)
+    checkpoint.write(run.checkpoint(), Store(folder), str(rank))
     torch.distributed.destroy_process_group()
 
 

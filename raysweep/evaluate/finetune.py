@@ -7,9 +7,7 @@ rise is the forgetting. A fine-tuning that is killed goes on from its own checkp
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from raysweep.evaluate import in_distribution
@@ -104,11 +102,6 @@ def _train(subject: Subject, settings: Settings) -> Run:
         return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
 
     for _ in run.rows(pause=due):
-        older = checkpoint.names(store, directory)
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.write(run.checkpoint(), Path(folder))
-            store.upload(Path(folder), f"{directory}/{checkpoint.name(run.position.step)}")
-        for name in older:
-            store.delete_directory(f"{directory}/{name}")
+        checkpoint.append(run.checkpoint(), store, directory, keep=1)
         saved = time.monotonic()
     return run

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from raysweep.corpora.installed import Document
 
-WORDS = "a sweep of small models over every size and rate that anyone could want to see in one table".split()
+WORDS = ["a", "sweep", "of", "small", "models", "over", "every", "size", "and", "rate"]
 
 
 def prose(words: int, seed: int) -> str:
@@ -17,7 +17,7 @@ def prose(words: int, seed: int) -> str:
 LONG_LINE = 100_000_000
 
 TEXTS = {
-    "empty": lambda: [],
+    "empty": list,
     "one": lambda: [prose(500, 0)],
     "duplicates": lambda: [prose(500, 0)] * 1000,
     "blank": lambda: ["", " ", "\n"],

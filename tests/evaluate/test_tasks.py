@@ -209,21 +209,21 @@ def test_a_killed_finetuning_goes_on_and_ends_the_same(
     monkeypatch.setattr(finetune, "CHECKPOINT_INTERVAL", 0.0)
     subject = trained.subject(corpus, tmp_path / "b")
     written = 0
-    real = Store.upload
+    real = checkpoint.write
 
-    def dies(store: Store, folder: Path, path: str) -> None:
+    def dies(made: checkpoint.Checkpoint, store: Store, folder: str) -> None:
         nonlocal written
-        real(store, folder, path)
+        real(made, store, folder)
         written += 1
         if written == 20:
-            # Half of what a kill may leave of the newest checkpoint.
-            (Path(store.root) / path / "optimizer.safetensors").write_bytes(b"half")
+            # A disk's share in a kill: the newest checkpoint's optimizer never reached it whole.
+            (Path(store.root) / folder / "optimizer.safetensors").write_bytes(b"half")
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Store, "upload", dies)
+    monkeypatch.setattr(checkpoint, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         metrics(subject, settings)
-    monkeypatch.setattr(Store, "upload", real)
+    monkeypatch.setattr(checkpoint, "write", real)
     again = trained.subject(corpus, tmp_path / "b")
     found = checkpoint.latest(again.store, again.directory)
     assert found is not None

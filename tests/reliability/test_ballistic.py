@@ -10,8 +10,6 @@ Moments and victims come from a seed; what they hit depends on the machine's spe
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path

@@ -47,9 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     run = Run(CELL, corpus)
     for _ in run.rows():
         pass
-    folder = Path(store.root) / store.run_directory(CELL.id) / checkpoint.name(run.position.step)
-    folder.mkdir(parents=True)
-    checkpoint.write(run.checkpoint(), folder)
+    checkpoint.append(run.checkpoint(), store, store.run_directory(CELL.id), keep=2)
     trial._write_tables(CELL, store)
     rows = [
         {

@@ -1,7 +1,7 @@
 """Whole sweeps whose store goes away, fills up, turns read-only, or is a bucket that answers with errors.
 
-`make test-faults`; the mounts need root. Whatever happens the tables come out as on a good disk, to the last bit: in the same
-run where the store comes back within a minute, in the next run where somebody has to mend it.
+`make test-faults`; the mounts need root. Whatever happens the tables come out as on a good disk, to the last bit: in the
+same run where the store comes back within a minute, in the next run where somebody has to mend it.
 """
 
 import random

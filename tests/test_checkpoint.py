@@ -1,0 +1,74 @@
+"""Which of a run's checkpoints it goes on from, and which are kept."""
+
+from pathlib import Path
+
+import pytest
+from tiny import make_cell
+
+from raysweep import checkpoint
+from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.store import Store
+from raysweep.train import Run
+
+DIRECTORY = "train/x"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def run(corpus: TokenizedCorpus) -> Run:
+    return Run(make_cell(), corpus)
+
+
+def at(run: Run, step: int) -> checkpoint.Checkpoint:
+    made = run.checkpoint()
+    made.position.step = step
+    return made
+
+
+def steps(store: Store) -> list[int]:
+    return [checkpoint.step_of(name) for name in checkpoint.names(store, DIRECTORY)]
+
+
+def furthest(store: Store, warned: list[str] | None = None) -> int | None:
+    found = checkpoint.latest(store, DIRECTORY, (warned if warned is not None else []).append)
+    return found[1].position.step if found else None
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (None, [30, 20, 10, 0])])
+def test_the_last_are_kept(store: Store, run: Run, keep: int | None, left: list[int]) -> None:
+    for step in (0, 10, 20, 30):
+        checkpoint.append(at(run, step), store, DIRECTORY, keep)
+    assert steps(store) == left
+    assert furthest(store) == 30
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, keep: int) -> None:
+    """The run went on from step 10 since 20 and 30 are damaged; what it writes at 15 and at 30 again must stay."""
+    warned: list[str] = []
+    for step in (10, 20, 30):
+        checkpoint.append(at(run, step), store, DIRECTORY, None)
+    for name in checkpoint.names(store, DIRECTORY)[:2]:
+        (Path(store.root) / DIRECTORY / name / checkpoint.MODEL).write_bytes(b"x")
+    assert furthest(store, warned) == 10
+    assert [checkpoint.MODEL in line for line in warned] == [True, True]
+    checkpoint.append(at(run, 15), store, DIRECTORY, keep)
+    assert furthest(store) == 15
+    assert steps(store)[:2] == [30, 20]
+    checkpoint.append(at(run, 30), store, DIRECTORY, keep)
+    assert furthest(store) == 30
+    assert len(steps(store)) == keep
+
+
+def test_what_a_kill_left_unfinished_is_passed_over_without_a_word(store: Store, run: Run) -> None:
+    checkpoint.append(at(run, 10), store, DIRECTORY, 2)
+    unfinished = Path(store.root) / DIRECTORY / checkpoint.name(20)
+    unfinished.mkdir()
+    (unfinished / checkpoint.MODEL).write_bytes(b"half")
+    warned: list[str] = []
+    assert furthest(store, warned) == 10
+    assert warned == []
