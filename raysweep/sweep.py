@@ -200,7 +200,12 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     os.environ.update(TRAIN_ENVIRONMENT | cluster.RAY_ENVIRONMENT | ({} if address else cluster.LOCAL_ENVIRONMENT))
     import ray
     from ray import tune
+    from ray.tune.execution import class_cache
     from ray.tune.search.basic_variant import BasicVariantGenerator
+
+    # Tune hands credentials on to its trials, and Ray writes what is handed on into its logs. Processes of this machine
+    # inherit them without that, and the nodes of a cluster have their own.
+    class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
     looked = 0.0
 

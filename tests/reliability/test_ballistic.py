@@ -7,6 +7,7 @@ done. Every table must equal the undisturbed one to the last bit, and no row of 
 Moments and victims come from a seed; what they hit depends on the machine's speed.
 """
 
+import itertools
 import json
 import random
 import shutil
@@ -49,25 +50,30 @@ VICTIMS = {
 PATIENCE = 300.0
 
 
-def shoot(sweep: Sweep, rng: random.Random) -> str | None:
-    """Kill one thing at random; what it was, or None where nothing of the kind was there."""
-    victim = rng.choice(["driver", "everything", *VICTIMS, "worker", "evaluation", "trial"])
+# For so many seconds a victim that is not there is waited for, since evaluations are short.
+HUNT = 40.0
+
+
+def choose(rng: random.Random) -> str:
+    return rng.choice(["driver", "everything", *VICTIMS, "worker", "evaluation", "trial"])
+
+
+def shoot(sweep: Sweep, rng: random.Random, victim: str) -> bool:
+    """Kill one thing of the kind; whether there was one."""
     if victim == "driver":
-        sweep.processes()
-        sweep.process.kill()
-        return victim
-    if victim == "everything":
-        for process in sweep.processes():
+        there = sweep.processes()[:1]
+    elif victim == "everything":
+        there = sweep.processes()
+    else:
+        there = sweep.find(VICTIMS[victim])
+        there = [rng.choice(there)] if there else []
+    for process in there:
+        try:
             process.kill()
-        return victim
-    there = sweep.find(VICTIMS[victim])
-    if not there:
-        return None
-    try:
-        rng.choice(there).kill()
-    except psutil.NoSuchProcess:
-        return None
-    return victim
+        except psutil.NoSuchProcess:
+            if victim != "everything":
+                return False
+    return bool(there)
 
 
 @pytest.mark.ballistic
@@ -81,7 +87,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
     assert len(expected) == 4 * 4
 
     kills: Counter[str] = Counter()
-    restarts = sweeps = starts = 0
+    restarts = sweeps = starts = trained = wasted = 0
     begun = time.monotonic()
     while kills.total() < KILLS:
         sweeps += 1
@@ -90,17 +96,18 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
         while True:
             sweep = Sweep(file, store, log)
             try:
-                next_shot = time.monotonic() + rng.uniform(3, 30)
+                next_shot, victim = time.monotonic() + rng.uniform(3, 30), choose(rng)
                 deadline = time.monotonic() + 900
                 while sweep.process.poll() is None:
                     assert time.monotonic() < deadline, f"hangs: {log.read_text()[-3000:]}"
                     if time.monotonic() > next_shot and kills.total() < KILLS:
-                        victim = shoot(sweep, rng)
-                        if victim is not None:
+                        hit = shoot(sweep, rng, victim)
+                        if hit:
                             kills[victim] += 1
                             print(f"{time.monotonic() - begun:.0f} s: {kills.total()} {victim}", flush=True)
                             deadline = time.monotonic() + PATIENCE
-                        next_shot = time.monotonic() + rng.uniform(2, 15)
+                        if hit or time.monotonic() > next_shot + HUNT:
+                            next_shot, victim = time.monotonic() + rng.uniform(2, 15), choose(rng)
                     sweep.processes()
                     for path in sorted((store / "cells").glob("*.parquet")) if store.exists() else []:
                         changed = path.stat().st_mtime_ns
@@ -116,9 +123,13 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
             restarts += 1
         found = contents(store)
         assert found == expected
-        starts += sum(
-            pq.read_table(path)["starts"].to_pylist()[0] for path in (store / "timings" / "train").glob("*.parquet")
-        )
+        for path in (store / "timings" / "train").glob("*.parquet"):
+            began = pq.read_table(path)["starts"].to_pylist()[0]
+            reports = pq.read_table(store / "trajectories" / path.name)["step"].to_pylist()
+            starts += began
+            trained += reports[-1]
+            # Each time it was begun again it had come no further than the next report after the last.
+            wasted += (began - 1) * max(b - a for a, b in itertools.pairwise(reports))
         shutil.rmtree(store)
     report = {
         "kills": kills,
@@ -126,6 +137,8 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
         "restarts of the driver": restarts,
         "cells": 4 * sweeps,
         "starts of their training": starts,
+        "steps that count": trained,
+        "steps taken in vain, at most": wasted,
         "seconds": round(time.monotonic() - begun),
     }
     print(json.dumps(report))

@@ -4,6 +4,7 @@
 same run where the store comes back within a minute, in the next run where somebody has to mend it.
 """
 
+import logging
 import random
 import re
 import shutil
@@ -171,6 +172,7 @@ class Bucket:
     """An S3-compatible server on localhost behind a proxy that can answer with errors or not at all."""
 
     def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.server = ThreadedMotoServer("127.0.0.1", 0)
         self.server.start()
         self.failing, self.away, self.failed, self.asked = 0.0, False, 0, 0

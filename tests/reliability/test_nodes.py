@@ -1,0 +1,138 @@
+"""Whole sweeps in a cluster whose nodes go and come, all on this machine (`make test-faults`)."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+from reliability.sweeps import Sweep, contents
+from tiny import make_cell
+
+from raysweep.corpora.loader import TokenizedCorpus
+
+SPACE: dict[str, Any] = {
+    "name": "nodes",
+    "base": make_cell(tokens=204_800).model_dump(exclude={"seed"}) | {"batch_size": 4},
+    "cross": {"seed": [1, 2, 3]},
+    "evaluations": [{"task": "finetune_math", "tokens": 131_072, "batch_size": 4, "sequences": 8}],
+    "resources": {"train": {"cpus": 1}, "evaluate": {"cpus": 1}},
+}
+
+pytestmark = pytest.mark.faults
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without a core for work."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> Path:
+    folder = tmp_path_factory.mktemp("nodes")
+    (folder / "nodes.yaml").write_text(yaml.safe_dump(SPACE))
+    return folder
+
+
+def wait_for(condition: Callable[[], Any], sweep: Sweep, log: Path, seconds: float = 180) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert sweep.process.poll() is None, f"ended too early: {log.read_text()}"
+        assert time.monotonic() < deadline, f"did not come: {log.read_text()}"
+        time.sleep(0.05)
+    return found
+
+
+def working(nodes: list[Any], name: str) -> Any:
+    """The node on which a process of that name works, if there is one."""
+    for node in nodes:
+        raylet = next(p.process.pid for p in node.all_processes["raylet"])
+        try:
+            if any(name in " ".join(child.cmdline()) for child in psutil.Process(raylet).children()):
+                return node
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def finish(sweep: Sweep, log: Path) -> str:
+    try:
+        status = sweep.process.wait(400)
+    finally:
+        sweep.sweep_up()
+    printed = log.read_text()
+    print(printed)
+    assert status == 0, printed
+    assert "Traceback" not in printed, printed
+    return printed
+
+
+def test_nodes_that_go_in_mid_training_and_mid_evaluation_and_come_back(cluster: Cluster, folder: Path) -> None:
+    log, calm_log = folder / "log", folder / "calm.log"
+    calm = Sweep(folder / "nodes.yaml", folder / "calm", calm_log, RAY_ADDRESS="local")
+    finish(calm, calm_log)
+    expected = contents(folder / "calm")
+    assert len(expected) == 9
+
+    store = folder / "disturbed"
+    nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]
+    sweep = Sweep(folder / "nodes.yaml", store, log, RAY_ADDRESS=cluster.address)
+    wait_for(lambda: list(store.glob("train/*/checkpoint_step*/state.json")), sweep, log)
+    gone = wait_for(lambda: working(nodes, "ray::RayTrainWorker"), sweep, log)
+    nodes.remove(gone)
+    cluster.remove_node(gone, allow_graceful=False)
+    time.sleep(3)
+    nodes.append(cluster.add_node(num_cpus=1))
+    gone = wait_for(lambda: working(nodes, "ray::evaluate_cell"), sweep, log)
+    nodes.remove(gone)
+    cluster.remove_node(gone, allow_graceful=False)
+    time.sleep(3)
+    cluster.add_node(num_cpus=1)
+    finish(sweep, log)
+    assert contents(store) == expected
+    assert not list(store.glob("failures/*/*"))
+
+
+def test_a_sweep_waits_for_nodes_that_hold_its_cells_and_says_so(cluster: Cluster, folder: Path) -> None:
+    log, store, file = folder / "waiting.log", folder / "waiting", folder / "two.yaml"
+    resources = {"train": {"cpus": 2}, "evaluate": {"cpus": 1}}
+    base = make_cell(tokens=4096).model_dump(exclude={"seed"})
+    space = SPACE | {"base": base, "cross": {"seed": [1]}, "evaluations": [], "resources": resources}
+    file.write_text(yaml.safe_dump(space))
+    cluster.add_node(num_cpus=1)
+    sweep = Sweep(file, store, log, RAY_ADDRESS=cluster.address)
+    reason = "a cell of nodes asks for 2 CPU and the cluster's nodes have 0 CPU, 1 CPU: add nodes"
+
+    def status() -> str:
+        command = [sys.executable, "-m", "raysweep.cli", "status", str(file), "--store", str(store)]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    wait_for(lambda: f"waiting {reason}" in log.read_text(), sweep, log)
+    wait_for(lambda: f"waiting {reason}" in status(), sweep, log)
+    cluster.add_node(num_cpus=2)
+    printed = finish(sweep, log)
+    assert "there is room again" in printed
+    assert "1 of 1 cells done" in printed
+
+
+def test_what_no_machine_can_hold_is_named_at_once(folder: Path) -> None:
+    file = folder / "huge.yaml"
+    file.write_text(yaml.safe_dump(SPACE | {"resources": {"train": {"cpus": 5000}, "evaluate": {"cpus": 1}}}))
+    log = folder / "huge.log"
+    sweep = Sweep(file, folder / "huge", log, RAY_ADDRESS="local")
+    assert sweep.process.wait(120) == 1
+    sweep.sweep_up()
+    refusals = [line for line in log.read_text().splitlines() if "error:" in line]
+    assert len(refusals) == 1
+    assert "a cell of nodes asks for 5000 CPU and the cluster's nodes have" in refusals[0]
+    assert "lower resources in the search space" in refusals[0]
