@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from raysweep.store import Store
+from raysweep.store import checksum as checksum_of
+
 if TYPE_CHECKING:
     import torch
-
-    from raysweep.store import Store
 
 log = logging.getLogger("raysweep")
 
@@ -69,7 +70,7 @@ def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
         store.write(f"{folder}/{name}", content)
         sums[name] = hashlib.sha256(content).hexdigest()
     body = {"position": asdict(checkpoint.position), "sha256": sums}
-    store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": _checksum(body)}).encode())
+    store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
 
 def append(checkpoint: Checkpoint, store: Store, run_directory: str, keep: int | None) -> None:
@@ -146,7 +147,7 @@ def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
     try:
         body = json.loads(_content(store, f"{folder}/{STATE}"))
         checksum = body.pop("checksum")
-        if checksum != _checksum(body):
+        if checksum != checksum_of(body):
             raise ValueError
         return Position(**body["position"]), body["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -169,7 +170,3 @@ def _content(store: Store, path: str) -> bytes:
         file = path.rpartition("/")[2]
         raise (Unfinished if file == STATE else Damaged)(f"{file} is missing")
     return content
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

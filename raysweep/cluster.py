@@ -18,6 +18,8 @@ RAY_ENVIRONMENT = {
     # Tune's own progress reports and loggers would run through ours.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Raylets' logs would too, by the page where a node is lost. (What Ray says there goes through its deduplicator.)
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
 
 # Of a cluster that is started here.

@@ -175,7 +175,10 @@ class Display:
         """Why the store cannot be used, which is the end of this run."""
         self.waiting = ""
         """Why nothing can start at present."""
-        self._begun = self._line = time.monotonic()
+        self._nodes = 0
+        self._line = time.monotonic()
+        self._begun: float | None = None
+        """When the first cell reported; starting a cluster says nothing about how fast it trains."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tune pickles its callbacks for a restore that raysweep never asks for; a display is of one process only.
@@ -211,6 +214,8 @@ class Display:
         if known.pop("starting", False):
             known["since"] = time.time()
         tokens = result.get("tokens", 0)
+        if self._begun is None:
+            self._begun = time.monotonic()
         self._first.setdefault(cell, tokens)
         self._latest[cell] = tokens
         return self._share()
@@ -242,6 +247,15 @@ class Display:
             | self._pace()
         )
 
+    def runs_on(self, nodes: list[dict[str, float]]) -> None:
+        """Say that nodes, given by their resources, have joined or left."""
+        if self._nodes and len(nodes) != self._nodes:
+            what = "joined" if len(nodes) > self._nodes else "[yellow]left[/]"
+            cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
+            there = f"{len(nodes)} nodes with {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+            _print(f"nodes {what}: the cluster has {there}")
+        self._nodes = len(nodes)
+
     def waits(self, why: str) -> None:
         """Say why nothing can start, once for each reason; an empty one ends the wait."""
         if why == self.waiting:
@@ -268,7 +282,7 @@ class Display:
             _print(self._summary())
 
     def _pace(self) -> dict[str, Any]:
-        elapsed = time.monotonic() - self._begun
+        elapsed = 0.0 if self._begun is None else time.monotonic() - self._begun
         done = sum(self._latest[cell] - self._first[cell] for cell in self._latest)
         position = sum(self._latest.values())
         rate = done / elapsed if elapsed > 0 else 0.0

@@ -341,7 +341,7 @@ class Store:
 
     def write_table(self, path: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
         table = pa.Table.from_pylist(rows, schema=schema)
-        table = table.replace_schema_metadata({**schema.metadata, _CHECKSUM: _checksum(table.to_pylist())})
+        table = table.replace_schema_metadata({**schema.metadata, _CHECKSUM: checksum(table.to_pylist())})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
         self.write(path, buffer.getvalue())
@@ -358,7 +358,7 @@ class Store:
             if found in READABLE:
                 table = table.select(schema.names).cast(schema)
                 # The checksums of Parquet's pages leave out what describes the pages.
-                if found != "1" and metadata.get(_CHECKSUM, b"").decode() != _checksum(table.to_pylist()):
+                if found != "1" and metadata.get(_CHECKSUM, b"").decode() != checksum(table.to_pylist()):
                     raise ValueError("its rows are not what was written")
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             self.set_aside(path, _reason(error))
@@ -400,7 +400,7 @@ class Store:
                 )
         if not fingerprints.items() <= known.items():
             known |= fingerprints
-            body = {"corpora": known, "sha256": _checksum(known)}
+            body = {"corpora": known, "sha256": checksum(known)}
             self.write("corpora.json", json.dumps(body, indent=1, sort_keys=True).encode())
 
 
@@ -408,13 +408,13 @@ def _known_corpora(body: dict[str, Any]) -> dict[str, str]:
     if all(isinstance(fingerprint, str) for fingerprint in body.values()):
         return body  # As schema 1 had it.
     known: dict[str, str] = body["corpora"]
-    if body["sha256"] != _checksum(known) or len(body) != 2:
+    if body["sha256"] != checksum(known) or len(body) != 2:
         raise ValueError
     return known
 
 
-def _checksum(content: Any) -> str:
-    """Of rows, or of anything else that JSON can hold: floats count to the last bit."""
+def checksum(content: Any) -> str:
+    """SHA-256 of rows, or of anything else that JSON can hold: floats count to the last bit."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -244,7 +244,9 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         """As many cells at once as the nodes that there are can train, which on a shared cluster may change."""
         nonlocal looked
         looked = time.monotonic()
-        places, why_none = cluster.places(space, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        display.runs_on(nodes)
+        places, why_none = cluster.places(space, nodes)
         if why_none and address is None:
             raise UserError(f"{why_none}: lower resources in the search space")
         # One more than can train, so that a trial's own start overlaps the training of the one before it.

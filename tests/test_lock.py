@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from raysweep import lock
@@ -22,8 +23,8 @@ HOLD = (
 )
 
 
-def hold(store: Path) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(store)], stdout=subprocess.PIPE, text=True)
+def hold(store: Path, code: str = HOLD) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", code, str(store)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -82,6 +83,28 @@ def test_a_driver_elsewhere_is_alive_if_it_beats(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(lock, "_read", beating)
     with pytest.raises(UserError, match="in use by process 1 on elsewhere"):
         Lock(store).__enter__()
+
+
+def test_clocks_may_differ_by_an_hour_and_be_set_while_a_driver_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    an_hour_ago = time.time() - 3600
+    late = HOLD.replace("import sys, time;", f"import sys, time; time.time = lambda: {an_hour_ago};")
+    first = hold(tmp_path, late)
+    try:
+        # Times of day that a process has by the machine's clock change with it.
+        real = psutil.Process.create_time
+        monkeypatch.setattr(psutil.Process, "create_time", lambda process: real(process) + 3600)
+        store = Store(str(tmp_path))
+        assert holder(store) is not None
+        with pytest.raises(UserError, match=f"in use by process {first.pid}"):
+            Lock(store).__enter__()
+    finally:
+        first.kill()
+        first.wait()
+    assert holder(store) is None
+    with Lock(store):
+        pass
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"owner": 1}', b"\xff"])

@@ -91,14 +91,17 @@ def test_nodes_that_go_in_mid_training_and_mid_evaluation_and_come_back(cluster:
     gone = wait_for(lambda: working(nodes, "ray::RayTrainWorker"), sweep, log)
     nodes.remove(gone)
     cluster.remove_node(gone, allow_graceful=False)
-    time.sleep(3)
+    time.sleep(8)
     nodes.append(cluster.add_node(num_cpus=1))
     gone = wait_for(lambda: working(nodes, "ray::evaluate_cell"), sweep, log)
     nodes.remove(gone)
     cluster.remove_node(gone, allow_graceful=False)
     time.sleep(3)
     cluster.add_node(num_cpus=1)
-    finish(sweep, log)
+    printed = finish(sweep, log)
+    assert "nodes left: the cluster has 2 nodes with 1 CPU" in printed
+    assert "nodes joined: the cluster has 3 nodes with 2 CPU" in printed
+    assert "(raylet)" not in printed
     assert contents(store) == expected
     assert not list(store.glob("failures/*/*"))
 

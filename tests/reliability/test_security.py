@@ -16,6 +16,7 @@ from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.pretrained import unembedding
 from raysweep.store import CELLS, PLAN, Store
+from raysweep.store import checksum as store_checksum
 
 CELL = make_cell()
 
@@ -52,7 +53,7 @@ def test_a_pickle_in_a_checkpoint(tmp_path: Path, hostile: bytes, trace: Path, n
     position = {"cell": CELL.id, "fingerprint": "x", "step": CELL.steps}
     sums = {file: hashlib.sha256(hostile).hexdigest() for file in (checkpoint.MODEL, checkpoint.OPTIMIZER)}
     body = {"position": position, "sha256": sums}
-    state = json.dumps(body | {"checksum": checkpoint._checksum(body)}).encode()
+    state = json.dumps(body | {"checksum": store_checksum(body)}).encode()
     (folder / checkpoint.STATE).write_bytes(hostile if name == checkpoint.STATE else state)
     assert trial._final(CELL, store) is None
     assert checkpoint.latest(store, store.run_directory(CELL.id)) is None
