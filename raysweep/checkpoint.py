@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from raysweep.store import Store
+from raysweep.store import SCHEMA_VERSION, Store
 from raysweep.store import checksum as checksum_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         store.write(f"{folder}/{name}", content)
         sums[name] = hashlib.sha256(content).hexdigest()
-    body = {"position": asdict(checkpoint.position), "sha256": sums}
+    body = {"schema": SCHEMA_VERSION, "position": asdict(checkpoint.position), "sha256": sums}
     store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
 
@@ -149,9 +149,11 @@ def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
         checksum = body.pop("checksum")
         if checksum != checksum_of(body):
             raise ValueError
-        return Position(**body["position"]), body["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{STATE} is not what was written") from None
+    # Checkpoints of the first two schemas are the same, and the first do not say which.
+    store.check_schema(f"{folder}/{STATE}", body.get("schema", "1"))
+    return Position(**body["position"]), body["sha256"]
 
 
 def _tensors(store: Store, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:

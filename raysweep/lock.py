@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from raysweep.errors import StoreError, UserError
-from raysweep.store import Store
+from raysweep.store import SCHEMA_VERSION, Store
 
 FILE = "run.json"
 BEAT = 3.0
@@ -48,6 +48,7 @@ class Lock:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._record: dict[str, Any] = {
+            "schema": SCHEMA_VERSION,
             "owner": uuid.uuid4().hex,
             "machine": machine(),
             "host": socket.gethostname(),

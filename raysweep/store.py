@@ -363,12 +363,16 @@ class Store:
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             self.set_aside(path, _reason(error))
             return None
+        self.check_schema(path, found)
+        return table
+
+    def check_schema(self, path: str, found: str) -> None:
+        """Raise `UserError` where this raysweep cannot read a file written under the schema `found`."""
         if found not in READABLE:
             raise UserError(
                 f"{self.location}/{path} was written under schema {found or 'unknown'}, this raysweep reads "
                 f"{' and '.join(READABLE)}: use the version of raysweep that wrote the store, or another store"
             )
-        return table
 
     def read_rows(self, path: str, schema: pa.Schema) -> list[dict[str, Any]] | None:
         table = self.read_table(path, schema)
@@ -387,11 +391,13 @@ class Store:
     def check_corpora(self, fingerprints: dict[str, str]) -> None:
         """Record the fingerprint of each corpus, by its specification; `UserError` where another is on record."""
         content = self.read("corpora.json")
+        schema = SCHEMA_VERSION
         try:
-            known = _known_corpora(json.loads(content)) if content is not None else {}
+            known, schema = _known_corpora(json.loads(content)) if content is not None else ({}, schema)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             self.set_aside("corpora.json", "it is not what was written")
             known = {}
+        self.check_schema("corpora.json", schema)
         for corpus, fingerprint in fingerprints.items():
             if known.get(corpus, fingerprint) != fingerprint:
                 raise UserError(
@@ -400,17 +406,20 @@ class Store:
                 )
         if not fingerprints.items() <= known.items():
             known |= fingerprints
-            body = {"corpora": known, "sha256": checksum(known)}
+            body = {"schema": SCHEMA_VERSION, "corpora": known}
+            body |= {"sha256": checksum(body)}
             self.write("corpora.json", json.dumps(body, indent=1, sort_keys=True).encode())
 
 
-def _known_corpora(body: dict[str, Any]) -> dict[str, str]:
+def _known_corpora(body: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """What corpora.json holds, and the schema that it was written under."""
     if all(isinstance(fingerprint, str) for fingerprint in body.values()):
-        return body  # As schema 1 had it.
-    known: dict[str, str] = body["corpora"]
-    if body["sha256"] != checksum(known) or len(body) != 2:
+        return body, "1"
+    sealed, sha256 = {key: value for key, value in body.items() if key != "sha256"}, body["sha256"]
+    # The first files of schema 2 did not say so.
+    if sha256 not in (checksum(sealed), checksum(body["corpora"]) if len(sealed) == 1 else ""):
         raise ValueError
-    return known
+    return body["corpora"], sealed.get("schema", "2")
 
 
 def checksum(content: Any) -> str:

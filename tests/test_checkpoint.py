@@ -7,6 +7,7 @@ from tiny import make_cell
 
 from raysweep import checkpoint
 from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.errors import UserError
 from raysweep.store import Store
 from raysweep.train import Run
 
@@ -62,6 +63,17 @@ def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, kee
     checkpoint.append(at(run, 30), store, DIRECTORY, keep)
     assert furthest(store) == 30
     assert len(steps(store)) == keep
+
+
+def test_one_of_a_later_schema_is_refused_and_not_passed_over(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an older raysweep would begin anew, and delete what is further."""
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "SCHEMA_VERSION", "9")
+        checkpoint.append(at(run, 10), store, DIRECTORY, 2)
+    with pytest.raises(UserError, match=r"state.json was written under schema 9, this raysweep reads 1 and 2"):
+        furthest(store)
 
 
 def test_what_a_kill_left_unfinished_is_passed_over_without_a_word(store: Store, run: Run) -> None:

@@ -1,5 +1,6 @@
 """Atomic writes, tables that come back as they were, and what is damaged set aside."""
 
+import json
 import logging
 import math
 import os
@@ -16,7 +17,7 @@ from tiny import make_cell
 from raysweep import tables
 from raysweep.errors import StoreError, UserError
 from raysweep.evaluate.in_distribution import Settings
-from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store
+from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store, checksum
 
 ROW: dict[str, Any] = {"cell": "a", "step": 1, "tokens": 128, "train_loss": 5.0, "validation_loss": math.nan}
 
@@ -136,10 +137,11 @@ def test_a_store_in_use_that_goes_away_is_waited_for_and_never_made_anew(
     store.write("cells/a", b"x")
     for use in (lambda: store.read("cells/a"), lambda: store.files("cells"), lambda: store.write("cells/a", b"x")):
         place.rename(away)
-        threading.Timer(1.0, away.rename, (place,)).start()
+        threading.Timer(0.5, away.rename, (place,)).start()
         result = use()
         assert result in (b"x", [], None)
         assert (place / "cells/a").read_bytes() == b"x"
+    monkeypatch.setattr("raysweep.store.PATIENCE", 0.5)
     place.rename(away)
     for use in (lambda: store.read("cells/a"), lambda: store.files("cells"), lambda: store.write("cells/b", b"x")):
         with pytest.raises(StoreError, match=r"cannot be (read|written): it is not there \(moved, or not mounted\?\)"):
@@ -179,6 +181,25 @@ def test_a_corpus_that_changed_is_refused_naming_both(tmp_path: Path) -> None:
     store.check_corpora({"installed": "aaaa", "other": "cccc"})
     with pytest.raises(UserError, match=r"installed was aaaa .* is bbbb now"):
         store.check_corpora({"installed": "bbbb"})
+
+
+def test_corpora_on_record_under_every_schema(tmp_path: Path) -> None:
+    """As schema 1 wrote them, as the first of schema 2 did, as they are written now, and as a later one may."""
+    known = {"installed": "aaaa"}
+    store = Store(str(tmp_path))
+    for body in (known, {"corpora": known, "sha256": checksum(known)}, None, {"schema": "9", "corpora": known}):
+        if body is not None and "schema" in body:
+            body |= {"sha256": checksum(body)}
+        if body is not None:
+            store.write("corpora.json", json.dumps(body).encode())
+        if body is None or "schema" not in body:
+            store.check_corpora(known)
+            with pytest.raises(UserError, match="installed was aaaa"):
+                store.check_corpora({"installed": "bbbb"})
+            store.delete("corpora.json")
+            store.check_corpora(known)
+    with pytest.raises(UserError, match=r"corpora.json was written under schema 9"):
+        store.check_corpora(known)
 
 
 def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: Path) -> None:
