@@ -73,18 +73,25 @@ def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
     store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
 
-def append(checkpoint: Checkpoint, store: Store, run_directory: str, keep: int | None) -> None:
-    """Write the next checkpoint of a run, then delete what is older, but for the `keep` furthest (None: all).
+def append(
+    checkpoint: Checkpoint, store: Store, run_directory: str, intact: list[str], keep: int | None = None
+) -> list[str]:
+    """Write the next checkpoint of a run, and delete what it makes superfluous.
 
-    One that is further than this was passed over as damaged when the run went on; it stays until it is passed again.
+    `intact` names the checkpoints that this run wrote or went on from, the furthest first; with the new one they are
+    returned, and `keep` of them stay (None: every checkpoint). Others up to here were left by other runs and are deleted:
+    they may be damaged, or never have been finished. What is further stays until this run has passed it.
     """
     step = checkpoint.position.step
     new = name(step)
     write(checkpoint, store, f"{run_directory}/{new}")
+    intact = [new, *intact]
     if keep is not None:
-        older = [other for other in names(store, run_directory) if other != new and step_of(other) <= step]
-        for other in older[keep - 1 :]:
-            store.delete_directory(f"{run_directory}/{other}")
+        intact = intact[:keep]
+        for other in names(store, run_directory):
+            if step_of(other) <= step and other not in intact:
+                store.delete_directory(f"{run_directory}/{other}")
+    return intact
 
 
 class Damaged(Exception):
@@ -144,16 +151,21 @@ _NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
 
 
 def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
+    content = _content(store, f"{folder}/{STATE}")
     try:
-        body = json.loads(_content(store, f"{folder}/{STATE}"))
+        body = json.loads(content)
         checksum = body.pop("checksum")
         if checksum != checksum_of(body):
             raise ValueError
+        # Checkpoints of the first two schemas are the same, and the first do not say which.
+        schema = body.get("schema", "1")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{STATE} is not what was written") from None
-    # Checkpoints of the first two schemas are the same, and the first do not say which.
-    store.check_schema(f"{folder}/{STATE}", body.get("schema", "1"))
-    return Position(**body["position"]), body["sha256"]
+    store.check_schema(f"{folder}/{STATE}", schema)
+    try:
+        return Position(**body["position"]), body["sha256"]
+    except (KeyError, TypeError):
+        raise Damaged(f"{STATE} is not what was written") from None
 
 
 def _tensors(store: Store, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:

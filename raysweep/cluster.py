@@ -120,8 +120,8 @@ def places(space: Space, nodes: list[dict[str, float]]) -> tuple[int, str]:
 
     cells = hold(train.cpus, train.gpus) // train.workers
     if not cells:
-        several = f"{train.workers} workers, each" if train.workers > 1 else ""
-        return 0, lacking(f"a cell{' with ' + several if several else ''}", train.cpus, train.gpus)
+        what = "a cell" if train.workers == 1 else f"each of the {train.workers} workers of a cell"
+        return 0, lacking(what, train.cpus, train.gpus)
     if not hold(evaluate.cpus, evaluate.gpus):
         return cells, lacking("an evaluation", evaluate.cpus, evaluate.gpus)
     return cells, ""

@@ -135,20 +135,22 @@ def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Ch
     steps = sorted({checkpoint.step_of(name) for name in names})
     if not names:
         raise UserError(f"{store.location} holds no weights of {what}: run the sweep first")
-    if step is None:
-        step = steps[-1]
-    elif step not in steps:
+    if step is not None and step not in steps:
         there = ", ".join(map(str, steps))
         raise UserError(
             f"{store.location} holds {what} at step {there}, not {step}; resources.train.keep_checkpoints: all keeps more"
         )
+    damaged = ""
     for name in names:
-        if checkpoint.step_of(name) == step:
+        # Never an older one unasked.
+        if checkpoint.step_of(name) == step or (step is None and not damaged):
             try:
                 return checkpoint.read(store, f"{directory}/{name}", optimizer=False)
+            except checkpoint.Unfinished:
+                continue
             except checkpoint.Damaged as error:
                 damaged = f"{store.location}/{directory}/{name}: {error}"
-    raise UserError(f"{damaged}; choose another --step, or run the sweep again")
+    raise UserError(f"{damaged or f'{store.location} holds no whole checkpoint of {what}'}; run the sweep again")
 
 
 def _tokenizer(cell: Cell, corpus: TokenizedCorpus) -> Any:

@@ -58,6 +58,8 @@ class Lock:
             "beat": 0,
             "progress": {},
         }
+        self.lost = ""
+        """Who has taken the store over, as a message; empty while this driver holds it."""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
 
@@ -68,7 +70,7 @@ class Lock:
         self._write()
         time.sleep(SETTLE)
         other = _read(self._store)
-        if other is None or other["owner"] != self._record["owner"]:
+        if not self._mine(other):
             raise _refused(self._store, other or self._record)
         self._thread.start()
         return self
@@ -79,7 +81,8 @@ class Lock:
         self._stop.set()
         self._thread.join()
         with suppress(StoreError):  # Out of reach; who comes next sees that nobody beats.
-            self._store.delete(FILE, wait=False)
+            if not self.lost and self._mine(_read(self._store, wait=False)):
+                self._store.delete(FILE, wait=False)
 
     def progress(self, progress: dict[str, Any]) -> None:
         """What the next beat says of the sweep."""
@@ -88,9 +91,17 @@ class Lock:
     def _keep(self) -> None:
         while not self._stop.wait(BEAT):
             try:
+                other = _read(self._store, wait=False)
+                if other is not None and not self._mine(other):
+                    # The store was out of reach for longer than others wait for a beat.
+                    self.lost = str(_refused(self._store, other))
+                    return
                 self._write()
             except StoreError:
                 continue  # A store that is away for a moment; what matters is told where results are written.
+
+    def _mine(self, record: dict[str, Any] | None) -> bool:
+        return record is not None and record["owner"] == self._record["owner"]
 
     def _write(self) -> None:
         self._record["beat"] += 1
@@ -115,8 +126,8 @@ def _refused(store: Store, other: dict[str, Any]) -> UserError:
     )
 
 
-def _read(store: Store) -> dict[str, Any] | None:
-    content = store.read(FILE)
+def _read(store: Store, wait: bool = True) -> dict[str, Any] | None:
+    content = store.read(FILE, wait)
     try:
         record = json.loads(content) if content else None
         if record is not None:

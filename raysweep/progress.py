@@ -171,8 +171,8 @@ class Display:
         self._running: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
-        self.unreachable = ""
-        """Why the store cannot be used, which is the end of this run."""
+        self.stopped = ""
+        """Why this run cannot go on."""
         self.waiting = ""
         """Why nothing can start at present."""
         self._nodes = 0
@@ -202,10 +202,8 @@ class Display:
         cell = result["cell"]
         if result.get("finished"):
             return self._end(cell, result["failed"])
-        if "refused" in result:
-            return None
         if "unreachable" in result:
-            self.unreachable = result["unreachable"]
+            self.stopped = result["unreachable"]
             return None
         if "warning" in result:
             _print(f"[yellow]warning[/] {_escape(result['warning'])}")
@@ -221,7 +219,7 @@ class Display:
         return self._share()
 
     def crashed(self, cell: str) -> None:
-        self._end(cell, ["its process was lost again and again, or the store was out of reach"])
+        self._end(cell, ["its process was lost again and again"])
 
     def _end(self, cell: str, errors: list[str]) -> None:
         last = self._running.pop(cell, {"cell": cell})

@@ -1,6 +1,6 @@
 """The store of one sweep: every path and every Arrow schema; atomic writes; tables read back.
 
-    <store>/plan.parquet                       the cells as last planned; written before anything else
+    <store>/plan.parquet                       the cells as last planned; written before any other table
     <store>/corpora.json                       the fingerprint of every corpus as first built
     <store>/run.json                           who is running the sweep now, and how far it is
     <store>/cells/<cell>.parquet               a finished cell: its settings, its status, its last row
@@ -8,7 +8,7 @@
     <store>/evaluations/<task>-<settings>/<cell>.parquet
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
-    <store>/index/                             what raysweep.index read before; may be deleted
+    <store>/index/                             what raysweep.tables read before; may be deleted
     <store>/train/<cell>/                      a cell's checkpoints (raysweep.checkpoint)
 
 The location is a path or any URI that `pyarrow.fs` takes. What is done is what can be read here, and nothing else is. A
@@ -174,7 +174,7 @@ class Store:
     """
 
     def __init__(self, location: str, running: bool = False) -> None:
-        self.fs, self.root = _filesystem(location)
+        self.fs, self.root = _trying(lambda: _filesystem(location), _unopenable(location), PATIENCE if running else 0)
         self._local = isinstance(self.fs, pafs.LocalFileSystem)
         # Absolute, so that it means the same in every process of the cluster.
         self.location = self.root if self._local else location
@@ -251,7 +251,7 @@ class Store:
     def _unreadable(self, error: OSError) -> StoreError:
         return StoreError(f"the store {self.location} cannot be read: {_reason(error)}")
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, wait: bool = True) -> bytes | None:
         """A file's content, or None where there is none."""
 
         def get() -> bytes | None:
@@ -261,7 +261,7 @@ class Store:
             except FileNotFoundError:
                 return None
 
-        return self._patiently(get, self._unreadable)
+        return self._patiently(get, self._unreadable, wait)
 
     def delete(self, path: str, wait: bool = True) -> None:
         """Delete a file if it is there."""
@@ -285,35 +285,35 @@ class Store:
         """Rename a file that is damaged, so that it is made anew and the damaged one can be looked at."""
         aside = f"{path}.damaged-{uuid.uuid4().hex[:6]}"
         log.warning("%s/%s is damaged (%s): set aside as %s and made anew", self.location, path, why, aside)
-        self._patiently(lambda: self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}"), self._unwritable)
+
+        def move() -> None:
+            with suppress(FileNotFoundError):  # Somebody else has set it aside.
+                self.fs.move(f"{self.root}/{path}", f"{self.root}/{aside}")
+
+        self._patiently(move, self._unwritable)
 
     def _patiently(
         self, operation: Callable[[], _T], failure: Callable[[OSError], StoreError], wait: bool = True
     ) -> _T:
         """The operation's result; where it fails with an `OSError` it is tried again as long as that may help."""
-        deadline = None
-        while True:
-            try:
-                # Asked before, lest a write makes a new store where the old one is away, and after, lest something
-                # that was not found counts as missing.
-                self._check_there()
-                result = operation()
-                self._check_there()
-                return result
-            except OSError as error:
-                now = time.monotonic()
-                if deadline is None:
-                    deadline = now + (PATIENCE if self.running and wait else 0.0)
-                    if now < deadline and not _lasting(error):
-                        log.warning("%s: waiting for it, up to %.0f s", failure(error), PATIENCE)
-                if now >= deadline or _lasting(error):
-                    raise failure(error) from None
-            time.sleep(1.0)
+
+        def operate() -> _T:
+            # Asked before, lest a write makes a new store where the old one is away, and after, lest something that was
+            # not found counts as missing.
+            self._check_there()
+            result = operation()
+            self._check_there()
+            return result
+
+        return _trying(operate, failure, PATIENCE if self.running and wait else 0.0)
 
     def _check_there(self) -> None:
-        # Every run writes its plan before anything else; an object store is there or says so itself.
-        if self.running and self._local and not os.path.exists(f"{self.root}/{PLANNED}"):
-            raise FileNotFoundError(errno.ENOENT, "it is not there (moved, or not mounted?)")
+        # Every run writes its plan before any cell's files; an object store is there or says so itself.
+        if self.running and self._local:
+            try:
+                os.stat(f"{self.root}/{PLANNED}")
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "it is not there (moved, or not mounted?)") from None
 
     def probe(self) -> None:
         """Raise `StoreError` unless a file can be written, and removed again, right now."""
@@ -411,6 +411,27 @@ class Store:
             self.write("corpora.json", json.dumps(body, indent=1, sort_keys=True).encode())
 
 
+def _trying(operation: Callable[[], _T], failure: Callable[[OSError], StoreError], patience: float) -> _T:
+    """The operation's result, tried for `patience` seconds."""
+    deadline = None
+    while True:
+        try:
+            return operation()
+        except OSError as error:
+            now = time.monotonic()
+            if deadline is None:
+                deadline = now + patience
+                if patience and not _lasting(error):
+                    log.warning("%s: waiting for it, up to %.0f s", failure(error), patience)
+            if now >= deadline or _lasting(error):
+                raise failure(error) from None
+        time.sleep(1.0)
+
+
+def _unopenable(location: str) -> Callable[[OSError], StoreError]:
+    return lambda error: StoreError(f"the store {location} cannot be opened: {_reason(error)}")
+
+
 def _known_corpora(body: dict[str, Any]) -> tuple[dict[str, str], str]:
     """What corpora.json holds, and the schema that it was written under."""
     if all(isinstance(fingerprint, str) for fingerprint in body.values()):
@@ -443,7 +464,7 @@ def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
         )
     try:
         fs, root = pafs.FileSystem.from_uri(location)
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, ValueError) as error:
         raise UserError(f"the store {location} cannot be opened: {_reason(error)}") from None
     if not root.strip("/"):
         raise UserError(f"the store {location} names no bucket or folder")

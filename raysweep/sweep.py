@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -228,14 +227,14 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
             if time.monotonic() - looked > LOOK_EVERY:
                 follow()
 
-    class UntilUnreachable(tune.Stopper):
+    class UntilStopped(tune.Stopper):
         """Every cell would meet the same store."""
 
         def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
             return False
 
         def stop_all(self) -> bool:
-            return bool(display.unreachable)
+            return bool(display.stopped)
 
         def __reduce__(self) -> tuple[Any, ...]:
             return (object, ())  # As the display.
@@ -243,18 +242,18 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
     def follow() -> None:
         """As many cells at once as the nodes that there are can train, which on a shared cluster may change."""
         nonlocal looked
-        looked = time.monotonic()
+        first, looked = not looked, time.monotonic()
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         display.runs_on(nodes)
         places, why_none = cluster.places(space, nodes)
-        if why_none and address is None:
+        if why_none and address is None and first:
             raise UserError(f"{why_none}: lower resources in the search space")
+        display.stopped = display.stopped or held.lost
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         generator.max_concurrent = places + 1
         display.waits(f"{why_none}: add nodes, or stop and lower resources in the search space" if why_none else "")
 
-    context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
-    notes = tempfile.TemporaryDirectory(prefix="raysweep-tune-", ignore_cleanup_errors=True)
+    context: Any = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
     ending = threading.Event()
     if address is None:
         threading.Thread(target=cluster.watch, args=(ending,), daemon=True).start()
@@ -285,20 +284,19 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
                 callbacks=[Forward()],
                 # What goes wrong in a cell is a row of the store; a trial fails when its process or node is lost.
                 failure_config=tune.FailureConfig(max_failures=3),
-                stop=UntilUnreachable(),
+                stop=UntilStopped(),
                 verbose=0,
                 # Tune's own record of the run, which is never read.
-                storage_path=notes.name,
+                storage_path=context.address_info["session_dir"],
             ),
         )
         # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
         signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
         with display.live():
             tuner.fit()
-        if display.unreachable:
-            raise StoreError(display.unreachable)
+        if display.stopped:
+            raise StoreError(display.stopped)
         return display.interrupted
     finally:
         ending.set()
         ray.shutdown()
-        notes.cleanup()

@@ -2,8 +2,8 @@
 
 `run_cell` is the Tune function. It trains through a Ray Train `TorchTrainer` named by the cell's id, writes the cell's
 tables out of the final checkpoint, and starts the missing evaluations as Ray tasks. It does only what the store lacks, so
-it may be killed and started again at any point. What goes wrong becomes a row under `failures/`, not an exception: the
-sweep goes on, and the next `raysweep run` tries again.
+it may be killed and started again at any point. What goes wrong in a cell becomes a row under `failures/`, not an exception:
+the sweep goes on, and the next `raysweep run` tries again. What goes wrong with the store is reported, and ends the sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import datetime
 import logging
 import os
 import socket
-import tempfile
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +77,13 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
         work()
     except Exception as error:
         logging.getLogger(__name__).exception("%s of %s failed", stage, cell.id)
-        line = _one_line(error)
+        cause = _innermost(error)
+        if isinstance(cause, StoreError):
+            raise cause from None
+        line = _one_line(cause)
         # A cluster that is being stopped takes its actors one by one, this process soon after: that is no failure.
         time.sleep(SHUTDOWN)
-        # Where the store is at fault this raises, and no cell is blamed.
+        # Where the store is at fault after all this raises, and no cell is blamed.
         store.probe()
         row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
         store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
@@ -90,13 +92,19 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
     return None
 
 
-def _one_line(error: BaseException) -> str:
-    """The message of the innermost cause, which is where the reason is; wrappers carry tracebacks in theirs."""
+def _innermost(error: BaseException) -> BaseException:
+    """The innermost cause, which is where the reason is; wrappers carry tracebacks in their messages."""
     workers = getattr(error, "worker_failures", None)
     if workers:
         error = next(iter(workers.values()))
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None and inner is not error:
+    while (
+        inner := getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
+    ) is not None and inner is not error:
         error = inner
+    return error
+
+
+def _one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[-1] if lines else ""
     name = type(error).__name__
@@ -116,35 +124,35 @@ def _train(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
     # Ray Train keeps no checkpoints, and so resumes nothing: its record of them is not written atomically, refuses another
     # version of Ray, and ends the run where the store is away for a moment. The worker writes its own
     # (raysweep.checkpoint), and goes on from those.
-    with tempfile.TemporaryDirectory(prefix="raysweep-train-", ignore_cleanup_errors=True) as notes:
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={
-                "cell": cell.model_dump(),
-                "store": store.location,
-                "fingerprint": fingerprint,
-                "resources": wanted.model_dump(),
-            },
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=wanted.workers,
-                use_gpu=wanted.gpus > 0,
-                resources_per_worker={"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {}),
-            ),
-            run_config=ray.train.RunConfig(
-                name=cell.id,
-                storage_path=notes,
-                callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-                failure_config=ray.train.FailureConfig(max_failures=2),
-            ),
-        )
-        result = trainer.fit()
-    if result.metrics and "refused" in result.metrics:
-        raise UserError(result.metrics["refused"])
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "cell": cell.model_dump(),
+            "store": store.location,
+            "fingerprint": fingerprint,
+            "resources": wanted.model_dump(),
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=wanted.workers,
+            use_gpu=wanted.gpus > 0,
+            resources_per_worker={"CPU": wanted.cpus} | ({"GPU": wanted.gpus} if wanted.gpus else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=cell.id,
+            # Of this trial, in Ray's own temporary folder.
+            storage_path=os.getcwd(),
+            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    result: Any = trainer.fit()
+    if result.return_value is not None:
+        raise result.return_value
     _write_tables(cell, store)
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs. A `UserError` of a lone worker is reported, since trying again would not help."""
+def train_worker(config: dict[str, Any]) -> Any:
+    """What each Ray Train worker runs. A `UserError` of a lone worker is returned: to try again would not help."""
     import ray.train
 
     try:
@@ -152,7 +160,8 @@ def train_worker(config: dict[str, Any]) -> None:
     except UserError as error:
         if ray.train.get_context().get_world_size() > 1:
             raise  # The others would wait for this one for ever.
-        ray.train.report({"cell": config["cell"], "refused": str(error)})
+        return type(error)(str(error))
+    return None
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -186,6 +195,8 @@ def _train_worker(config: dict[str, Any]) -> None:
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
         checkpoint=found[1] if found else None,
     )
+    intact = [found[0]] if found else []
+    kept = None if resources["keep_checkpoints"] == "all" else resources["keep_checkpoints"]
     saved = started = time.monotonic()
     first_step = run.position.step
 
@@ -211,8 +222,7 @@ def _train_worker(config: dict[str, Any]) -> None:
             progress["warning"] = "; ".join(warnings)
             warnings.clear()
         if rank == 0:
-            kept = resources["keep_checkpoints"]
-            checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), None if kept == "all" else kept)
+            intact = checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), intact, kept)
         ray.train.report(progress)
         saved = time.monotonic()
 

@@ -34,7 +34,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     cell = make_cell(size={"width": 16}, learning_rate=0.03)
     run = Run(cell, corpus)
     for _ in run.rows():
-        checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), keep=None)
+        checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), [])
     evaluate.run(cell, EVALUATIONS[1], run.checkpoint().model, corpus, store, torch.device("cpu"))
     return Space(name="tiny", cells=(cell,), evaluations=EVALUATIONS), store, cell, run
 

@@ -85,6 +85,21 @@ def test_a_driver_elsewhere_is_alive_if_it_beats(tmp_path: Path, monkeypatch: py
         Lock(store).__enter__()
 
 
+def test_one_that_others_took_for_dead_ends_and_leaves_the_store_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its store was away for longer than they wait for a beat."""
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    store = Store(str(tmp_path))
+    with Lock(store) as held:
+        foreign(store, 1)
+        time.sleep(0.5)
+        assert "in use by process 1 on elsewhere" in held.lost
+    record = lock._read(store)
+    assert record is not None
+    assert record["owner"] == "x"
+
+
 def test_clocks_may_differ_by_an_hour_and_be_set_while_a_driver_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

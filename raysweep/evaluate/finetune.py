@@ -101,7 +101,8 @@ def _train(subject: Subject, settings: Settings) -> Run:
     def due(step: int) -> bool:
         return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
 
+    intact = [found[0]] if found else []
     for _ in run.rows(pause=due):
-        checkpoint.append(run.checkpoint(), store, directory, keep=1)
+        intact = checkpoint.append(run.checkpoint(), store, directory, intact, keep=1)
         saved = time.monotonic()
     return run

@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     run = Run(CELL, corpus)
     for _ in run.rows():
         pass
-    checkpoint.append(run.checkpoint(), store, store.run_directory(CELL.id), keep=2)
+    checkpoint.append(run.checkpoint(), store, store.run_directory(CELL.id), [])
     trial._write_tables(CELL, store)
     rows = [
         {
