@@ -33,9 +33,9 @@ LOCAL_ENVIRONMENT = {
     "RAY_num_workers_soft_limit": "8",
     "RAY_idle_worker_killing_time_threshold_ms": "600000",
     # What Ray remembers of tasks, actors and processes that are over: by its defaults a megabyte and more for every cell.
-    "RAY_task_events_max_num_task_in_gcs": "5000",
-    "RAY_maximum_gcs_destroyed_actor_cached_count": "2000",
-    "RAY_maximum_gcs_dead_worker_cached_count": "2000",
+    "RAY_task_events_max_num_task_in_gcs": "2000",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "500",
+    "RAY_maximum_gcs_dead_worker_cached_count": "500",
     # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }

@@ -171,8 +171,7 @@ class Display:
         self._running: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
-        self.stopped = ""
-        """Why this run cannot go on."""
+        self._unreachable = ""
         self.waiting = ""
         """Why nothing can start at present."""
         self._nodes = 0
@@ -189,6 +188,11 @@ class Display:
         """Whether the run ended while cells had not."""
         return len(self._finished) + len(self._failed) < len(self._planned)
 
+    @property
+    def stopped(self) -> str:
+        """Why this run cannot go on; empty while it can."""
+        return self._unreachable or self._held.lost
+
     # What happens, as Tune tells it.
 
     def started(self, cell: str) -> None:
@@ -203,7 +207,7 @@ class Display:
         if result.get("finished"):
             return self._end(cell, result["failed"])
         if "unreachable" in result:
-            self.stopped = result["unreachable"]
+            self._unreachable = result["unreachable"]
             return None
         if "warning" in result:
             _print(f"[yellow]warning[/] {_escape(result['warning'])}")

@@ -248,7 +248,6 @@ def _tune(left: list[CellState], space: Space, store: Store, fingerprints: dict[
         places, why_none = cluster.places(space, nodes)
         if why_none and address is None and first:
             raise UserError(f"{why_none}: lower resources in the search space")
-        display.stopped = display.stopped or held.lost
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         generator.max_concurrent = places + 1
         display.waits(f"{why_none}: add nodes, or stop and lower resources in the search space" if why_none else "")
