@@ -32,6 +32,9 @@ if not console.is_terminal:
 
 LINE_EVERY = 30.0
 
+# Seconds of training after which what is done says how fast it goes.
+SETTLED = 60.0
+
 # What the table on the screen shows of the many columns there are.
 MEASURED = (
     "validation_loss",
@@ -287,7 +290,11 @@ class Display:
         elapsed = 0.0 if self._begun is None else time.monotonic() - self._begun
         done = sum(self._latest[cell] - self._first[cell] for cell in self._latest)
         position = sum(self._latest.values())
-        rate = done / elapsed if elapsed > 0 else 0.0
+        if elapsed < SETTLED:
+            # The first reports come after few tokens and a long start; what the workers measure tells more.
+            rate = sum(cell.get("tokens_per_second", 0.0) for cell in list(self._running.values()))
+        else:
+            rate = done / elapsed
         left = (self._total - position) / rate if rate > 0 else None
         return {
             "tokens_per_second": rate,
