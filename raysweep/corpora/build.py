@@ -18,6 +18,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,9 @@ END_OF_TEXT = "<|endoftext|>"
 VALIDATION_SHARE = {"pretraining": 0.02}
 TEST_SHARE = {"pretraining": 0.02, "finetune_python": 0.1, "finetune_math": 0.1}
 BATCH = 2000
+
+# No word of a language. The trainer takes time with the square of a word's length: for ever with one of megabytes.
+_UNBROKEN = re.compile(r"\S{1000,}")
 
 # In characters: a tokenizer takes a hundred bytes and more for each token of what it is given at once.
 LONGEST_PIECE = 1 << 20
@@ -226,7 +230,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((_UNBROKEN.sub(" ", text) for text in texts), trainer)
     return tokenizer
 
 

@@ -64,6 +64,7 @@ def test_odd_characters_come_back_and_can_be_trained_on(source: str) -> None:
     assert 0 < last["validation_loss"] < np.log(300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["long"], indirect=True)
 def test_a_line_of_a_hundred_megabytes(source: str) -> None:
     process = psutil.Process()
