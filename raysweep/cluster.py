@@ -98,6 +98,11 @@ def _answers(address: str) -> bool:
         return False
 
 
+def amount(cpus: float, gpus: float) -> str:
+    """Resources in words."""
+    return f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+
 def places(space: Space, nodes: list[dict[str, float]]) -> tuple[int, str]:
     """How many cells nodes of these resources can train at once, and why none where it is none.
 
@@ -107,16 +112,11 @@ def places(space: Space, nodes: list[dict[str, float]]) -> tuple[int, str]:
 
     def hold(cpus: float, gpus: float) -> int:
         wanted = {"CPU": cpus, "GPU": gpus}
-        return sum(
-            min(int(node.get(name, 0) / amount + 1e-6) for name, amount in wanted.items() if amount) for node in nodes
-        )
+        return sum(min(int(node.get(name, 0) / each + 1e-6) for name, each in wanted.items() if each) for node in nodes)
 
     def lacking(what: str, cpus: float, gpus: float) -> str:
-        wanted = f"{cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-        there = ", ".join(
-            f"{node.get('CPU', 0):g} CPU" + (f" and {node['GPU']:g} GPU" if node.get("GPU") else "") for node in nodes
-        )
-        return f"{what} of {space.name} asks for {wanted} and the cluster's nodes have {there}"
+        there = ", ".join(amount(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        return f"{what} of {space.name} asks for {amount(cpus, gpus)} and the cluster's nodes have {there}"
 
     cells = hold(train.cpus, train.gpus) // train.workers
     if not cells:

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from raysweep import tables
+from raysweep import cluster, tables
 
 if TYPE_CHECKING:
     from raysweep.lock import Lock
@@ -257,8 +257,7 @@ class Display:
         if self._nodes and len(nodes) != self._nodes:
             what = "joined" if len(nodes) > self._nodes else "[yellow]left[/]"
             cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-            there = f"{len(nodes)} nodes with {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-            _print(f"nodes {what}: the cluster has {there}")
+            _print(f"nodes {what}: the cluster has {len(nodes)} nodes with {cluster.amount(cpus, gpus)}")
         self._nodes = len(nodes)
 
     def waits(self, why: str) -> None:
