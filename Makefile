@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example test test-slow test-faults test-cluster test-ballistic test-soak check format clean
+.PHONY: install demo report-example test test-slow test-faults test-cluster test-autoscaling test-monitoring test-ballistic test-soak check format clean
 
 install: $(DONE)
 
@@ -47,13 +47,13 @@ test-faults: $(DONE)
 	@$(BIN)/python -m pytest -s -m faults
 
 # Root, for the pretend hosts; what Debian has for them and for Prometheus is installed where it can be.
-test-cluster: $(DONE)
+test-cluster test-autoscaling test-monitoring: $(DONE)
 	@for program in sshd rsync ip curl prometheus; do command -v $$program >/dev/null || missing=1; done; \
 	if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && apt-get install -y -qq --no-install-recommends \
 			openssh-server rsync iproute2 procps curl prometheus >/dev/null; \
 	fi
-	@$(BIN)/python -m pytest -s -m cluster
+	@$(BIN)/python -m pytest -s -m $(@:test-%=%)
 
 test-soak: $(DONE)
 	@$(BIN)/python -m pytest -s -m soak

@@ -21,6 +21,7 @@ from raysweep import cluster, loggers, progress
 from raysweep.errors import StoreError, UserError
 from raysweep.gauges import Gauges
 from raysweep.lock import Lock
+from raysweep.loggers import OfThisProcess
 from raysweep.space import Space
 from raysweep.sweep import Survey
 from raysweep.trial import run_cell
@@ -126,14 +127,7 @@ class Room:
         self._display.waits(f"{why_none}: {hope}" if why_none else "")
 
 
-class _OfThisProcess:
-    """Tune pickles callbacks and stoppers for a restore that raysweep never asks for."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (object, ())
-
-
-class Forward(_OfThisProcess, tune.Callback):
+class Forward(OfThisProcess, tune.Callback):
     """Tells the display what Tune tells its callbacks."""
 
     def __init__(self, display: progress.Display, room: Room) -> None:
@@ -164,7 +158,7 @@ class Forward(_OfThisProcess, tune.Callback):
         self._room.look()
 
 
-class UntilStopped(_OfThisProcess, tune.Stopper):
+class UntilStopped(OfThisProcess, tune.Stopper):
     """Ends the sweep where it cannot go on: every cell would meet the same store."""
 
     def __init__(self, display: progress.Display) -> None:

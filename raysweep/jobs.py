@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep import __version__, cli
 from raysweep.errors import UserError
+from raysweep.lock import stop_holder
 from raysweep.space import load
+from raysweep.store import Store
+from raysweep.sweep import INTERRUPTED
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
-
-INTERRUPTED = 130
 
 # Around what a command prints on the head; the rest is the launcher's.
 _BEGIN, _END = "--raysweep-begin--", "--raysweep-end-"
@@ -230,8 +231,9 @@ def _start(client: JobSubmissionClient, file: str, store: str) -> dict[str, Any]
 
 def _stop(client: JobSubmissionClient, store: str) -> str | None:
     running = _running(client, store)
-    if running is None:
-        return None
+    if running is None:  # Unless somebody sent it by Ray's own command.
+        pid = stop_holder(Store(store))
+        return f"process {pid}" if pid else None
     job = str(running.submission_id)
     client.stop_job(job)
     while not client.get_job_status(job).is_terminal():

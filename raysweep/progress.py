@@ -191,10 +191,6 @@ class Display:
         self._begun: float | None = None
         """When the first cell reported; starting a cluster says nothing about how fast it trains."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Tune pickles its callbacks for a restore that raysweep never asks for; a display is of one process only.
-        return (object, ())
-
     @property
     def interrupted(self) -> bool:
         """Whether the run ended while cells had not."""

@@ -1,9 +1,13 @@
 """What the tests share: one small corpus of real text."""
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
+import boto3
 import pytest
 import torch
+from moto.server import ThreadedMotoServer
 from tiny import TINY
 
 from raysweep.corpora import Corpus
@@ -18,3 +22,19 @@ os.environ.pop("RAYSWEEP_STORE", None)
 def corpus() -> TokenizedCorpus:
     """Two percent of the installed text, in the machine's own cache: built by the first test run on a machine."""
     return open_corpus(Corpus(**TINY))
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[tuple[Any, str]]:
+    """A client of an S3 server on localhost, and the URI of a store there."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
+        client.create_bucket(Bucket="sweeps")
+        yield client, f"s3://sweeps/store?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+    server.stop()

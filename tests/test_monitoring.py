@@ -1,6 +1,6 @@
 """What a person sees of a running sweep in monitoring/: a real sweep, a real Prometheus, and every query of the dashboard.
 
-Part of `make test-cluster`. One cell of the sweep reports its start and then nothing for hours, as large ones do for
+`make test-monitoring`. One cell of the sweep reports its start and then nothing for hours, as large ones do for
 minutes; a short one comes and goes beside it. The tests build on one another in the order they stand in.
 """
 
@@ -48,7 +48,7 @@ SPACE: dict[str, Any] = {
 DROPPED = 20.0
 
 pytestmark = [
-    pytest.mark.cluster,
+    pytest.mark.monitoring,
     pytest.mark.skipif(
         not (shutil.which("prometheus") and shutil.which("promtool")), reason="no prometheus: apt install prometheus"
     ),

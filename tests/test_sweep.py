@@ -21,7 +21,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tensorboardX.proto.event_pb2 import Event
+from events import scalars
 from tiny import make_cell
 
 from raysweep import __version__, space
@@ -215,22 +215,6 @@ def test_the_loggers_were_told_every_row(undisturbed: tuple[Path, str], ids: lis
             assert scalars(store / "tensorboard" / cell, f"ray/tune/{name}") == pytest.approx(wanted, rel=1e-6)
         assert runs[cell].data.params["cell/batch_size"] == str(rows[-1]["tokens"] // rows[-1]["step"] // 32)
         assert runs[cell].info.status == "FINISHED"
-
-
-def scalars(folder: Path, tag: str) -> dict[int, float]:
-    """The values of a scalar by step, out of TensorBoard's event files: length, its checksum, the event, its checksum."""
-    found = {}
-    for file in folder.glob("events.out.tfevents.*"):
-        content = file.read_bytes()
-        at = 0
-        while at < len(content):
-            length = int.from_bytes(content[at : at + 8], "little")
-            event = Event.FromString(content[at + 12 : at + 12 + length])
-            at += 12 + length + 4
-            for value in event.summary.value:
-                if value.tag == tag:
-                    found[event.step] = value.simple_value
-    return found
 
 
 def test_rows_equal_training_without_ray(

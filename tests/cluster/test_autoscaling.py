@@ -1,4 +1,4 @@
-"""A cluster that grows while cells wait and shrinks when they are done (`make test-cluster`).
+"""A cluster that grows while cells wait and shrinks when they are done (`make test-autoscaling`).
 
 Ray's own autoscaler, with the provider that it has for trying it out: its nodes are processes of one host, a pretend one.
 """
@@ -18,7 +18,7 @@ from tiny import make_cell
 
 from raysweep.corpora.loader import TokenizedCorpus
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(pretend.missing()), reason=pretend.missing())]
+pytestmark = [pytest.mark.autoscaling, pytest.mark.skipif(bool(pretend.missing()), reason=pretend.missing())]
 
 SPACE: dict[str, Any] = {
     "name": "grows",

@@ -29,11 +29,11 @@ pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(pretend.missing()), r
 
 SPACE: dict[str, Any] = {
     "name": "hosts",
-    "base": make_cell(tokens=204_800).model_dump(exclude={"seed"}) | {"batch_size": 4},
+    "base": make_cell(tokens=102_400).model_dump(exclude={"seed"}) | {"batch_size": 4},
     "cross": {"seed": [1, 2, 3, 4, 5, 6]},
     "evaluations": [
         {"task": "in_distribution", "sequences": 8},
-        {"task": "finetune_math", "tokens": 32_768, "batch_size": 4, "sequences": 8},
+        {"task": "finetune_math", "tokens": 8_192, "batch_size": 4, "sequences": 8},
     ],
 }
 TWO_WORKERS: dict[str, Any] = SPACE | {
@@ -201,7 +201,7 @@ def test_a_sweep_outlives_hosts_cables_and_the_laptop(cluster: Hosts, folder: Pa
     assert f"hosts is running as job {job[1]}" in again.stdout.readline()
     wait_for(lambda: list(store.glob("cells/*.parquet")), 240)
     os.killpg(again.pid, signal.SIGKILL)
-    assert f"stopped {job[1]}" in answer(raysweep(cluster, "stop"))
+    assert f"stopped {job[1]}" in answer(raysweep(cluster, "stop"), 60)
     stopped = status(cluster)
     assert stopped["running"] == 0
     assert stopped["left"] > 0

@@ -1,15 +1,12 @@
 """A corpus through the store, a folder and a bucket, into the caches of other nodes."""
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus
@@ -20,22 +17,6 @@ from raysweep.store import Store
 
 def quiet(part: str, done: int, of: int) -> None:
     assert done <= of
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[tuple[Any, str]]:
-    """A client of an S3 server on localhost, and the URI of a store there."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
-        client.create_bucket(Bucket="sweeps")
-        yield client, f"s3://sweeps/store?endpoint_override={host}:{port}&scheme=http&region=us-east-1"
-    server.stop()
 
 
 @pytest.fixture(params=["folder", "bucket"])
