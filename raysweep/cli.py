@@ -15,6 +15,7 @@ from raysweep import __version__
 from raysweep.errors import UserError
 
 if TYPE_CHECKING:
+    from raysweep.corpora.loader import TokenizedCorpus
     from raysweep.space import Space
     from raysweep.store import Store
 
@@ -78,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     of_cluster.add_argument(
         "--cluster", metavar="CLUSTER.yaml", help="do it on the cluster that `ray up CLUSTER.yaml` started, over SSH"
     )
-    command("run", _run, "train and evaluate every cell that the store lacks", of_space, of_store, of_cluster)
+    run = command("run", _run, "train and evaluate every cell that the store lacks", of_space, of_store, of_cluster)
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="go through every step of one small cell in a few hundred tokens, on this machine, and keep nothing",
+    )
     command("stop", _stop, "stop a sweep that runs elsewhere, as Ctrl-C would", of_space, of_store, of_cluster)
     command("evaluate", _evaluate, "evaluate the trained cells, and train nothing", of_space, of_store)
     command(
@@ -108,8 +114,42 @@ def _parser() -> argparse.ArgumentParser:
         "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
     )
     exported.add_argument("--step", type=int, help="an earlier checkpoint that the store still has")
-    command("corpus", _corpus, "build the corpora of a search space and show what is in them", of_space, for_scripts)
+    _corpus_parser(commands, [shared], of_space, for_scripts)
     return parser
+
+
+def _corpus_parser(
+    commands: Any,
+    shared: list[argparse.ArgumentParser],
+    of_space: argparse.ArgumentParser,
+    for_scripts: argparse.ArgumentParser,
+) -> None:
+    text = "list the published data sets; build, show or verify the corpora of a search space"
+    actions = commands.add_parser("corpus", help=text, description=text).add_subparsers(
+        title="actions", required=True, metavar="ACTION"
+    )
+
+    def action(name: str, function: Any, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = actions.add_parser(
+            name, help=text, description=text, parents=[*shared, *parents]
+        )
+        added.set_defaults(command=function)
+        return added
+
+    action("list", _corpus_list, "the data sets that a search space may name", for_scripts)
+    build = action("build", _corpus_build, "tokenize what is not there yet; goes on where it was stopped", of_space)
+    build.add_argument("--stream", action="store_true", help="read files of the hub as they come, and keep no copy")
+    show = action(
+        "show",
+        _corpus_show,
+        "what is in the corpora, which are built first if they are not there",
+        of_space,
+        for_scripts,
+    )
+    show.add_argument(
+        "--shard", default="pretraining/train", help="whose tokens and documents (default: pretraining/train)"
+    )
+    action("verify", _corpus_verify, "read every file and compare it with its checksum", of_space)
 
 
 def _load(options: argparse.Namespace) -> Space:
@@ -140,6 +180,10 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.rehearse:
+        from raysweep import rehearsal
+
+        return rehearsal.rehearse(_load(options))
     if options.cluster:
         from raysweep import jobs
 
@@ -257,16 +301,57 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
-def _corpus(options: argparse.Namespace) -> int:
-    from raysweep import progress
+def _corpora(options: argparse.Namespace, stream: bool = False) -> list[TokenizedCorpus]:
     from raysweep.corpora.loader import open_corpus
 
-    corpora = [open_corpus(corpus) for corpus in dict.fromkeys(cell.corpus for cell in _load(options).cells)]
+    return [open_corpus(corpus, stream) for corpus in dict.fromkeys(cell.corpus for cell in _load(options).cells)]
+
+
+def _corpus_list(options: argparse.Namespace) -> int:
+    from raysweep import progress
+    from raysweep.corpora import PRESETS
+    from raysweep.corpora.published import preset
+
+    presets = {name: preset(name) for name in PRESETS}
+    if options.json:
+        shown = ("repository", "revision", "splits", "fields", "licence", "gated", "size", "documented", "note")
+        _print_json({name: {key: getattr(known, key) for key in shown} for name, known in presets.items()})
+    else:
+        progress.show_presets(presets)
+    return 0
+
+
+def _corpus_build(options: argparse.Namespace) -> int:
+    for corpus in _corpora(options, options.stream):
+        tokens = sum(shard["tokens"] for shard in corpus.manifest["shards"].values())
+        print(
+            f"{corpus.manifest['corpus']['name']}: {tokens:,} tokens, fingerprint {corpus.fingerprint}, in {corpus.folder}"
+        )
+    return 0
+
+
+def _corpus_show(options: argparse.Namespace) -> int:
+    from raysweep import progress
+    from raysweep.corpora import show
+
+    corpora = _corpora(options)
     if options.json:
         _print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
     else:
         for corpus in corpora:
-            progress.show_corpus(corpus.manifest, Path(corpus.folder))
+            progress.show_corpus(
+                corpus, options.shard, show.heaviest(corpus, options.shard), show.documents(corpus, options.shard)
+            )
+    return 0
+
+
+def _corpus_verify(options: argparse.Namespace) -> int:
+    from raysweep import progress
+
+    for corpus in _corpora(options):
+        with progress.bars() as step:
+            corpus.verify(step)
+        print(f"{corpus.folder}: {len(corpus.files())} files as they were written, fingerprint {corpus.fingerprint}")
     return 0
 
 

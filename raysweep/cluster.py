@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 import yaml
@@ -45,6 +48,37 @@ LOCAL_ENVIRONMENT = {
     # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+
+
+def set_environment() -> None:
+    """What Ray is to read when it is imported, or when it starts a cluster."""
+    os.environ.update(RAY_ENVIRONMENT | ({} if address() else LOCAL_ENVIRONMENT))
+
+
+@contextmanager
+def connected() -> Iterator[Any]:
+    """Ray's context on the cluster that somebody has set up, or else on one of this machine's that ends with this.
+
+    Ray reads its environment when it is imported; import it only after this, or after `set_environment`.
+    """
+    set_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield ray.init(ignore_reinit_error=True, logging_level=logging.CRITICAL)
+        return
+    found = address()
+    context = ray.init(address=found or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+    ending = threading.Event()
+    if found is None:
+        threading.Thread(target=watch, args=(ending,), daemon=True).start()
+    for name in ("ray", "ray.data", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield context
+    finally:
+        ending.set()
+        ray.shutdown()
 
 
 def watch(ending: threading.Event) -> None:
@@ -145,6 +179,12 @@ def growth() -> Growth | None:
         return None
     # Of machines that somebody owns nothing is said beforehand, and all are started at once.
     return Growth(types, most) if types and all(resources for resources, _ in types) else None
+
+
+def most_cpus(grows: Growth) -> int:
+    """The most CPUs that the workers of a cluster can have together."""
+    each = sorted((resources.get("CPU", 0) for resources, most in grows.types for _ in range(most)), reverse=True)
+    return int(sum(each[: grows.most]))
 
 
 @cache

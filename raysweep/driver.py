@@ -5,14 +5,11 @@ Ray reads its environment when it is imported, so `raysweep.sweep` sets that fir
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
-import threading
 import time
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.execution import class_cache
 from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -39,16 +36,10 @@ def train(before: Survey, space: Space, location: str, fingerprints: dict[str, s
 
     Raises `UserError` where the cluster can never hold a cell, `StoreError` where the store is lost.
     """
-    address = cluster.address()
-    context: Any = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
-    ending = threading.Event()
-    if address is None:
-        threading.Thread(target=cluster.watch, args=(ending,), daemon=True).start()
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
+    shared = cluster.address() is not None
+    with cluster.connected() as context:
         display = progress.Display(before, held, Gauges(space.name), str(context.dashboard_url or ""))
-        room = Room(space, display, shared=address is not None)
+        room = Room(space, display, shared=shared)
         # What does not fit shows at once, and no long cell is left for the end.
         largest_first = sorted(before.left, key=lambda state: -state.cell.flops)
         tuner = tune.Tuner(
@@ -84,9 +75,6 @@ def train(before: Survey, space: Space, location: str, fingerprints: dict[str, s
         if display.stopped:
             raise StoreError(display.stopped)
         return display.interrupted
-    finally:
-        ending.set()
-        ray.shutdown()
 
 
 def _name(trial: Any) -> str:

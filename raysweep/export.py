@@ -40,10 +40,14 @@ def export(
     checkpoint that the store still has. Raises `UserError` where what is asked for is not there.
     """
     from raysweep.corpora.loader import open_corpus
+    from raysweep.corpora.shared import obtain
 
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty: choose another --output")
-    corpus = open_corpus(cell.corpus)
+    fingerprint = store.corpora().get(cell.corpus.key)
+    # What was trained on, which is not built anew for its tokenizer; `installed` can always be.
+    built = fingerprint is not None and cell.corpus.name != "installed"
+    corpus = obtain(cell.corpus, str(fingerprint), store) if built else open_corpus(cell.corpus)
     weights = _weights(space, store, cell, corpus, form, step)
     model = to_llama(cell, weights, int(corpus.manifest["end_of_text"]))
     try:
@@ -156,7 +160,7 @@ def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Ch
 def _tokenizer(cell: Cell, corpus: TokenizedCorpus) -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    from raysweep.corpora.build import END_OF_TEXT
+    from raysweep.corpora.tokenizer import END_OF_TEXT
 
     return PreTrainedTokenizerFast(
         tokenizer_file=str(corpus.folder / "tokenizer.json"),

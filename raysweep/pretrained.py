@@ -43,14 +43,14 @@ def _test_text(name: str) -> list[str]:
     import numpy as np
     from pydantic import ValidationError
 
-    from raysweep.corpora import SOURCES, Corpus
+    from raysweep.corpora import Corpus
     from raysweep.corpora.loader import open_corpus
 
     try:
         corpus = open_corpus(Corpus(name=name))
     except ValidationError:
-        raise UserError(f"--corpus {name}: unknown corpus; allowed: {', '.join(SOURCES)}") from None
-    tokens = corpus.tokens("pretraining/test")
+        raise UserError(f"--corpus {name}: unknown corpus; allowed: installed, pile") from None
+    tokens = corpus.tokens("pretraining/test")[:]
     end = corpus.manifest["end_of_text"]
     documents = np.split(tokens, np.flatnonzero(tokens == end) + 1)
     return [corpus.tokenizer.decode(document[:-1].tolist()) for document in documents if len(document) > 1]

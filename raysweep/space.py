@@ -138,7 +138,9 @@ class Cell(Strict):
     def id(self) -> str:
         # Without what has its default value, so that a field to come leaves today's ids alone. For the same reason a
         # default here is never changed.
-        numbers = json.dumps(self.model_dump(exclude_defaults=True), sort_keys=True, separators=(",", ":"))
+        fields = self.model_dump(exclude_defaults=True)
+        fields["corpus"] = corpora.without_places(fields["corpus"])
+        numbers = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         tail = hashlib.sha256(numbers.encode()).hexdigest()[:8]
         peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
         return (
@@ -273,7 +275,11 @@ def _parse(content: Any, file: str) -> Space:
         ]:
             chosen = crossed | ablated
             cell = _validated(Cell, base | chosen, file, where, chosen)
-            cells.setdefault(cell.id, cell)
+            if cells.setdefault(cell.id, cell) != cell:
+                raise UserError(
+                    f"{file}: {where}: two cells differ only in where folders of their corpora are and would share results: "
+                    "give the corpora different names"
+                )
 
     settings = {
         key: content[key] for key in ("name", "evaluations", "resources", "loggers") if content.get(key) is not None
@@ -296,6 +302,13 @@ def _check_workers(space: Space, file: str) -> None:
 
 def _check_evaluations(space: Space, file: str) -> None:
     tasks = [evaluation.task for evaluation in space.evaluations]
+    needed = {"out_of_distribution", "finetune_python", "finetune_math"} & set(tasks)
+    for corpus in dict.fromkeys(cell.corpus for cell in space.cells):
+        missing = sorted(needed - set(corpus.sources())) if corpus.sources() else []
+        if missing:
+            raise UserError(
+                f"{file}: evaluations: the corpus {corpus.name} has no {missing[0]}: give it sources, or drop the task"
+            )
     for i, task in enumerate(tasks):
         if task in tasks[:i]:
             raise UserError(f"{file}: evaluations[{i}].task: {task} is listed twice")

@@ -420,8 +420,8 @@ class Store:
     def evaluation_rows(self, cell: str, task: str, settings: dict[str, Any]) -> list[dict[str, Any]] | None:
         return self.read_rows(self.evaluation_file(cell, task, settings), EVALUATIONS)
 
-    def check_corpora(self, fingerprints: dict[str, str]) -> None:
-        """Record the fingerprint of each corpus, by its specification; `UserError` where another is on record."""
+    def corpora(self) -> dict[str, str]:
+        """The fingerprints that are on record, by the corpora's specifications."""
         content = self.read("corpora.json")
         schema = SCHEMA_VERSION
         try:
@@ -430,6 +430,11 @@ class Store:
             self.set_aside("corpora.json", "it is not what was written")
             known = {}
         self.check_schema("corpora.json", schema)
+        return known
+
+    def check_corpora(self, fingerprints: dict[str, str]) -> None:
+        """Record the fingerprint of each corpus, by its specification; `UserError` where another is on record."""
+        known = self.corpora()
         for corpus, fingerprint in fingerprints.items():
             if known.get(corpus, fingerprint) != fingerprint:
                 raise UserError(

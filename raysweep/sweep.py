@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -167,13 +167,16 @@ def _trained(now: Survey, space: Space, store: Store) -> Survey:
     return Survey(trained)
 
 
-def _corpora(left: list[CellState], store: Store, shared: bool = False) -> dict[str, str]:
+def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared: bool = False) -> dict[str, str]:
     """Build what the cells train on, here and now, where an error can be shown; its fingerprints by specification.
+
+    What training and these evaluation tasks read must hold a sequence, or nothing is started.
 
     A cluster that is `shared` has nodes that find it in the store.
     """
     from raysweep.corpora.loader import open_corpus
     from raysweep.corpora.shared import publish
+    from raysweep.evaluate import out_of_distribution
 
     fingerprints, built = {}, []
     lengths: dict[Corpus, set[int]] = {}
@@ -181,9 +184,11 @@ def _corpora(left: list[CellState], store: Store, shared: bool = False) -> dict[
         lengths.setdefault(state.cell.corpus, set()).add(state.cell.sequence_length)
     for corpus, needed in lengths.items():
         opened = open_corpus(corpus)
-        for shard in ("train", "validation"):
-            opened.sequences(f"pretraining/{shard}", max(needed))
-        fingerprints[corpus.model_dump_json()] = opened.fingerprint
+        for shard in _read_by(tasks):
+            opened.sequences(shard, max(needed))
+        if "out_of_distribution" in tasks:
+            out_of_distribution.domains(opened, max(needed))
+        fingerprints[corpus.key] = opened.fingerprint
         built.append(opened)
     store.check_corpora(fingerprints)
     if shared:
@@ -193,14 +198,26 @@ def _corpora(left: list[CellState], store: Store, shared: bool = False) -> dict[
     return fingerprints
 
 
+def _read_by(tasks: Iterable[str]) -> list[str]:
+    """The shards that training and these tasks read."""
+    shards = ["pretraining/train", "pretraining/validation"]
+    for task in tasks:
+        if task.startswith("finetune_"):
+            shards += [f"{task}/train", f"{task}/test"]
+        if task != "out_of_distribution":
+            shards.append("pretraining/test")
+    return list(dict.fromkeys(shards))
+
+
 def _train(before: Survey, space: Space, store: Store, held: lock.Lock) -> bool:
     """Run what is left as Tune trials; True if a signal stopped it."""
     from raysweep.trial import TRAIN_ENVIRONMENT
 
-    shared = cluster.address() is not None
-    fingerprints = _corpora(before.left, store, shared)
-    # Read when ray is imported and when a local cluster is started, so set before either.
-    os.environ.update(TRAIN_ENVIRONMENT | cluster.RAY_ENVIRONMENT | ({} if shared else cluster.LOCAL_ENVIRONMENT))
+    os.environ.update(TRAIN_ENVIRONMENT)
+    cluster.set_environment()
+    fingerprints = _corpora(
+        before.left, [e.task for e in space.evaluations], store, shared=cluster.address() is not None
+    )
     from raysweep import driver
 
     return driver.train(before, space, store.location, fingerprints, held)

@@ -21,7 +21,7 @@ from torch import nn
 
 from raysweep import geometry, kernels, model
 from raysweep.checkpoint import Checkpoint, Position
-from raysweep.corpora.loader import Order, Sequences, TokenizedCorpus
+from raysweep.corpora.loader import Sequences, TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.loss import token_losses, unembedding_cross_entropy
 from raysweep.space import Cell
@@ -76,17 +76,16 @@ class LanguageModel(nn.Module):
 
 
 def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, micro_batch_size: int) -> float:
-    """Mean next-token loss in nats over the first `count` sequences (all of them where there are fewer)."""
-    count = min(count, len(sequences))
+    """Mean next-token loss in nats over a sample of `count` sequences (all of them where there are fewer)."""
+    chosen = sequences.sample(count)
     device = language_model.unembedding.device
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad(), precision(device):
-        for start in range(0, count, micro_batch_size):
-            indices = np.arange(start, min(start + micro_batch_size, count))
-            tokens = torch.from_numpy(sequences.read(indices)).to(device)
+        for start in range(0, len(chosen), micro_batch_size):
+            tokens = torch.from_numpy(sequences.read(chosen[start : start + micro_batch_size])).to(device)
             losses = token_losses(language_model.hidden(tokens[:, :-1]), language_model.unembedding, tokens[:, 1:])
             total += losses.sum(dtype=torch.float64).cpu()
-    return float(total / (count * sequences.length))
+    return float(total / (len(chosen) * sequences.length))
 
 
 def precision(device: torch.device) -> AbstractContextManager[Any]:
@@ -138,7 +137,7 @@ class Run:
         self.reports = report_steps(cell.steps, reports)
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
-        self.order = Order(len(self.train), cell.sequence_length, corpus.fingerprint, cell.seed)
+        self.order = self.train.order(corpus.fingerprint, cell.seed)
 
         olmo = model.build(cell.shape, cell.sequence_length, cell.seed, self.device)
         if weights is not None:

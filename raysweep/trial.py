@@ -51,7 +51,7 @@ def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: 
 
     cell = next(cell for cell in space.cells if cell.id == config["cell"]["id"])
     try:
-        failed = _complete(cell, space, Store(location, running=True), fingerprints[cell.corpus.model_dump_json()])
+        failed = _complete(cell, space, Store(location, running=True), fingerprints[cell.corpus.key])
     except StoreError as error:
         tune.report({"cell": cell.id, "unreachable": str(error)})
         return

@@ -124,9 +124,66 @@ def test_every_field_that_changes_the_numbers_changes_the_id() -> None:
     assert len(ids) == len(CHANGES) + 1
     for part in ("depth", "heads"):
         ids.add(make_cell(size={"width": 8, part: 2}).id)
-    for field, value in {"fraction": 0.03, "revision": "2"}.items():
-        ids.add(make_cell(corpus=TINY | {field: value}).id)
-    assert len(ids) == len(CHANGES) + 5
+    own = TINY | {"name": "own", "pretraining": {"folder": "/here/text"}}
+    for corpus in (
+        TINY | {"fraction": 0.03}, own, own | {"decontaminate": 13}, own | {"pretraining": {"folder": "/here/other"}},
+        own | {"validation": "pile-10k"}, own | {"pretraining": {"folder": "/here/text", "weight": 2}},
+    ):  # fmt: skip
+        ids.add(make_cell(corpus=corpus).id)
+    assert len(ids) == len(CHANGES) + 9
+
+
+def test_where_a_folder_is_does_not_change_the_id() -> None:
+    here, there = (
+        make_cell(corpus=TINY | {"name": "own", "pretraining": {"folder": folder}})
+        for folder in ("/here/text", "data/text")
+    )
+    assert here.id == there.id
+    # What was trained before corpora had sources keeps its name: as commit 10009ba gives it.
+    assert make_cell().id == "d8-4.096K-b4-wd0.1-peak0.01-lr1-f0.1-s6198-4084f9d0"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "said"),
+    [
+        ("pial", "unknown corpus 'pial'; allowed: installed, pile"),
+        ({"name": "own"}, "unknown corpus 'own'"),
+        ({"name": "installed", "validation": "pile-10k"}, "the corpus installed has its own sources"),
+        ({"name": "own", "pretraining": "pial"}, "unknown data set 'pial'; allowed: pile, pile-10k, paloma"),
+        ({"name": "own", "pretraining": {"folder": "a", "preset": "pile"}}, "exactly one of preset, hub and folder"),
+        ({"name": "own", "pretraining": {"hub": "a/b"}}, "needs its revision: the 40 digits of a commit"),
+        ({"name": "own", "pretraining": {"folder": "a", "txt": "b"}}, "pretraining[0].txt"),
+        (
+            {"name": "own", "pretraining": [{"folder": "a", "weight": 1}, "pile"]},
+            "all sources of pretraining need a weight",
+        ),
+        ({"name": "own", "pretraining": "pile", "decontaminate": 2}, "decontaminate"),
+        ({"name": "own", "pretraining": {"folder": "a", "split": "test"}}, "a split is of the named data sets"),
+        ({"name": "own", "pretraining": {"folder": "a", "files": ["../b/*"]}}, "files are patterns inside the source"),
+        ({"name": "own", "pretraining": [{"folder": "a", "weight": 1}, {"folder": "b", "weight": 1e7}]}, "a millionth"),
+    ],
+)
+def test_a_corpus_that_cannot_be(tmp_path: Path, corpus: Any, said: str) -> None:
+    base = {"size": {"width": 8}, "corpus": corpus, "tokens": 4096, "batch_size": 4, "sequence_length": 32}
+    with pytest.raises(UserError) as refused:
+        load(tmp_path, {"name": "x", "base": base})
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_corpora_that_differ_in_places_only_need_names(tmp_path: Path) -> None:
+    corpora = [{"name": "own", "pretraining": {"folder": f"/{language}/text"}} for language in ("en", "de")]
+    base = {"size": {"width": 8}, "tokens": 4096, "batch_size": 4, "sequence_length": 32, "corpus": corpora[0]}
+    with pytest.raises(UserError, match="give the corpora different names"):
+        load(tmp_path, {"name": "x", "base": base, "cross": {"corpus": corpora}})
+
+
+def test_an_evaluation_without_its_text_is_refused(tmp_path: Path) -> None:
+    corpus = {"name": "own", "pretraining": {"folder": "a"}}
+    base = {"size": {"width": 8}, "corpus": corpus, "tokens": 4096, "batch_size": 4, "sequence_length": 32}
+    for task in ("out_of_distribution", "finetune_python"):
+        with pytest.raises(UserError, match=f"the corpus own has no {task}"):
+            load(tmp_path, {"name": "x", "base": base, "evaluations": [{"task": task, "sequences": 2}]})
 
 
 def test_resources_and_evaluations_do_not_change_ids(tmp_path: Path) -> None:

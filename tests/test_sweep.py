@@ -200,9 +200,9 @@ def test_results_is_one_row_per_cell(undisturbed: tuple[Path, str], folder: Path
         assert row["train_seconds"] > 0
 
 
-def test_the_loggers_were_told_every_row(undisturbed: tuple[Path, str], ids: list[str]) -> None:
+def test_the_loggers_were_told_every_row(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> None:
     store, _ = undisturbed
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient(f"file:{folder}/mlruns")
     experiment = client.get_experiment_by_name("tiny")
     runs = {run.data.tags["trial_name"]: run for run in client.search_runs([experiment.experiment_id])}
     for cell in ids:
@@ -328,6 +328,7 @@ def mended(undisturbed: tuple[Path, str], disturbed: Path, folder: Path, ids: li
     return disturbed, printed
 
 
+@pytest.mark.slow
 def test_what_is_damaged_is_set_aside_and_made_again(
     undisturbed: tuple[Path, str], mended: tuple[Path, str], ids: list[str]
 ) -> None:
@@ -341,6 +342,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_added_tasks_are_done_though_one_was_killed(mended: tuple[Path, str], ids: list[str]) -> None:
     store, printed = mended
     assert "2 of 2 cells done, 6 of 6 evaluations done" in printed
@@ -350,6 +352,7 @@ def test_added_tasks_are_done_though_one_was_killed(mended: tuple[Path, str], id
     assert not list(store.glob("failures/*/*"))
 
 
+@pytest.mark.slow
 def test_a_row_that_is_gone_is_remade_alone(mended: tuple[Path, str], folder: Path, ids: list[str]) -> None:
     store, _ = mended
     before = contents(store)
@@ -364,6 +367,7 @@ def test_a_row_that_is_gone_is_remade_alone(mended: tuple[Path, str], folder: Pa
     assert remade == {str(gone.relative_to(store))}
 
 
+@pytest.mark.slow
 def test_a_longer_axis_trains_only_the_new_cell_here_with_two_workers(
     undisturbed: tuple[Path, str], folder: Path, corpus: TokenizedCorpus
 ) -> None:

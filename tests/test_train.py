@@ -13,7 +13,7 @@ from tiny import make_cell
 from torch.nn.parallel import DistributedDataParallel
 
 from raysweep import checkpoint, train
-from raysweep.corpora.loader import Order, TokenizedCorpus
+from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.store import Store
 from raysweep.train import Run, learning_rate, report_steps
@@ -35,7 +35,7 @@ def test_against_a_plain_loop_with_ai2_olmo(corpus: TokenizedCorpus) -> None:
         model.parameters(), lr=1.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3, fused=False, foreach=False
     )
     sequences = corpus.sequences("pretraining/train", 32)
-    order = Order(len(sequences), 32, corpus.fingerprint, 6198)
+    order = sequences.order(corpus.fingerprint, 6198)
     losses = []
     for step in range(32):
         # Warm-up over 10% of 32 steps is 3 steps; then a half cosine over the other 29.

@@ -22,7 +22,7 @@ from olmo.model import OLMo
 from tiny import make_cell
 
 from raysweep import kernels
-from raysweep.corpora.loader import Order, Sequences
+from raysweep.corpora.loader import Sequences
 from raysweep.train import Run, learning_rate
 
 GOLDEN = Path(__file__).parent / "golden_trajectory.txt"
@@ -75,7 +75,7 @@ def test_200_steps_against_ai2_olmo() -> None:
     model.load_state_dict(run.model.olmo.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, foreach=False)
     sequences = TEXT.sequences("", 32)
-    order = Order(len(sequences), 32, TEXT.fingerprint, CELL.seed)
+    order = sequences.order(TEXT.fingerprint, CELL.seed)
     theirs = []
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = learning_rate(CELL, step)

@@ -32,8 +32,8 @@ def publish(corpus: TokenizedCorpus, store: Store, progress: Callable[[str, int,
     there = directory(corpus.fingerprint)
     if store.read(f"{there}/{MANIFEST}") is not None:
         return
-    files = sorted(str(path.relative_to(corpus.folder)) for path in corpus.folder.rglob("*") if path.is_file())
-    for done, file in enumerate(sorted(files, key=lambda file: file == MANIFEST)):
+    files = [*corpus.files(), MANIFEST]
+    for done, file in enumerate(files):
         progress("files of the corpus into the store", done, len(files))
         store.put_file(corpus.folder / file, f"{there}/{file}")
     progress("files of the corpus into the store", len(files), len(files))
@@ -44,8 +44,10 @@ def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
 
     Raises `UserError` where none of these can be.
     """
-    built = folder_of(corpus)
-    if _fingerprint(built) == fingerprint:
+    built = None
+    with suppress(UserError):  # Made of a folder that is on another node only.
+        built = folder_of(corpus)
+    if built is not None and _fingerprint(built) == fingerprint:
         return TokenizedCorpus(built)
     folder = cache() / "corpora" / f"{corpus.name}-{fingerprint}"
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ class Settings(Strict):
     learning_rate_fraction: Positive = 0.1
     """Peak learning rate, as a fraction of the cell's."""
     sequences: Count = 512
-    """Sequences of each held-out part, from its start; all of them where there are fewer."""
+    """Sequences of each held-out part (`Sequences.sample`); all where there are fewer."""
 
 
 def finetuning(cell: Cell, settings: Settings) -> Cell:

@@ -15,7 +15,7 @@ SHARD = "pretraining/test"
 class Settings(Strict):
     task: Literal["in_distribution"] = "in_distribution"
     sequences: Count = 512
-    """Sequences of the corpus's test split, at the cell's length, from its start; all of them where there are fewer."""
+    """Sequences of the corpus's test split, at the cell's length (`Sequences.sample`); all where there are fewer."""
 
 
 def loss(subject: Subject, sequences: int) -> float:

@@ -9,6 +9,7 @@ from raysweep.errors import UserError
 from raysweep.fields import Count, Strict
 
 if TYPE_CHECKING:
+    from raysweep.corpora.loader import TokenizedCorpus
     from raysweep.evaluate import Metric, Subject
 
 PREFIX = "out_of_distribution/"
@@ -17,29 +18,37 @@ PREFIX = "out_of_distribution/"
 class Settings(Strict):
     task: Literal["out_of_distribution"] = "out_of_distribution"
     sequences: Count = 512
-    """Sequences of each domain, at the cell's length, from its start; all of them where there are fewer."""
+    """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
+
+
+def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
+    """The shards out of distribution that hold a sequence; of a published collection some may not.
+
+    Raises `UserError` where there is none.
+    """
+    shards = corpus.manifest["shards"].items()
+    found = [name for name, shard in sorted(shards) if name.startswith(PREFIX) and shard["tokens"] > length]
+    if not found:
+        raise UserError(
+            f"the corpus {corpus.folder.name} has no domain out of distribution with a sequence of {length} tokens: drop "
+            "that evaluation"
+        )
+    return found
 
 
 def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
     """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
-    import numpy as np
-
     from raysweep.train import fitting_micro_batch, mean_loss
 
-    domains = [shard for shard in subject.corpus.shards if shard.startswith(PREFIX)]
-    if not domains:
-        raise UserError(
-            f"the corpus {subject.cell.corpus.name} holds nothing out of distribution: drop that evaluation"
-        )
     micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
     found = {}
-    for shard in domains:
+    for shard in domains(subject.corpus, subject.cell.sequence_length):
         read = subject.corpus.sequences(shard, subject.cell.sequence_length)
         loss = mean_loss(subject.language_model, read, sequences, micro_batch_size)
-        # What the loss was taken over: the targets, which are all tokens of the range but its first.
-        tokens = min(sequences, len(read)) * read.length
-        content = int(subject.corpus.token_bytes[np.asarray(read.tokens[1 : tokens + 1])].sum())
-        found[shard.removeprefix(PREFIX)] = loss, loss * tokens / (math.log(2) * content)
+        # What the loss was taken over.
+        targets = read.read(read.sample(sequences))[:, 1:]
+        content = int(subject.corpus.token_bytes[targets].sum())
+        found[shard.removeprefix(PREFIX)] = loss, loss * targets.size / (math.log(2) * content)
     return found
 
 

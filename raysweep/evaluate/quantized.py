@@ -118,8 +118,8 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
 
     olmo = subject.language_model.olmo
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
-    count = min(sequences, len(shard))
-    parts = np.array_split(np.arange(count), -(-count // fitting_micro_batch(subject.cell, subject.device)))
+    chosen = shard.sample(sequences)
+    parts = np.array_split(chosen, -(-len(chosen) // fitting_micro_batch(subject.cell, subject.device)))
     with torch.no_grad():
         states = [
             olmo.transformer.wte(torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device))  # type: ignore[union-attr, operator]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Settings(Strict):
     task: Literal["representation"] = "representation"
     sequences: Annotated[Count, Field(gt=1)] = 1024
-    """Rows of H: sequences of the in-distribution test split, from its start; all of them where there are fewer."""
+    """Rows of H: sequences of the in-distribution test split (`Sequences.sample`); all where there are fewer."""
 
 
 def last_states(subject: Subject, sequences: int) -> torch.Tensor:
@@ -29,10 +29,10 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
     from raysweep.train import fitting_micro_batch, precision
 
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
-    count = min(sequences, len(shard))
+    chosen = shard.sample(sequences)
     states = []
     with torch.no_grad(), precision(subject.device):
-        for part in np.array_split(np.arange(count), -(-count // fitting_micro_batch(subject.cell, subject.device))):
+        for part in np.array_split(chosen, -(-len(chosen) // fitting_micro_batch(subject.cell, subject.device))):
             tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
             states.append(subject.language_model.hidden(tokens)[:, -1].float())
     return torch.cat(states)

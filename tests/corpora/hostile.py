@@ -1,10 +1,8 @@
-"""A source of documents that nobody would wish for; HOSTILE in the environment chooses which."""
+"""Documents that nobody would wish for."""
 
-import os
+import json
 import random
-from collections.abc import Iterator
-
-from raysweep.corpora.installed import Document
+from pathlib import Path
 
 WORDS = ["a", "sweep", "of", "small", "models", "over", "every", "size", "and", "rate"]
 
@@ -31,14 +29,8 @@ TEXTS = {
 }  # fmt: skip
 
 
-def signature() -> dict[str, str]:
-    return {"hostile": os.environ["HOSTILE"]}
-
-
-def sections() -> list[str]:
-    return ["all"]
-
-
-def documents(section: int) -> Iterator[Document]:
-    for text in TEXTS[os.environ["HOSTILE"]]():
-        yield Document("pretraining", "hostile", text)
+def write(folder: Path, kind: str) -> None:
+    """Write the texts of a kind as JSON lines."""
+    folder.mkdir()
+    lines = [json.dumps({"text": text}) + "\n" for text in TEXTS[kind]()]
+    (folder / "text.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -15,6 +15,7 @@ from tiny import TINY
 
 from raysweep.corpora import Corpus, build, installed
 from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenizer import END_OF_TEXT
 from raysweep.errors import UserError
 
 # The fingerprint of TINY under constraints.txt. It must come out on every machine; its origin is the build on Linux with
@@ -98,7 +99,7 @@ def test_a_heldout_document_is_kept_out_of_pretraining() -> None:
 def test_bpe_does_not_depend_on_threads() -> None:
     texts = [document.text for document in installed.documents(0)][:400]
     code = (
-        "import sys, json; from raysweep.corpora.build import train_bpe;"
+        "import sys, json; from raysweep.corpora.tokenizer import train_bpe;"
         "print(train_bpe(json.load(sys.stdin), 600).to_str())"
     )
     trained = [
@@ -119,7 +120,7 @@ def test_bpe_does_not_depend_on_threads() -> None:
 def test_the_olmo_tokenizer() -> None:
     tokenizer = build._tokenizer(Corpus(name="installed"), [], build._progress())
     # 50280 entries, end-of-text 50279: the configuration of OLMo-1B, whose tokenizer this is.
-    assert (tokenizer.get_vocab_size(), tokenizer.token_to_id(build.END_OF_TEXT)) == (50280, 50279)
+    assert (tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)) == (50280, 50279)
 
 
 BUILD = (
@@ -181,8 +182,3 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RAYSWEEP_CACHE", str(blocked / "cache"))
     with pytest.raises(UserError, match="cannot be written: Not a directory; make room there or set RAYSWEEP_CACHE"):
         build.build(Corpus(**TINY))
-
-
-def test_a_corpus_without_a_source_says_so() -> None:
-    with pytest.raises(UserError, match="'pile' can be planned but not yet loaded"):
-        build.build(Corpus(name="pile"))

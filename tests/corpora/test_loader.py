@@ -1,10 +1,18 @@
 """The order of a run, its permutation, and the sequences."""
 
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from raysweep.corpora.loader import Order, Sequences, TokenizedCorpus, permute
+from raysweep.corpora import loader
+from raysweep.corpora.loader import Order, Parts, Sequences, Stream, TokenizedCorpus, permute
 from raysweep.errors import UserError
+
+FIFTY = [Stream(offset=0, first=0, sequences=50, weight=1.0)]
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 17, 255, 256, 257, 1000, 4097])
@@ -36,7 +44,7 @@ def test_permute_of_a_large_range_needs_no_memory() -> None:
 
 
 def test_every_epoch_sees_every_sequence_once_in_another_order() -> None:
-    order = Order(50, 32, "fingerprint", seed=1)
+    order = Order(FIFTY, 32, "fingerprint", seed=1)
     epochs = order.at(np.arange(150)).reshape(3, 50)
     for epoch in epochs:
         assert sorted(epoch) == list(range(50))
@@ -47,9 +55,9 @@ def test_every_epoch_sees_every_sequence_once_in_another_order() -> None:
 
 def test_order_depends_on_fingerprint_length_and_seed_alone() -> None:
     positions = np.arange(50)
-    reference = Order(50, 32, "f", 1).at(positions).tolist()
-    assert reference == Order(50, 32, "f", 1).at(positions).tolist()
-    for other in (Order(50, 16, "f", 1), Order(50, 32, "g", 1), Order(50, 32, "f", 2)):
+    reference = Order(FIFTY, 32, "f", 1).at(positions).tolist()
+    assert reference == Order(FIFTY, 32, "f", 1).at(positions).tolist()
+    for other in (Order(FIFTY, 16, "f", 1), Order(FIFTY, 32, "g", 1), Order(FIFTY, 32, "f", 2)):
         assert other.at(positions).tolist() != reference
 
 
@@ -74,3 +82,76 @@ def test_too_short_a_shard_and_an_unknown_one_are_refused(corpus: TokenizedCorpu
         corpus.sequences("pretraining/validation", 10**9)
     with pytest.raises(UserError, match=r"has no pretraining/trian; it has .*pretraining/train"):
         corpus.tokens("pretraining/trian")
+
+
+@pytest.mark.parametrize("weights", [(1, 1), (4, 1), (1, 2, 3), (0.5, 0.3, 0.2), (1, 1000)])
+def test_a_mixture_has_its_weights_everywhere_and_each_stream_its_own_epochs(weights: tuple[float, ...]) -> None:
+    sizes = [50, 7, 300][: len(weights)]
+    tokens = np.arange(sum(size * 10 + 1 for size in sizes))
+    sequences = Sequences(tokens, 10, [(size * 10 + 1, weight) for size, weight in zip(sizes, weights, strict=True)])
+    assert [stream.sequences for stream in sequences.streams] == sizes
+    order = sequences.order("f", 1)
+    count = 6000
+    indices = order.at(np.arange(count))
+    bounds = np.cumsum([0, *sizes])
+    for i, weight in enumerate(weights):
+        mine = (indices >= bounds[i]) & (indices < bounds[i + 1])
+        # To within two at every point, not only on the whole.
+        expected = np.arange(1, count + 1) * weight / sum(weights)
+        assert np.abs(np.cumsum(mine) - expected).max() < 2
+        epochs = indices[mine][: mine.sum() // sizes[i] * sizes[i]].reshape(-1, sizes[i])
+        for epoch in epochs:
+            assert sorted(epoch) == list(range(bounds[i], bounds[i + 1]))
+    # A position asked for alone is the same, and a sequence stays within its source.
+    assert order.at(np.array([5999, 17])).tolist() == [indices[5999], indices[17]]
+    read = sequences.read(indices[:200])
+    starts = [i * 10 + int(np.searchsorted(bounds, i, side="right") - 1) for i in indices[:200]]
+    assert read.tolist() == [list(range(start, start + 11)) for start in starts]
+
+
+def test_tokens_of_several_files_slice_as_one_array(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).integers(0, 60_000, 1000, dtype=np.uint16)
+    files = []
+    for i, part in enumerate(np.split(whole, [1, 2, 400, 401, 900])):
+        part.tofile(tmp_path / f"{i}.bin")
+        files.append((tmp_path / f"{i}.bin", len(part)))
+    parts = Parts(files, np.dtype("<u2"))
+    assert len(parts) == 1000
+    chance = np.random.default_rng(1)
+    for _ in range(300):
+        start, stop = sorted(chance.integers(0, 1001, 2).tolist())
+        assert np.array_equal(parts[start:stop], whole[start:stop])
+    assert np.array_equal(parts[:], whole)
+    assert len(parts[5:5]) == 0
+    assert np.array_equal(Sequences(parts, 7).read(np.arange(142)), Sequences(whole, 7).read(np.arange(142)))
+
+
+def test_files_are_read_once_for_their_checksums_and_again_when_they_change(
+    corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus.folder, folder)
+    read = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(loader.hashlib, "file_digest", lambda file, name: read.append(file.name) or digest(file, name))
+    (folder / "checked.json").unlink(missing_ok=True)
+    TokenizedCorpus(folder)
+    assert len(read) == len(corpus.files())
+    TokenizedCorpus(folder)
+    assert len(read) == len(corpus.files())
+    os.utime(folder / "pretraining" / "train.bin", (1, 1))
+    TokenizedCorpus(folder)
+    assert read[len(corpus.files()) :] == [str(folder / "pretraining" / "train.bin")]
+    # Bits that turn without a trace in the file system are found by `raysweep corpus verify`.
+    about = (folder / "pretraining" / "test.bin").stat()
+    content = bytearray((folder / "pretraining" / "test.bin").read_bytes())
+    content[100] ^= 1
+    (folder / "pretraining" / "test.bin").write_bytes(content)
+    os.utime(folder / "pretraining" / "test.bin", ns=(about.st_atime_ns, about.st_mtime_ns))
+    opened = TokenizedCorpus(folder)
+    with pytest.raises(UserError, match=r"test\.bin is damaged or missing"):
+        opened.verify(lambda *_: None)
+    # What was kept cannot be read: everything is looked at again.
+    (folder / "checked.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"test\.bin is damaged or missing"):
+        TokenizedCorpus(folder)

@@ -1,83 +1,81 @@
 """Corpora that nobody would wish for: built and decoded to the same text, or refused by one line before anything starts."""
 
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from corpora import hostile
-from tiny import make_cell
+from tiny import TINY, make_cell
 
 from raysweep import sweep
-from raysweep.corpora import SOURCES, Corpus
-from raysweep.corpora.build import encode, pieces, train_bpe
+from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
+from raysweep.corpora.tokenizer import encode, pieces, train_bpe
 from raysweep.errors import UserError
 from raysweep.store import Store
 from raysweep.train import Run
 
-CORPUS = {"name": "pile", "tokenizer": "bpe", "vocabulary": 300}
 
-
-@pytest.fixture(autouse=True)
-def source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kind of the case, as what the corpus of that name is made of."""
-    monkeypatch.setitem(SOURCES, "pile", "corpora.hostile")
+@pytest.fixture
+def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A corpus of the kind of text that the case names."""
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # Read in this process, whose environment says what.
-    kind: str = getattr(request, "param", "nul")
-    monkeypatch.setenv("HOSTILE", kind)
-    return kind
+    hostile.write(tmp_path / "hostile", request.param)
+    return {"name": "odd", "tokenizer": "bpe", "vocabulary": 300, "pretraining": {"folder": str(tmp_path / "hostile")}}
 
 
 @pytest.mark.parametrize(
-    ("source", "refusal"),
+    ("corpus", "refusal"),
     [
-        ("empty", "the corpus pile has no document to train on"),
-        ("one", r"the corpus pile-\w+ has no pretraining/validation; it has pretraining/train"),
-        ("duplicates", r"the corpus pile-\w+ has no pretraining/validation; it has pretraining/train"),
-        ("blank", "the corpus pile-.* has"),
-        ("surrogate", r"a document of hostile that starts 'half a pair: \\ud800' is not valid Unicode"),
+        ("empty", "the corpus odd has no document to train on"),
+        ("one", r"the corpus odd-\w+ has no pretraining/validation; it has pretraining/train"),
+        ("duplicates", r"the corpus odd-\w+ has no pretraining/validation; it has pretraining/train"),
+        ("blank", "the corpus odd-.* has"),
+        ("surrogate", r"^hostile: text\.jsonl, line 2: the field 'text' holds half a character"),
     ],
-    indirect=["source"],
+    indirect=["corpus"],
 )
-def test_what_cannot_be_trained_on_is_refused_before_anything_starts(source: str, refusal: str, tmp_path: Path) -> None:
-    state = sweep.CellState(make_cell(corpus=CORPUS), "new")
+def test_what_cannot_be_trained_on_is_refused_before_anything_starts(
+    corpus: dict[str, Any], refusal: str, tmp_path: Path
+) -> None:
+    state = sweep.CellState(make_cell(corpus=corpus), "new")
     with pytest.raises(UserError, match=refusal) as refused:
-        sweep._corpora([state], Store(str(tmp_path / "store")))
+        sweep._corpora([state], ["out_of_distribution"], Store(str(tmp_path / "store")))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "store").exists()
 
 
-@pytest.mark.parametrize("source", ["nul", "odd"], indirect=True)
-def test_odd_characters_come_back_and_can_be_trained_on(source: str) -> None:
-    corpus = open_corpus(Corpus(**CORPUS))
-    texts = set(hostile.TEXTS[source]())
+@pytest.mark.parametrize(("corpus", "kind"), [("nul", "nul"), ("odd", "odd")], indirect=["corpus"])
+def test_odd_characters_come_back_and_can_be_trained_on(corpus: dict[str, Any], kind: str) -> None:
+    built = open_corpus(Corpus.model_validate(corpus))
+    texts = set(hostile.TEXTS[kind]())
     found = set()
-    for shard in corpus.shards:
-        tokens = np.array(corpus.tokens(shard))
-        ends = np.flatnonzero(tokens == corpus.manifest["end_of_text"])
-        found |= {corpus.tokenizer.decode(part[part != tokens[ends[0]]].tolist()) for part in np.split(tokens, ends)}
+    for shard in built.shards:
+        tokens = built.tokens(shard)[:]
+        ends = np.flatnonzero(tokens == built.manifest["end_of_text"])
+        found |= {built.tokenizer.decode(part[part != tokens[ends[0]]].tolist()) for part in np.split(tokens, ends)}
     assert found - {""} == texts
-    last = [row for row in Run(make_cell(corpus=CORPUS), corpus).rows() if row is not None][-1]
+    last = [row for row in Run(make_cell(corpus=corpus), built).rows() if row is not None][-1]
     assert 0 < last["validation_loss"] < np.log(300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["long"], indirect=True)
-def test_a_line_of_a_hundred_megabytes(source: str) -> None:
+@pytest.mark.parametrize("corpus", ["long"], indirect=True)
+def test_a_line_of_a_hundred_megabytes(corpus: dict[str, Any]) -> None:
     process = psutil.Process()
     text = hostile.TEXTS["long"]()[-1]
     assert len(text) > 0.9e8
-    corpus = TokenizedCorpus(open_corpus(Corpus(**CORPUS)).folder)
-    assert sum(shard["documents"] for shard in corpus.manifest["shards"].values()) == 401
-    assert sum(shard["bytes"] for shard in corpus.manifest["shards"].values()) > len(text)
+    built = TokenizedCorpus(open_corpus(Corpus.model_validate(corpus)).folder)
+    assert sum(shard["documents"] for shard in built.manifest["shards"].values()) == 401
+    assert sum(shard["bytes"] for shard in built.manifest["shards"].values()) > len(text)
     assert process.memory_info().rss < 8e9
 
 
-def test_a_text_in_pieces_has_the_tokens_of_the_whole(corpus: TokenizedCorpus) -> None:
+def test_a_text_in_pieces_has_the_tokens_of_the_whole() -> None:
     """Real text, of which every document is long here; and a text without a space is cut anywhere, and all there."""
+    corpus = open_corpus(Corpus(**TINY))
     tokens = np.array(corpus.tokens("pretraining/test")[:200_000])
     ends = np.flatnonzero(tokens == corpus.manifest["end_of_text"])
     texts = [corpus.tokenizer.decode(part[1:].tolist()) for part in np.split(tokens, ends)[1:-1]]

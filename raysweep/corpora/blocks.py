@@ -1,0 +1,235 @@
+"""What a task does: cuts a file into blocks of documents, or makes the tokens of a block.
+
+Both are functions of their arguments alone, so that a task can be done again anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysweep.corpora import domain_name
+from raysweep.corpora.contamination import Grams
+from raysweep.corpora.files import Malformed, read, unit
+from raysweep.corpora.published import Resolved, opened, reading
+from raysweep.corpora.split import TEST_SHARE, shard_of, share
+from raysweep.corpora.tokenizer import END_OF_TEXT, encode
+from raysweep.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+# Documents that the tokenizer is given at once, in characters.
+BATCH = 1 << 20
+
+# Of what is said of malformed documents; the rest is counted.
+LISTED = 20
+
+SHARDS = {"validation": "pretraining/validation", "in_distribution": "pretraining/test"}
+
+HELD_OUT, TRAINING, EVERYTHING = "held-out", "train", "all"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of one source, as a task is given it."""
+
+    key: str
+    """`<source>-<file>`, both numbers."""
+    role: str
+    source: Resolved
+    index: int
+    """Of the file in its source."""
+    test: float
+    validation: float
+    """Shares of its documents that are held out."""
+    block: int
+    """Characters of a block."""
+    skip_malformed: bool
+    done: frozenset[int] = frozenset()
+    """Blocks that need not be made again."""
+    first: int = 0
+    start: int = 1
+    """The first block that is not done, and the place of its first document."""
+
+    @property
+    def name(self) -> str:
+        return self.source.files[self.index].name
+
+    def shard(self, domain: str, digest: bytes) -> str:
+        """The shard of a document, by its domain and its hash."""
+        if self.role == "out_of_distribution":
+            return f"out_of_distribution/{domain_name(domain)}"
+        return SHARDS.get(self.role) or shard_of(self.role, share(digest), self.test, self.validation)
+
+    def trains(self, shard: str) -> bool:
+        """Whether that shard of it is trained on."""
+        return self.role in TEST_SHARE and shard.endswith("/train")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every task needs to know."""
+
+    tokenizer: str
+    """As JSON."""
+    dtype: str
+    fraction: float
+    which: str
+    """HELD_OUT, TRAINING or EVERYTHING."""
+    stream: bool
+    grams: Grams | None = None
+
+
+@dataclass
+class _Output:
+    """The documents of a block in one shard."""
+
+    arrays: list[Any] = field(default_factory=list)
+    domains: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, tokens: Any, domain: str, size: int) -> None:
+        self.arrays.append(tokens)
+        self.domains.setdefault(domain, Counter()).update(documents=1, bytes=size, tokens=len(tokens))
+
+
+def complaint(source: str, file: str, place: int, reason: str) -> str:
+    """One line for a document that cannot be read."""
+    return (
+        f"{source}: {file}, {unit(file)} {place:,}: {reason}; mend it, or set skip_malformed: true for "
+        "this source to leave such documents out"
+    )
+
+
+def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
+    """The blocks of a file that are not done, one row each: the texts, their domains, and what is known of the block."""
+    import pyarrow as pa
+
+    texts: list[str] = []
+    domains: list[str] = []
+    malformed: list[tuple[int, str]] = []
+    skipped = 0
+    number, characters, last = part.first, 0, part.start - 1
+
+    def row(position: int, end: bool = False, error: str = "") -> pa.Table:
+        about = {"part": part.key, "block": number, "next": last + 1, "position": position, "end": end}
+        about |= {"malformed": malformed, "skipped": skipped, "error": error}
+        return pa.table(
+            {
+                "about": pa.array([json.dumps(about)], pa.large_string()),
+                "texts": pa.array([texts], pa.large_list(pa.large_string())),
+                "domains": pa.array([domains], pa.large_list(pa.string())),
+            }
+        )
+
+    size = part.source.files[part.index].size
+    try:
+        with reading(part.source.name, part.name), opened(part.source.files[part.index], stream) as content:
+            for found in read(content, part.name, part.source.text, part.source.domain, part.start):
+                last = found.place
+                if isinstance(found, Malformed):
+                    # A connection that breaks is not the file's fault, and must not cost the rest of it.
+                    broken = found.fatal and stream and part.source.files[part.index].path.startswith("hf://")
+                    if broken or not part.skip_malformed:
+                        texts, domains = [], []
+                        yield row(size, error=complaint(part.source.name, part.name, found.place, found.reason))
+                        return
+                    skipped += 1
+                    characters += len(found.reason)
+                    malformed += [(found.place, found.reason)][: LISTED - len(malformed)]
+                elif found.text:
+                    texts.append(found.text)
+                    domains.append(part.source.domain_of(part.name, found.domain))
+                    characters += len(found.text)
+                if characters >= part.block:
+                    if number not in part.done:
+                        # Parquet's reader goes to and fro.
+                        yield row(min(content.tell(), size))
+                    texts, domains, malformed, skipped = [], [], [], 0
+                    number, characters = number + 1, 0
+        if number not in part.done:
+            yield row(size, end=True)
+    except UserError as error:
+        texts, domains = [], []
+        yield row(size, error=str(error))
+
+
+def encoded(row: dict[str, Any], part: Part, settings: Settings) -> pa.Table:
+    """A block's tokens: one row with what is to be recorded of it, and the bytes of each of its files."""
+    import pyarrow as pa
+
+    record = json.loads(row["about"]) | {"dropped": {}, "files": []}
+    outputs: dict[str, _Output] = {}
+    dropped: dict[str, Counter[str]] = {}
+    if not record["error"]:
+        tokenizer = loaded(settings.tokenizer)
+        end = tokenizer.token_to_id(END_OF_TEXT)
+        for documents in _batches(_kept(row, part, settings)):
+            for (text, domain, shard), ids in zip(documents, encode([d[0] for d in documents], tokenizer), strict=True):
+                ids.append(end)
+                tokens = np.array(ids, dtype=settings.dtype)
+                found = settings.grams.shared(tokens[:-1]) if settings.grams else None
+                if found is None:
+                    outputs.setdefault(shard, _Output()).add(tokens, domain, len(text.encode()))
+                else:
+                    dropped.setdefault(found, Counter()).update(documents=1, tokens=len(tokens))
+    contents = []
+    for shard, output in sorted(outputs.items()):
+        content = np.concatenate(output.arrays).tobytes()
+        contents.append(content)
+        record["files"].append(
+            {
+                "shard": shard,
+                "tokens": sum(counts["tokens"] for counts in output.domains.values()),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "domains": {name: dict(counts) for name, counts in sorted(output.domains.items())},
+            }
+        )
+    record["dropped"] = {name: dict(counts) for name, counts in sorted(dropped.items())}
+    return pa.table(
+        {
+            "record": pa.array([json.dumps(record)], pa.large_string()),
+            "contents": pa.array([contents], pa.large_list(pa.large_binary())),
+        }
+    )
+
+
+def _kept(row: dict[str, Any], part: Part, settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """(text, domain, shard) of the documents of a block that are kept in this pass."""
+    for text, domain in zip(row["texts"], row["domains"], strict=True):
+        digest = hashlib.sha256(text.encode()).digest()
+        if share(digest[8:16]) >= settings.fraction:
+            continue
+        shard = part.shard(domain or part.source.name, digest[16:24])
+        if settings.which == EVERYTHING or (settings.which == TRAINING) == part.trains(shard):
+            yield text, domain or part.source.name, shard
+
+
+def _batches(documents: Iterable[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+    batch, size = [], 0
+    for document in documents:
+        batch.append(document)
+        size += len(document[0])
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+@lru_cache(1)
+def loaded(tokenizer: str) -> Tokenizer:
+    # One core is what a task was given.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(tokenizer)

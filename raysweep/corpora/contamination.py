@@ -1,0 +1,76 @@
+"""Training documents that share a run of tokens with an evaluation document, found by hashed n-grams.
+
+Of the evaluation documents every n-th n-gram is kept, of the training documents every one is looked up: so every shared run
+of 2 n - 1 tokens is found, no shared run shorter than n ever counts, and what is kept is a hash for every n tokens of
+evaluation text. (GPT-3's and most later reports take n = 13: Brown et al. 2020, appendix C, there in words.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+# Bits of a hash that say where in the first, coarse table it is looked up: one bit each, 8 MiB in all.
+_COARSE = np.uint64((1 << 26) - 1)
+
+
+def hashes(tokens: NDArray[Any], n: int) -> NDArray[np.uint64]:
+    """The hash of every run of `n` tokens, (len(tokens) - n + 1,): a polynomial modulo 2^64, and splitmix64's finalizer."""
+    values = np.asarray(tokens).astype(np.uint64) + np.uint64(1)
+    count = max(0, len(values) - n + 1)
+    total = np.zeros(count, dtype=np.uint64)
+    for i in range(n):
+        total *= _BASE
+        total += values[i : i + count]
+    total = (total ^ (total >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    total = (total ^ (total >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(total ^ (total >> np.uint64(31)))
+
+
+class Grams:
+    """The n-grams of evaluation shards, given as (name, its token arrays, each document ended by `end`)."""
+
+    def __init__(self, shards: Iterable[tuple[str, Iterable[NDArray[Any]]]], end: int, n: int) -> None:
+        self.n = n
+        self.names: list[str] = []
+        found, owners = [], []
+        for name, arrays in shards:
+            self.names.append(name)
+            for tokens in arrays:
+                every = hashes(tokens, n)
+                chosen = every[_starts(np.asarray(tokens), end, n)]
+                found.append(chosen)
+                owners.append(np.full(len(chosen), len(self.names) - 1, dtype=np.uint32))
+        together = np.concatenate([*found, np.empty(0, np.uint64)])
+        self._hashes, first = np.unique(together, return_index=True)
+        self._owners = np.concatenate([*owners, np.empty(0, np.uint32)])[first]
+        bits = np.zeros((int(_COARSE) + 1) // 8, dtype=np.uint8)
+        at = self._hashes & _COARSE
+        np.bitwise_or.at(bits, at >> np.uint64(3), np.uint8(1) << (at & np.uint64(7)).astype(np.uint8))
+        self._bits = bits
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def shared(self, tokens: NDArray[Any]) -> str | None:
+        """The evaluation shard with which a document shares an n-gram, the first in the document; None without one."""
+        every = hashes(tokens, self.n)
+        at = every & _COARSE
+        likely = every[(self._bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8)) & 1 == 1]
+        if not len(likely) or not len(self._hashes):
+            return None
+        places = np.minimum(np.searchsorted(self._hashes, likely), len(self._hashes) - 1)
+        hits = places[self._hashes[places] == likely]
+        return self.names[self._owners[hits[0]]] if len(hits) else None
+
+
+def _starts(tokens: NDArray[Any], end: int, n: int) -> NDArray[np.int64]:
+    """Where every n-th n-gram of each document begins."""
+    ends = np.flatnonzero(tokens == end)
+    begins = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else np.empty(0, np.int64)
+    starts = [np.arange(begin, stop - n + 1, n) for begin, stop in zip(begins, ends, strict=True)]
+    return np.asarray(np.concatenate([*starts, np.empty(0, np.int64)]), dtype=np.int64)

@@ -1,0 +1,183 @@
+"""Documents out of files: JSON lines (plain, gzip, zstandard), Parquet and text, each with the place where it stands.
+
+The reader is raysweep's own because `datasets` gives no line number, turns a missing or mixed text into something else
+without a word, and takes a zstandard file that ends early for a whole one.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+
+# A .txt file is one document, and one document is held in memory.
+LONGEST_TEXT = 64 << 20
+
+_CHUNK = 1 << 20
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, the place of it in its file (a line or a row, from 1), and the value of its domain field."""
+
+    place: int
+    text: str
+    domain: str
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """What is at a place instead of a document. With `fatal` nothing after it can be read."""
+
+    place: int
+    reason: str
+    fatal: bool = False
+
+
+def unit(name: str) -> str:
+    """What places in a file of this name count."""
+    return "row" if name.endswith(".parquet") else "line"
+
+
+def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int = 1) -> Iterator[Document | Malformed]:
+    """The documents of a file from place `start` on, in its order; `text` and `domain` are fields, dotted where nested.
+
+    The file's format is that of its name. What cannot be read comes as `Malformed`, in its place.
+    """
+    if name.endswith(".parquet"):
+        return _parquet(stream, text, domain, start)
+    if name.endswith(".txt"):
+        return _text(stream, start)
+    return _json_lines(stream, name, text, domain, start)
+
+
+def _json_lines(
+    stream: BinaryIO, name: str, text: str, domain: str | None, start: int
+) -> Iterator[Document | Malformed]:
+    place = 0
+    try:
+        for place, line in enumerate(_lines(_decompressed(stream, name)), 1):
+            if place < start or not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield Malformed(place, f"no JSON ({error})")
+                continue
+            yield _document(place, row, text, domain)
+    except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:  # The disk's or the network's.
+            raise
+        yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
+
+
+def _document(place: int, row: Any, text: str, domain: str | None) -> Document | Malformed:
+    if not isinstance(row, dict):
+        return Malformed(place, f"no JSON object but {_kind(row)}")
+    content = _field(row, text)
+    if content is None:
+        return Malformed(place, f"no field {text!r}; there is {', '.join(map(str, row)) or 'none'}")
+    if not isinstance(content, str):
+        return Malformed(place, f"the field {text!r} is {_kind(content)} and not text")
+    value = None if domain is None else _field(row, domain)
+    found = Document(place, content, "" if value is None else str(value))
+    for field, said in ((text, found.text), (domain, found.domain)):
+        try:
+            said.encode()
+        except UnicodeEncodeError:
+            return Malformed(place, f"the field {field!r} holds half a character (an unpaired surrogate)")
+    return found
+
+
+def _field(row: dict[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {dict: "an object", bytes: "bytes", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _decompressed(stream: BinaryIO, name: str) -> Any:
+    if name.endswith((".gz", ".zst")):
+        if not stream.read(1):
+            raise EOFError("no byte in it")
+        stream.seek(0)
+    if name.endswith(".gz"):
+        return gzip.GzipFile(fileobj=stream)
+    if name.endswith(".zst"):
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")
+    return stream
+
+
+def _lines(stream: Any) -> Iterator[bytes]:
+    begun: list[bytes] = []
+    while chunk := stream.read(_CHUNK):
+        first, *rest = chunk.split(b"\n")
+        begun.append(first)
+        if rest:
+            yield b"".join(begun)
+            *whole, last = rest
+            yield from whole
+            begun = [last]
+    if any(begun):
+        yield b"".join(begun)
+
+
+def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Iterator[Document | Malformed]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = 0
+    try:
+        file = pq.ParquetFile(stream)
+        columns = {text.split(".")[0]} | ({domain.split(".")[0]} if domain is not None else set())
+        if text.split(".")[0] not in file.schema_arrow.names:
+            yield Malformed(1, f"no column {text!r}; there is {', '.join(file.schema_arrow.names)}", fatal=True)
+            return
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if place + rows < start:
+                place += rows
+                continue
+            for batch in file.iter_batches(
+                _ROWS, row_groups=[group], columns=sorted(columns & {*file.schema_arrow.names})
+            ):
+                for i in range(batch.num_rows):
+                    place += 1
+                    if place >= start:
+                        try:
+                            yield _document(place, batch.slice(i, 1).to_pylist()[0], text, domain)
+                        except UnicodeDecodeError:
+                            yield Malformed(place, "not UTF-8")
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
+
+
+def _text(stream: BinaryIO, start: int) -> Iterator[Document | Malformed]:
+    if start > 1:
+        return
+    content = stream.read(LONGEST_TEXT + 1)
+    if len(content) > LONGEST_TEXT:
+        yield Malformed(1, "one document of more than 64 MiB; as .jsonl give one document a line", fatal=True)
+        return
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        yield Malformed(1, f"not UTF-8 (byte {error.start + 1:,})", fatal=True)
+        return
+    if text:
+        yield Document(1, text, "")

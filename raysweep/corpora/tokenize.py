@@ -1,0 +1,374 @@
+"""Sources of any size -> token files, by Ray Data: files are read as streams, and tokenized on every core of every node.
+
+Each file is cut into blocks of consecutive documents, by its content alone. A block is read by one task, tokenized by
+another, and written here: its tokens as one file for each shard that it has documents of, then `blocks/<block>.json`, which
+says so. A killed build goes on with the blocks that have none. So tokens and their order are the same with any number of
+tasks, nodes and kills, and no more than a few blocks are in memory at once.
+
+    <shard>/<source>-<file>-<block>.bin       tokens, each document followed by end-of-text
+    blocks/<pass>-<source>-<file>-<block>.json
+
+The order of a shard is that of its files' names. Documents are taken as their publishers have them: none is looked for
+twice, and none is stripped; one without any text is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from raysweep import cluster
+from raysweep.corpora import ROLES, Corpus
+from raysweep.corpora.blocks import (
+    EVERYTHING,
+    HELD_OUT,
+    LISTED,
+    TRAINING,
+    Part,
+    Settings,
+    complaint,
+    cut,
+    encoded,
+    loaded,
+)
+from raysweep.corpora.contamination import Grams
+from raysweep.corpora.files import Document, read
+from raysweep.corpora.published import opened, reading, resolve
+from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE, share
+from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
+from raysweep.corpora.watch import Watch
+from raysweep.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Of what this module does to documents; a change that changes tokens changes it, and so leaves old caches alone.
+REVISION = 1
+
+# Characters of a block. A source of more than LARGE bytes has larger ones, so that a corpus of terabytes has not a
+# million files; both decide only where files end.
+BLOCK, LARGE_BLOCK, LARGE = 16 << 20, 128 << 20, 64 << 30
+
+# What has fewer bytes is tokenized in this process: starting Ray takes longer.
+SMALL = 32 << 20
+
+# A tokenizer of our own is trained on this many characters of the training documents, from the start of each source.
+SAMPLE = 64 << 20
+
+BLOCKS = "blocks"
+
+# Blocks in memory for each core: one that is tokenized, one that waits, and their tokens.
+AHEAD = 4
+
+
+def write(corpus: Corpus, folder: Path, stream: bool = False) -> dict[str, Any]:
+    """Write the token files of a corpus into `folder`, going on where an earlier call was killed.
+
+    Returns what a manifest says of them. Raises `UserError` naming file and line where a document cannot be read, and what
+    the hub says where it refuses.
+    """
+    parts = _parts(corpus)
+    _tokenizer(corpus, parts, folder, stream)
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8")
+    dtype = np.dtype("<u2" if corpus.vocabulary <= 2**16 else "<u4").str
+    settings = Settings(text, dtype, corpus.fraction, EVERYTHING, stream)
+    if corpus.decontaminate is None:
+        records = _pass(corpus, parts, settings, folder)
+        return _manifest(corpus, parts, records, dtype)
+    held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
+    records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder)
+    grams = _grams(records, folder, text, dtype, corpus.decontaminate)
+    training = [part for part in parts if part.role in TEST_SHARE]
+    records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder)
+    return _manifest(corpus, parts, records, dtype) | {"decontamination": _decontaminated(records, grams)}
+
+
+def _parts(corpus: Corpus) -> list[Part]:
+    """Every file of every source, resolved."""
+    sources = corpus.sources()
+    parts = []
+    chosen = [(role, source) for role in ROLES for source in sources.get(role, ())]
+    for number, (role, source) in enumerate(chosen):
+        found = resolve(source)
+        test, validation = TEST_SHARE.get(role, 0.0), VALIDATION_SHARE.get(role, 0.0)
+        if role == "pretraining":
+            test = 0.0 if "in_distribution" in sources else test
+            validation = 0.0 if "validation" in sources else validation
+        block = LARGE_BLOCK if sum(file.size for file in found.files) > LARGE else BLOCK
+        parts += [
+            Part(f"{number:03}-{i:05}", role, found, i, test, validation, block, source.skip_malformed)
+            for i in range(len(found.files))
+        ]
+    return parts
+
+
+def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) -> None:
+    path = folder / "tokenizer.json"
+    if path.exists():
+        return
+    tokenizer = olmo() if corpus.tokenizer == "olmo" else train_bpe(_sample(corpus, parts, stream), corpus.vocabulary)
+    unfinished = path.with_suffix(".unfinished")
+    tokenizer.save(str(unfinished))
+    unfinished.rename(path)
+
+
+def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
+    """The first training documents of each source."""
+    training = [part for part in parts if part.role == "pretraining"]
+    sources = {part.key.partition("-")[0] for part in training}
+    for source in sorted(sources):
+        left = SAMPLE // len(sources)
+        for part in training:
+            if part.key.startswith(f"{source}-") and left > 0:
+                for document in _documents(part, stream):
+                    digest = hashlib.sha256(document.text.encode()).digest()
+                    if share(digest[8:16]) >= corpus.fraction or not part.shard("", digest[16:24]).endswith("/train"):
+                        continue
+                    yield document.text
+                    left -= len(document.text)
+                    if left <= 0:
+                        break
+
+
+def _documents(part: Part, stream: bool) -> Iterator[Document]:
+    source = part.source
+    with reading(source.name, part.name), opened(source.files[part.index], stream) as content:
+        for found in read(content, part.name, source.text, source.domain):
+            if isinstance(found, Document):
+                yield found
+            elif not part.skip_malformed:
+                raise UserError(complaint(source.name, part.name, found.place, found.reason))
+
+
+def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path) -> list[dict[str, Any]]:
+    """Make the blocks of these files that are not there; the records of all of them, in order."""
+    blocks = folder / BLOCKS
+    blocks.mkdir(exist_ok=True)
+    records = _recorded(blocks, settings.which, folder)
+    done: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in records.values():
+        done.setdefault(record["part"], {})[record["block"]] = record
+    left = [part for part in (_rest(part, done.get(part.key, {})) for part in parts) if part is not None]
+    with Watch(corpus.name, settings.which, parts, records.values()) as watch:
+        if left:
+            with _rows(left, settings) as rows:
+                for row in rows:
+                    record = json.loads(row["record"])
+                    if record["error"]:
+                        raise UserError(record["error"])
+                    _save(record, row["contents"], settings.which, folder)
+                    records[_name(record)] = record
+                    watch.block(record)
+    return [records[name] for name in sorted(records)]
+
+
+def _name(record: dict[str, Any]) -> str:
+    return f"{record['part']}-{record['block']:05}"
+
+
+def _recorded(blocks: Path, which: str, folder: Path) -> dict[str, dict[str, Any]]:
+    """The blocks of a pass that are done: their record is there, and their files are whole."""
+    found = {}
+    for path in blocks.glob(f"{which}-*.json"):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # A power cut's.
+            continue
+        if all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
+            found[_name(record)] = record
+    return found
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.exists() else None
+
+
+def _rest(part: Part, done: dict[int, dict[str, Any]]) -> Part | None:
+    """What is left of a file of which these blocks are done; None when nothing is."""
+    first = 0
+    while first in done:
+        first += 1
+    if first and done[first - 1]["end"]:
+        return None
+    start = done[first - 1]["next"] if first else 1
+    return replace(part, done=frozenset(done), first=first, start=start)
+
+
+def _save(record: dict[str, Any], contents: list[bytes], which: str, folder: Path) -> None:
+    for entry, content in zip(record["files"], contents, strict=True):
+        entry |= {"file": f"{entry['shard']}/{_name(record)}.bin", "size": len(content)}
+        path = folder / entry["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    path = folder / BLOCKS / f"{which}-{_name(record)}.json"
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(record), encoding="utf-8")
+    unfinished.rename(path)
+
+
+@contextmanager
+def _rows(parts: list[Part], settings: Settings) -> Iterator[Iterable[dict[str, Any]]]:
+    """The rows of `encoded` for all blocks that are left, as they are done; made here where there is little to do."""
+    if sum(part.source.files[part.index].size for part in parts) < SMALL:
+        yield (
+            encoded(row, part, settings).to_pylist()[0]
+            for part in parts
+            for table in cut(part, settings.stream)
+            for row in table.to_pylist()
+        )
+        return
+    with cluster.connected(), closing(_by_ray(parts, settings)) as rows:
+        yield rows
+
+
+def _by_ray(parts: list[Part], settings: Settings) -> Generator[dict[str, Any]]:
+    import ray
+    from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # Its import sets another.
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = False
+    # A row is one of our blocks: each is to be a task's input by itself, where Ray puts rows together up to 128 MiB.
+    context.target_max_block_size = 1 << 20
+    shared = ray.put((parts, settings))
+    grows = cluster.growth()
+    cores = int(sum(node.get("CPU", 0) for node in cluster.nodes().values()))
+    cores = max(cores, cluster.most_cpus(grows) if grows else 0)
+    if not cores:
+        raise UserError("no node of the cluster has a CPU to tokenize on: start workers, and run again")
+    # Reading is a hundred times as fast: without this it fills the object store.
+    ahead = AHEAD * cores * max(part.block for part in parts)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=ahead)
+    # Reading is a small part of the work. What it takes of a core is taken from tokenizing, so that all fit.
+    blocks: Any = (
+        ray.data.from_items([{"part": i} for i in range(len(parts))], override_num_blocks=len(parts))
+        .map_batches(
+            cast(Any, _read), batch_size=None, batch_format="pyarrow", fn_args=[shared], num_cpus=0.05,
+            compute=TaskPoolStrategy(size=max(1, min(len(parts), cores // 2))),
+        )
+        .map_batches(cast(Any, _encode), batch_size=None, batch_format="pyarrow", fn_args=[shared], num_cpus=0.95)
+    )  # fmt: skip
+    batches = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    try:
+        for batch in batches:
+            yield from batch.to_pylist()
+    finally:  # Its tasks end before Ray does.
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def _read(rows: pa.Table, shared: Any) -> Iterator[pa.Table]:
+    import ray
+
+    parts, settings = ray.get(shared)
+    for index in rows["part"].to_pylist():
+        yield from cut(parts[index], settings.stream)
+
+
+def _encode(rows: pa.Table, shared: Any) -> Iterator[pa.Table]:
+    import ray
+
+    parts, settings = ray.get(shared)
+    by_key = {part.key: part for part in parts}
+    for i in range(rows.num_rows):
+        row = rows.slice(i, 1).to_pylist()[0]
+        yield encoded(row, by_key[json.loads(row["about"])["part"]], settings)
+
+
+def _grams(records: list[dict[str, Any]], folder: Path, tokenizer: str, dtype: str, n: int) -> Grams:
+    shards: dict[str, list[str]] = {}
+    for record in records:
+        for entry in record["files"]:
+            shards.setdefault(entry["shard"], []).append(entry["file"])
+    end = loaded(tokenizer).token_to_id(END_OF_TEXT)
+    return Grams(
+        ((name, (np.fromfile(folder / file, dtype=dtype) for file in files)) for name, files in sorted(shards.items())),
+        end,
+        n,
+    )
+
+
+def _decontaminated(records: list[dict[str, Any]], grams: Grams) -> dict[str, Any]:
+    by_shard: dict[str, Counter[str]] = {}
+    for record in records:
+        for name, counts in record["dropped"].items():
+            by_shard.setdefault(name, Counter()).update(counts)
+    return {
+        "tokens_in_a_row": grams.n,
+        "hashes": len(grams),
+        "documents": sum(counts["documents"] for counts in by_shard.values()),
+        "tokens": sum(counts["tokens"] for counts in by_shard.values()),
+        "by_evaluation": {name: dict(counts) for name, counts in sorted(by_shard.items())},
+    }
+
+
+def _manifest(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
+    """What the manifest says of shards, their files and mixture, and of what was left out."""
+    sources = {part.key.partition("-")[0]: part for part in parts}
+    shards: dict[str, dict[str, Any]] = {}
+    for record in records:
+        for entry in record["files"]:
+            empty = {"dtype": dtype, "tokens": 0, "documents": 0, "bytes": 0, "domains": {}, "files": []}
+            shard = shards.setdefault(entry["shard"], empty)
+            shard["files"].append({key: entry[key] for key in ("file", "tokens", "sha256")})
+            for name, counts in entry["domains"].items():
+                shard["domains"].setdefault(name, Counter()).update(counts)
+            shard["tokens"] += entry["tokens"]
+    for name, shard in shards.items():
+        shard["files"].sort(key=lambda entry: entry["file"])
+        shard["domains"] = {domain: dict(shard["domains"][domain]) for domain in sorted(shard["domains"])}
+        for key in ("documents", "bytes"):
+            shard[key] = sum(counts[key] for counts in shard["domains"].values())
+        weights = _weights(corpus, shard, name)
+        content = [[entry["sha256"] for entry in shard["files"]], weights]
+        shard["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        if weights:
+            shard["mixture"] = weights
+    if "pretraining/train" not in shards:
+        raise UserError(f"the corpus {corpus.name} has no document to train on")
+    with_tokens = {record["part"].partition("-")[0] for record in records if record["files"] or record["dropped"]}
+    for source, part in sources.items():
+        if source not in with_tokens:
+            raise UserError(f"{part.source.name}, for {part.role} of the corpus {corpus.name}, holds no document")
+    names = {part.key: part.name for part in parts}
+    # Each of two passes may have come by the same.
+    bad = {(record["part"], place): reason for record in records for place, reason in record["malformed"]}
+    skipped = {_name(record): record["skipped"] for record in records}
+    first = [{"file": names[key], "place": place, "reason": reason} for (key, place), reason in sorted(bad.items())]
+    found: dict[str, Any] = {"shards": dict(sorted(shards.items()))}
+    if first:
+        found["malformed"] = {"documents": sum(skipped.values()), "first": first[:LISTED]}
+    return found
+
+
+def _weights(corpus: Corpus, shard: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The streams of a shard that is a weighted mixture: a source's name, weight and tokens each, in the shard's order."""
+    role, _, split = name.partition("/")
+    sources = corpus.sources().get(role, ()) if split == "train" else ()
+    if not any(source.weight for source in sources):
+        return []
+    numbers = [
+        number
+        for number, each in enumerate(role for role in ROLES for _ in corpus.sources().get(role, ()))
+        if each == role
+    ]
+    streams = []
+    for number, source in zip(numbers, sources, strict=True):
+        mine = [entry["tokens"] for entry in shard["files"] if Path(entry["file"]).name.startswith(f"{number:03}-")]
+        streams.append({"source": source.name, "weight": source.weight, "tokens": sum(mine)})
+    return streams
