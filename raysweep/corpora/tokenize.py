@@ -161,7 +161,7 @@ def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path) -
     left = [part for part in (_rest(part, done.get(part.key, {})) for part in parts) if part is not None]
     with Watch(corpus.name, settings.which, parts, records.values()) as watch:
         if left:
-            with _rows(left, settings) as rows:
+            with _rows(left, settings, watch) as rows:
                 for row in rows:
                     record = json.loads(row["record"])
                     if record["error"]:
@@ -220,7 +220,7 @@ def _save(record: dict[str, Any], contents: list[bytes], which: str, folder: Pat
 
 
 @contextmanager
-def _rows(parts: list[Part], settings: Settings) -> Iterator[Iterable[dict[str, Any]]]:
+def _rows(parts: list[Part], settings: Settings, watch: Watch) -> Iterator[Iterable[dict[str, Any]]]:
     """The rows of `encoded` for all blocks that are left, as they are done; made here where there is little to do."""
     if sum(part.source.files[part.index].size for part in parts) < SMALL:
         yield (
@@ -230,7 +230,9 @@ def _rows(parts: list[Part], settings: Settings) -> Iterator[Iterable[dict[str, 
             for row in table.to_pylist()
         )
         return
-    with cluster.connected(), closing(_by_ray(parts, settings)) as rows:
+    with cluster.connected() as context, closing(_by_ray(parts, settings)) as rows:
+        if context.dashboard_url:
+            watch.say(f"dashboard http://{context.dashboard_url}")
         yield rows
 
 

@@ -59,6 +59,13 @@ class Watch:
         self._count(record)
         self._draw()
 
+    def say(self, text: str) -> None:
+        """Show a line beside the bar."""
+        if self._drawn:
+            self._progress.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
     def line(self) -> str:
         """All of it in one line."""
         done, bytes_before = self._at_first
