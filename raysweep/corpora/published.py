@@ -84,7 +84,7 @@ def signature(source: Source) -> dict[str, Any]:
     repository, revision = _repository(source)
     root = _root(source)
     if root is None:
-        return {"hub": repository, "revision": revision}
+        return {"hub": repository, "revision": revision, "files": list(_patterns(source))}
     with reading(source.name, str(root)):
         listed = [[file.name, file.size, os.stat(file.path).st_mtime_ns] for file in _listed(root, _patterns(source))]
     return {"name": source.name, "revision": revision, "files": sorted(listed)}
