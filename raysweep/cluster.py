@@ -157,6 +157,11 @@ class Growth:
     types: list[tuple[dict[str, float], int]]
     most: int
 
+    @property
+    def every(self) -> list[dict[str, float]]:
+        """Each node of each type that there may be."""
+        return [resources for resources, most in self.types for _ in range(most)]
+
 
 def growth() -> Growth | None:
     """What the autoscaler of the cluster may add, where there is one and its monitor runs on this machine (the head).
@@ -183,7 +188,7 @@ def growth() -> Growth | None:
 
 def most_cpus(grows: Growth) -> int:
     """The most CPUs that the workers of a cluster can have together."""
-    each = sorted((resources.get("CPU", 0) for resources, most in grows.types for _ in range(most)), reverse=True)
+    each = sorted((resources.get("CPU", 0) for resources in grows.every), reverse=True)
     return int(sum(each[: grows.most]))
 
 
@@ -210,9 +215,9 @@ def room(space: Space, nodes: list[dict[str, float]], grows: Growth | None) -> t
     _, never = _places(space, [*nodes, *one_of_each * train.workers], "nodes and node types have")
     if never:
         return 0, never, False
-    every = [resources for resources, most in grows.types for _ in range(most)]
     best = sorted(
-        every, key=lambda node: (-_hold([node], train.cpus, train.gpus), -_hold([node], evaluate.cpus, evaluate.gpus))
+        grows.every,
+        key=lambda node: (-_hold([node], train.cpus, train.gpus), -_hold([node], evaluate.cpus, evaluate.gpus)),
     )
     # The head is none of those that may come.
     heads = [node for node in nodes if DRIVER in node]

@@ -19,7 +19,7 @@ import numpy as np
 from raysweep.corpora import domain_name
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Malformed, read, unit
-from raysweep.corpora.published import Resolved, opened, reading
+from raysweep.corpora.published import File, Resolved, opened, reading
 from raysweep.corpora.split import TEST_SHARE, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode
 from raysweep.errors import UserError
@@ -54,6 +54,8 @@ class Part:
     """Shares of its documents that are held out."""
     block: int
     """Characters of a block."""
+    weight: float | None
+    """Of its source, in a mixture."""
     skip_malformed: bool
     done: frozenset[int] = frozenset()
     """Blocks that need not be made again."""
@@ -62,8 +64,17 @@ class Part:
     """The first block that is not done, and the place of its first document."""
 
     @property
+    def file(self) -> File:
+        return self.source.files[self.index]
+
+    @property
     def name(self) -> str:
-        return self.source.files[self.index].name
+        return self.file.name
+
+    def place(self, text: str, domain: str, fraction: float) -> str | None:
+        """The shard of a document; None where it is not of the `fraction` that is kept."""
+        digest = hashlib.sha256(text.encode()).digest()
+        return self.shard(domain, digest[16:24]) if share(digest[8:16]) < fraction else None
 
     def shard(self, domain: str, digest: bytes) -> str:
         """The shard of a document, by its domain and its hash."""
@@ -131,14 +142,14 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
             }
         )
 
-    size = part.source.files[part.index].size
+    size = part.file.size
     try:
-        with reading(part.source.name, part.name), opened(part.source.files[part.index], stream) as content:
+        with reading(part.source.name, part.name), opened(part.file, stream) as content:
             for found in read(content, part.name, part.source.text, part.source.domain, part.start):
                 last = found.place
                 if isinstance(found, Malformed):
                     # A connection that breaks is not the file's fault, and must not cost the rest of it.
-                    broken = found.fatal and stream and part.source.files[part.index].path.startswith("hf://")
+                    broken = found.fatal and stream and part.file.path.startswith("hf://")
                     if broken or not part.skip_malformed:
                         texts, domains = [], []
                         yield row(size, error=complaint(part.source.name, part.name, found.place, found.reason))
@@ -206,12 +217,10 @@ def encoded(row: dict[str, Any], part: Part, settings: Settings) -> pa.Table:
 def _kept(row: dict[str, Any], part: Part, settings: Settings) -> Iterator[tuple[str, str, str]]:
     """(text, domain, shard) of the documents of a block that are kept in this pass."""
     for text, domain in zip(row["texts"], row["domains"], strict=True):
-        digest = hashlib.sha256(text.encode()).digest()
-        if share(digest[8:16]) >= settings.fraction:
-            continue
-        shard = part.shard(domain or part.source.name, digest[16:24])
-        if settings.which == EVERYTHING or (settings.which == TRAINING) == part.trains(shard):
-            yield text, domain or part.source.name, shard
+        domain = domain or part.source.name
+        shard = part.place(text, domain, settings.fraction)
+        if shard and (settings.which == EVERYTHING or (settings.which == TRAINING) == part.trains(shard)):
+            yield text, domain, shard
 
 
 def _batches(documents: Iterable[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:

@@ -45,7 +45,7 @@ class TokenizedCorpus:
             intact = self.manifest.get("sha256", checksum(self.manifest)) == checksum(self.manifest)
             intact = intact and fingerprint(self.manifest) == self.fingerprint
             # A name is a path in the corpus's own folder.
-            names = [file for name, shard in self.manifest["shards"].items() for file in (name, *_parts(shard))]
+            names = [*self.manifest["shards"], *self.files()]
             intact = intact and all(re.fullmatch(r"\w[\w.+#-]*(/\w[\w.+#-]*)*", name) for name in names)
         except (OSError, ValueError, KeyError, TypeError):
             intact = False
@@ -137,10 +137,6 @@ def _files(name: str, shard: dict[str, Any]) -> list[dict[str, Any]]:
     """The token files of a shard; `installed` has one for each."""
     files: list[dict[str, Any]] = shard.get("files", [{"file": f"{name}.bin", "sha256": shard["sha256"]}])
     return files
-
-
-def _parts(shard: dict[str, Any]) -> list[str]:
-    return [part["file"] for part in shard.get("files", ())]
 
 
 class Checked:

@@ -30,7 +30,7 @@ def _as_it_is(file: str, domain: str) -> str:
 
 @dataclass(frozen=True)
 class Preset:
-    """A published data set. Sizes are its publishers', or None where no public page gives them."""
+    """A published data set; its size is in its publishers' words."""
 
     repository: str
     revision: str

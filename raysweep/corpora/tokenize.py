@@ -44,7 +44,7 @@ from raysweep.corpora.blocks import (
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Document, read
 from raysweep.corpora.published import opened, reading, resolve
-from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE, share
+from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
 from raysweep.corpora.watch import Watch
 from raysweep.errors import UserError
@@ -106,7 +106,7 @@ def _parts(corpus: Corpus) -> list[Part]:
             validation = 0.0 if "validation" in sources else validation
         block = LARGE_BLOCK if sum(file.size for file in found.files) > LARGE else BLOCK
         parts += [
-            Part(f"{number:03}-{i:05}", role, found, i, test, validation, block, source.skip_malformed)
+            Part(f"{number:03}-{i:05}", role, found, i, test, validation, block, source.weight, source.skip_malformed)
             for i in range(len(found.files))
         ]
     return parts
@@ -131,8 +131,8 @@ def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
         for part in training:
             if part.key.startswith(f"{source}-") and left > 0:
                 for document in _documents(part, stream):
-                    digest = hashlib.sha256(document.text.encode()).digest()
-                    if share(digest[8:16]) >= corpus.fraction or not part.shard("", digest[16:24]).endswith("/train"):
+                    shard = part.place(document.text, "", corpus.fraction)
+                    if not shard or not part.trains(shard):
                         continue
                     yield document.text
                     left -= len(document.text)
@@ -142,7 +142,7 @@ def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
 
 def _documents(part: Part, stream: bool) -> Iterator[Document]:
     source = part.source
-    with reading(source.name, part.name), opened(source.files[part.index], stream) as content:
+    with reading(source.name, part.name), opened(part.file, stream) as content:
         for found in read(content, part.name, source.text, source.domain):
             if isinstance(found, Document):
                 yield found
@@ -222,7 +222,7 @@ def _save(record: dict[str, Any], contents: list[bytes], which: str, folder: Pat
 @contextmanager
 def _rows(parts: list[Part], settings: Settings, watch: Watch) -> Iterator[Iterable[dict[str, Any]]]:
     """The rows of `encoded` for all blocks that are left, as they are done; made here where there is little to do."""
-    if sum(part.source.files[part.index].size for part in parts) < SMALL:
+    if sum(part.file.size for part in parts) < SMALL:
         yield (
             encoded(row, part, settings).to_pylist()[0]
             for part in parts
@@ -336,7 +336,7 @@ def _manifest(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], 
         shard["domains"] = {domain: dict(shard["domains"][domain]) for domain in sorted(shard["domains"])}
         for key in ("documents", "bytes"):
             shard[key] = sum(counts[key] for counts in shard["domains"].values())
-        weights = _weights(corpus, shard, name)
+        weights = _weights(sources, shard, name)
         content = [[entry["sha256"] for entry in shard["files"]], weights]
         shard["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         if weights:
@@ -358,19 +358,15 @@ def _manifest(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], 
     return found
 
 
-def _weights(corpus: Corpus, shard: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The streams of a shard that is a weighted mixture: a source's name, weight and tokens each, in the shard's order."""
+def _weights(sources: dict[str, Part], shard: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """The streams of a shard that is a weighted mixture: a source's name, weight and tokens each, in the shard's order.
+
+    `sources` has a part of each source, by its number.
+    """
     role, _, split = name.partition("/")
-    sources = corpus.sources().get(role, ()) if split == "train" else ()
-    if not any(source.weight for source in sources):
-        return []
-    numbers = [
-        number
-        for number, each in enumerate(role for role in ROLES for _ in corpus.sources().get(role, ()))
-        if each == role
-    ]
     streams = []
-    for number, source in zip(numbers, sources, strict=True):
-        mine = [entry["tokens"] for entry in shard["files"] if Path(entry["file"]).name.startswith(f"{number:03}-")]
-        streams.append({"source": source.name, "weight": source.weight, "tokens": sum(mine)})
+    for number, part in sources.items():
+        if part.role == role and part.weight and split == "train":
+            mine = [entry["tokens"] for entry in shard["files"] if Path(entry["file"]).name.startswith(f"{number}-")]
+            streams.append({"source": part.source.name, "weight": part.weight, "tokens": sum(mine)})
     return streams

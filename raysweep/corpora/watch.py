@@ -27,7 +27,7 @@ class Watch:
 
     def __init__(self, corpus: str, which: str, parts: list[Part], before: Iterable[dict[str, Any]]) -> None:
         self._title = f"{corpus}: {_WHAT[which]}"
-        self._of = max(1, sum(part.source.files[part.index].size for part in parts))
+        self._of = max(1, sum(part.file.size for part in parts))
         self._read: dict[str, int] = {}
         self.documents = self.bytes = self.tokens = 0
         for record in before:
