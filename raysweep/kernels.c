@@ -236,7 +236,7 @@ INLINE void backward_head(
 }
 
 /* The sizes of a head that get code of their own; others are refused by kernels.py. */
-#define FOR_HEADS(DO) DO(2) DO(4) DO(8) DO(16) DO(32)
+#define FOR_HEADS(DO) DO(2) DO(4) DO(6) DO(8) DO(12) DO(16) DO(24) DO(32)
 
 static shape shape_of(int length, int heads, int head, const float *cosine, const float *sine) {
     shape s = {length, heads * head, head, (length + LANES - 1) / LANES * LANES, cosine, sine};

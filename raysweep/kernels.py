@@ -28,7 +28,7 @@ from raysweep.corpora.build import cache as cache_directory
 
 log = logging.getLogger("raysweep")
 
-HEADS = (2, 4, 8, 16, 32)
+HEADS = (2, 4, 6, 8, 12, 16, 24, 32)
 """Sizes of a head that have code of their own."""
 
 # No option may reorder sums: the exponential's rounding depends on their order, and so do equal results on equal machines.

@@ -24,7 +24,7 @@ def states_and_gradients(
 
 @pytest.mark.parametrize(
     ("width", "heads", "length", "batch"),
-    [(8, 4, 1, 2), (16, 4, 7, 3), (32, 4, 40, 2), (64, 4, 256, 2), (64, 2, 33, 2), (48, 3, 17, 1)],
+    [(8, 4, 1, 2), (16, 4, 7, 3), (32, 4, 40, 2), (64, 4, 256, 2), (64, 2, 33, 2), (48, 3, 17, 1), (24, 4, 19, 2), (48, 4, 20, 1), (96, 4, 35, 2)],
 )
 def test_as_exact_as_ai2_olmo_in_the_same_precision(width: int, heads: int, length: int, batch: int) -> None:
     shape = model.Shape(width, 2, heads, 64)
