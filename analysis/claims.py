@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -269,11 +270,13 @@ class _Evidence:
         margin = _within_size_spread(self.cells, RANK) / 2
         rule = f"within ±{margin:.3g}" if margin > 0 else "within ±0.01"
         yield self._trend("learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule)
-        for side, keep in (("lower", lambda f: f <= 1), ("higher", lambda f: f >= 1)):
+        # A study scales the rule to its models, and most of its cells have the rate that it prescribes.
+        prescribed = float(self.cells["learning_rate_factor"].mode().min()) if len(self.cells) else 1.0
+        for side, of in (("lower", np.less_equal), ("higher", np.greater_equal)):
             yield self._trend(
                 "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
-                "< 0", lambda values: (values == 1).astype(float),
-                partial(_where_factor, keep=keep),
+                "< 0", lambda values: (values == prescribed).astype(float),
+                partial(_where_factor, of=of, bound=prescribed),
             )  # fmt: skip
 
     def claim_11(self) -> Iterator[Finding]:
@@ -419,8 +422,8 @@ def _between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame],
     return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
 
 
-def _where_factor(cells: pd.DataFrame, keep: Callable[[pd.Series], pd.Series]) -> pd.DataFrame:
-    return cells[keep(cells["learning_rate_factor"])]
+def _where_factor(cells: pd.DataFrame, of: Callable[[Any, float], Any], bound: float) -> pd.DataFrame:
+    return cells[of(cells["learning_rate_factor"], bound)]
 
 
 def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:

@@ -63,6 +63,8 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = cell.shape
+    if shape.block != "sequential":
+        raise UserError(f"{cell.id} has {shape.block} blocks, which no model of transformers has in this form")
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,

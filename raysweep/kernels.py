@@ -58,19 +58,19 @@ def hidden(olmo: Any, inputs: torch.Tensor) -> torch.Tensor:
     for block in transformer.blocks:
         x = _Block.apply(
             x, block.attn_norm.weight, block.att_proj.weight, block.attn_out.weight, block.ff_norm.weight,
-            block.ff_proj.weight, block.ff_out.weight, heads, *tables,
+            block.ff_proj.weight, block.ff_out.weight, heads, getattr(block, "parallel", False), *tables,
         )  # fmt: skip
     return _RMSNorm.apply(x, transformer.ln_f.weight)  # type: ignore[no-any-return]
 
 
 class _Block(torch.autograd.Function):
-    """x + attention(norm(x)), then + SwiGLU(norm(that)); x is (batch, length, d)."""
+    """x + attention(norm(x)), then + SwiGLU(norm(that)), or, in parallel, + SwiGLU(norm(x)); x is (batch, length, d)."""
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, norm1: torch.Tensor, qkv_weight: torch.Tensor, out_weight: torch.Tensor,
-        norm2: torch.Tensor, up_weight: torch.Tensor, down_weight: torch.Tensor, heads: int, cosine: torch.Tensor,
-        sine: torch.Tensor,
+        norm2: torch.Tensor, up_weight: torch.Tensor, down_weight: torch.Tensor, heads: int, parallel: bool,
+        cosine: torch.Tensor, sine: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         batch, length, width = x.shape
         x = x.reshape(-1, width)
@@ -78,35 +78,37 @@ class _Block(torch.autograd.Function):
         qkv = normed @ qkv_weight.T
         attended, lse = _attention(qkv, batch, length, heads, cosine, sine)
         middle = torch.addmm(x, attended, out_weight.T)
-        normed2, inverse2 = _rms_norm(middle, norm2)
+        normed2, inverse2 = _rms_norm(x if parallel else middle, norm2)
         wide = normed2 @ up_weight.T
         result = torch.addmm(middle, _swiglu(wide), down_weight.T)
         ctx.save_for_backward(
             x, norm1, qkv_weight, out_weight, norm2, up_weight, down_weight, cosine, sine, normed, inverse1, qkv, attended,
-            lse, middle, normed2, inverse2, wide,
+            lse, x if parallel else middle, normed2, inverse2, wide,
         )  # fmt: skip
         ctx.shape = (batch, length, heads)
+        ctx.parallel = parallel
         return result.view(batch, length, width)
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, norm1, qkv_weight, out_weight, norm2, up_weight, down_weight, cosine, sine, normed, inverse1, qkv, attended,
-         lse, middle, normed2, inverse2, wide) = ctx.saved_tensors  # fmt: skip
+         lse, normed_by_2, normed2, inverse2, wide) = ctx.saved_tensors  # fmt: skip
         batch, length, heads = ctx.shape
         grad = grad.reshape(x.shape).contiguous()
         dwide, gated = _swiglu_backward(wide, grad @ down_weight)
         ddown = grad.T @ gated
         dup = dwide.T @ normed2
-        dmiddle = grad.clone()
-        dnorm2 = _rms_norm_backward(middle, norm2, inverse2, dwide @ up_weight, dmiddle)
-        dout = dmiddle.T @ attended
-        dqkv = _attention_backward(qkv, attended, lse, dmiddle @ out_weight, batch, length, heads, cosine, sine)
+        through = grad.clone()
+        dnorm2 = _rms_norm_backward(normed_by_2, norm2, inverse2, dwide @ up_weight, through)
+        dattended = grad if ctx.parallel else through
+        dout = dattended.T @ attended
+        dqkv = _attention_backward(qkv, attended, lse, dattended @ out_weight, batch, length, heads, cosine, sine)
         dqkv_weight = dqkv.T @ normed
         # From here on the gradient of x grows in place.
-        dnorm1 = _rms_norm_backward(x, norm1, inverse1, dqkv @ qkv_weight, dmiddle)
-        dx = dmiddle.view(batch, length, -1)
-        return dx, dnorm1, dqkv_weight, dout, dnorm2, dup, ddown, None, None, None
+        dnorm1 = _rms_norm_backward(x, norm1, inverse1, dqkv @ qkv_weight, through)
+        dx = through.view(batch, length, -1)
+        return dx, dnorm1, dqkv_weight, dout, dnorm2, dup, ddown, None, None, None, None
 
 
 class _RMSNorm(torch.autograd.Function):

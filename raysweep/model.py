@@ -7,7 +7,7 @@ dropout, untied embeddings). Everything above `build` is plain arithmetic and im
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +19,14 @@ class Shape:
     """What determines the number of parameters of a model.
 
     `width` is the hidden size d, `depth` the number of blocks, `heads` the attention heads, `vocabulary` the number V of
-    rows of the embedding and of the unembedding.
+    rows of the embedding and of the unembedding. A `block` is `sequential` or `parallel`, which has the same parameters.
     """
 
     width: int
     depth: int
     heads: int
     vocabulary: int
+    block: str = "sequential"
 
     @property
     def parameters(self) -> int:
@@ -60,8 +61,18 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     """
     import torch
     from olmo.config import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
-    from olmo.model import OLMo
+    from olmo.model import OLMo, OLMoSequentialBlock
     from torch import nn
+
+    class Parallel(OLMoSequentialBlock):
+        """x + attention(norm(x)) + mlp(norm(x)), as GPT-J and Pythia have it."""
+
+        parallel = True
+
+        def forward(self, x: torch.Tensor, *settings: Any, **more: Any) -> Any:
+            q, k, v = self.att_proj(self.attn_norm(x)).split(self.fused_dims, dim=-1)
+            attended, cache = self.attention(q, k, v, *settings, **more)
+            return x + attended + self.ff_out(self.act(self.ff_proj(self.ff_norm(x)))), cache
 
     class Unembedding(nn.Module):
         """W, of shape (V, d), kept under OLMo's own parameter name but not applied in the forward pass."""
@@ -102,5 +113,8 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     )
     torch.manual_seed(seed)
     model = OLMo(config)
+    if shape.block == "parallel":
+        for block in model.transformer.blocks:  # type: ignore[union-attr]
+            block.__class__ = Parallel  # The same parameters, initialised alike, in another forward pass.
     model.transformer["ff_out"] = Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
     return model.to(device)

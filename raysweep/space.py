@@ -98,6 +98,17 @@ class Cell(Strict):
     epsilon: Positive = 1e-8
     gradient_clipping: Positive = 1.0
     """Largest L2 norm of the gradient."""
+    block: Literal["sequential", "parallel"] = "sequential"
+    """Whether a block's MLP sees what its attention added, or both see the same x (as Pythia's): x + attention(norm x)
+    + mlp(norm x)."""
+    effective_rank_target: Annotated[Fraction, Field(gt=0)] | None = None
+    """Where `effective_rank_penalty` pushes the effective rank of W."""
+    effective_rank_penalty: Number = 0.0
+    """Adds so many times the squared distance of W's effective rank from its target to the loss."""
+    spectral_norm_cap: Positive | None = None
+    """W's singular values above this are lowered to it after every step."""
+    reports: Count = 20
+    """Rows evenly over training, beside the first few at doubling steps."""
     validation_sequences: Count = 128
     """Sequences of the validation split on which each report measures the loss."""
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 6198
@@ -112,6 +123,12 @@ class Cell(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _penalty_with_target(self) -> Cell:
+        if (self.effective_rank_target is None) != (self.effective_rank_penalty == 0):
+            raise ValueError("effective_rank_target and effective_rank_penalty (above 0) need each other")
+        return self
+
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
@@ -122,7 +139,7 @@ class Cell(Strict):
 
     @property
     def shape(self) -> model.Shape:
-        return model.Shape(self.size.width, self.size.depth, self.size.heads, self.corpus.vocabulary)
+        return model.Shape(self.size.width, self.size.depth, self.size.heads, self.corpus.vocabulary, self.block)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -143,9 +160,12 @@ class Cell(Strict):
         numbers = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         tail = hashlib.sha256(numbers.encode()).hexdigest()[:8]
         peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
+        further = "" if self.block == "sequential" else f"-{self.block}"
+        further += "" if self.effective_rank_target is None else f"-rank{self.effective_rank_target:g}"
+        further += "" if self.spectral_norm_cap is None else f"-cap{self.spectral_norm_cap:g}"
         return (
             f"{self.size.label}-{_short(self.tokens)}-b{self.batch_size}-wd{self.weight_decay:g}{peak}"
-            f"-lr{self.learning_rate_factor:g}-f{self.final_learning_rate_fraction:g}-s{self.seed}-{tail}"
+            f"-lr{self.learning_rate_factor:g}-f{self.final_learning_rate_fraction:g}{further}-s{self.seed}-{tail}"
         )
 
     def describe(self) -> dict[str, Any]:

@@ -40,9 +40,9 @@ from raysweep.errors import StoreError, UserError
 
 log = logging.getLogger("raysweep")
 
-# What is written, and what can be read: version 1 had no checksum of the rows.
-SCHEMA_VERSION = "2"
-READABLE = ("1", SCHEMA_VERSION)
+# What is written, and what can be read: version 1 had no checksum of the rows, 2 not the settings of _SINCE_3.
+SCHEMA_VERSION = "3"
+READABLE = ("1", "2", SCHEMA_VERSION)
 _CHECKSUM = b"raysweep_rows_sha256"
 
 
@@ -88,8 +88,22 @@ _SETTINGS = {
     "beta2": (REAL, ""),
     "epsilon": (REAL, ""),
     "gradient_clipping": (REAL, "L2 norm"),
+    "block": (_TEXT, "sequential or parallel"),
+    "effective_rank_target": (REAL, "fraction of the width"),
+    "effective_rank_penalty": (REAL, ""),
+    "spectral_norm_cap": (REAL, ""),
+    "reports": (_COUNT, "rows evenly over training"),
     "validation_sequences": (_COUNT, "sequences"),
     "seed": (_COUNT, ""),
+}
+
+# What every cell had before these could be set.
+_SINCE_3: dict[str, Any] = {
+    "block": "sequential",
+    "effective_rank_target": None,
+    "effective_rank_penalty": 0.0,
+    "spectral_norm_cap": None,
+    "reports": 20,
 }
 
 _ROW = {
@@ -388,10 +402,16 @@ class Store:
             metadata = table.schema.metadata or {}
             found = metadata.get(b"raysweep_schema", b"").decode()
             if found in READABLE:
-                table = table.select(schema.names).cast(schema)
+                later = [name for name in schema.names if name in _SINCE_3 and found != SCHEMA_VERSION]
+                table = table.select([name for name in schema.names if name not in later])
+                table = table.cast(pa.schema([schema.field(name) for name in table.column_names], schema.metadata))
                 # The checksums of Parquet's pages leave out what describes the pages.
                 if found != "1" and metadata.get(_CHECKSUM, b"").decode() != checksum(table.to_pylist()):
                     raise ValueError("its rows are not what was written")
+                for name in later:
+                    before = pa.array([_SINCE_3[name]] * len(table), schema.field(name).type)
+                    table = table.append_column(schema.field(name), before)
+                table = table.select(schema.names).cast(schema)
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             self.set_aside(path, _reason(error))
             return None

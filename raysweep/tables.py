@@ -1,8 +1,8 @@
 """The tables of many cells at once, for the price of a listing and one file where they were read before.
 
-`<store>/index/<directory>.parquet` keeps the rows of every file that was read and verified, under the file's name, size and
-time of change; only what is new or has changed since is opened. Nothing depends on an index: one that lacks something, is
-damaged or is deleted is made anew out of the tables.
+`<store>/index/<directory>-<schema>.parquet` keeps the rows of every file that was read and verified, under the file's
+name, size and time of change; only what is new or has changed since is opened. Nothing depends on an index: one that lacks
+something, is damaged or is deleted is made anew out of the tables.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.errors import UserError
-from raysweep.store import CELLS, EVALUATIONS, INDEX, REAL, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import CELLS, EVALUATIONS, INDEX, REAL, SCHEMA_VERSION, TIMINGS, TRAIN, TRAJECTORIES, Store
 
 # An index is written again when so many files were not in it.
 WORTH_WRITING = 64
@@ -27,7 +27,7 @@ def read_all(store: Store, directory: str, schema: pa.Schema, rows: bool = True)
 
     Without `rows` only which there are: each with an empty list. Times of day come back as text.
     """
-    path = f"index/{directory.replace('/', '-')}.parquet"
+    path = f"index/{directory.replace('/', '-')}-{SCHEMA_VERSION}.parquet"
     known = {}
     files = store.files(directory)
     if len(files) > WORTH_WRITING:

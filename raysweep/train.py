@@ -19,23 +19,25 @@ import numpy as np
 import torch
 from torch import nn
 
-from raysweep import geometry, kernels, model
+from raysweep import geometry, interventions, kernels, model
 from raysweep.checkpoint import Checkpoint, Position
 from raysweep.corpora.loader import Sequences, TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.loss import token_losses, unembedding_cross_entropy
 from raysweep.space import Cell
 
-# Shares of the steps after which a row is reported: doubling at first, when everything moves, then evenly.
-REPORTS = (0.0, *(2.0**k / 1024 for k in range(6)), *(k / 20 for k in range(1, 21)))
-
 # Between two rows a long run looks this many times, over its whole length, whether a checkpoint is due.
 CHECKS = 200
 
 
-def report_steps(steps: int, reports: tuple[float, ...] = REPORTS) -> list[int]:
+def report_shares(count: int) -> tuple[float, ...]:
+    """Shares of the steps after which a row is reported: doubling at first, when everything moves, then `count` evenly."""
+    return (0.0, *(2.0**k / 1024 for k in range(6)), *(k / count for k in range(1, count + 1)))
+
+
+def report_steps(steps: int, shares: tuple[float, ...]) -> list[int]:
     """The step counts after which a row is reported, the first 0 (the initial weights), the last `steps`."""
-    return sorted({math.ceil(share * steps) for share in reports})
+    return sorted({math.ceil(share * steps) for share in shares})
 
 
 def learning_rate(cell: Cell, step: int) -> float:
@@ -110,8 +112,8 @@ class Run:
     """A cell in training: weights, optimizer and position.
 
     It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each share of its
-    steps in `reports`. With several workers every worker makes its own Run with its `rank` and wraps the model by
-    `distribute`. Raises `UserError` where the corpus is too small for one sequence of the cell.
+    steps in `reports` (by default those of the cell). With several workers every worker makes its own Run with its `rank`
+    and wraps the model by `distribute`. Raises `UserError` where the corpus is too small for one sequence of the cell.
     """
 
     def __init__(
@@ -121,7 +123,7 @@ class Run:
         *,
         shard: str = "pretraining/train",
         weights: dict[str, torch.Tensor] | None = None,
-        reports: tuple[float, ...] = REPORTS,
+        reports: tuple[float, ...] | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         workers: int = 1,
@@ -134,7 +136,7 @@ class Run:
         self.device = torch.device(device)
         self.rank, self.workers = rank, workers
         self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device)
-        self.reports = report_steps(cell.steps, reports)
+        self.reports = report_steps(cell.steps, report_shares(cell.reports) if reports is None else reports)
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
         self.order = self.train.order(corpus.fingerprint, cell.seed)
@@ -213,10 +215,17 @@ class Run:
                     loss = self.replica(part) * (len(part) / share)
                 loss.backward()
             total += loss.detach()
+        if self.cell.effective_rank_target is not None:
+            # Of the same W on every worker, after their gradients were averaged.
+            interventions.add_rank_penalty(
+                self.model.unembedding, self.cell.effective_rank_target, self.cell.effective_rank_penalty
+            )
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.cell.gradient_clipping)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cell, step)
         self.optimizer.step()
+        if self.cell.spectral_norm_cap is not None:
+            interventions.cap_spectral_norm(self.model.unembedding, self.cell.spectral_norm_cap)
         self.optimizer.zero_grad()
         return total, norm
 

@@ -22,12 +22,25 @@ def states_and_gradients(
     return states.detach(), dict(zip(parameters, found, strict=True))
 
 
+@pytest.mark.parametrize("block", ["sequential", "parallel"])
 @pytest.mark.parametrize(
     ("width", "heads", "length", "batch"),
-    [(8, 4, 1, 2), (16, 4, 7, 3), (32, 4, 40, 2), (64, 4, 256, 2), (64, 2, 33, 2), (48, 3, 17, 1), (24, 4, 19, 2), (48, 4, 20, 1), (96, 4, 35, 2)],
+    [
+        (8, 4, 1, 2),
+        (16, 4, 7, 3),
+        (32, 4, 40, 2),
+        (64, 4, 256, 2),
+        (64, 2, 33, 2),
+        (48, 3, 17, 1),
+        (24, 4, 19, 2),
+        (48, 4, 20, 1),
+        (96, 4, 35, 2),
+    ],
 )
-def test_as_exact_as_ai2_olmo_in_the_same_precision(width: int, heads: int, length: int, batch: int) -> None:
-    shape = model.Shape(width, 2, heads, 64)
+def test_as_exact_as_ai2_olmo_in_the_same_precision(
+    width: int, heads: int, length: int, batch: int, block: str
+) -> None:
+    shape = model.Shape(width, 2, heads, 64, block)
     olmo = model.build(shape, length, seed=3)
     with torch.no_grad():
         for parameter in olmo.parameters():

@@ -43,6 +43,26 @@ def test_seed_decides_the_weights() -> None:
     assert float(deviations.abs().max()) <= 0.06  # truncated at three standard deviations
 
 
+def test_a_parallel_block_adds_what_attention_and_mlp_make_of_the_same_input() -> None:
+    """x + attention(norm x) + mlp(norm x), from ai2-olmo's sequential block with either half silenced."""
+    shape = Shape(16, 1, 4, 300)
+    ids = torch.randint(0, 300, (2, 32))
+    weights = model.build(shape, 32, seed=0).state_dict()
+
+    def states(block: str, *silent: str) -> torch.Tensor:
+        olmo = model.build(Shape(16, 1, 4, 300, block), 32, seed=0)
+        olmo.load_state_dict({n: torch.zeros_like(w) if n.endswith(silent) else w for n, w in weights.items()})
+        olmo.transformer.ln_f = torch.nn.Identity()
+        return olmo(ids).logits.detach()
+
+    attention, mlp = "blocks.0.attn_out.weight", "blocks.0.ff_out.weight"
+    x = states("sequential", attention, mlp)
+    torch.testing.assert_close(x, model.build(shape, 32, seed=0).transformer.wte(ids))
+    wanted = states("sequential", mlp) + states("sequential", attention) - x
+    torch.testing.assert_close(states("parallel"), wanted)
+    assert (states("sequential") - wanted).abs().max() > 1e-6
+
+
 def test_forward_gives_the_states_that_olmo_unembeds() -> None:
     """`model.build` takes the unembedding out of the forward pass; ai2-olmo's own model with it must agree."""
     ours = model.build(Shape(16, 2, 4, 300), 32, seed=0)

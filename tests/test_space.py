@@ -73,10 +73,10 @@ def test_cross_and_ablate(tmp_path: Path) -> None:
 
 
 def test_every_field_can_be_set_and_be_an_axis(tmp_path: Path) -> None:
-    base = make_cell().model_dump()
     for name, value in CHANGES.items():
-        loaded = load(tmp_path, {"name": "x", "base": base, "ablate": [{name: [value]}]})
-        assert [c.id for c in loaded.cells] == [make_cell().id, make_cell(**{name: value}).id]
+        base = make_cell(**({name: 1.0} | WITH[name] if name in WITH else {}))
+        loaded = load(tmp_path, {"name": "x", "base": base.model_dump(), "ablate": [{name: [value]}]})
+        assert [c.id for c in loaded.cells] == [base.id, make_cell(**{name: value}, **WITH.get(name, {})).id]
 
 
 def test_equal_cells_count_once(tmp_path: Path) -> None:
@@ -113,14 +113,20 @@ CHANGES: dict[str, Any] = {
     "beta2": 0.9,
     "epsilon": 1e-6,
     "gradient_clipping": 2.0,
+    "block": "parallel",
+    "effective_rank_penalty": 2.0,
+    "spectral_norm_cap": 3.0,
+    "reports": 10,
     "validation_sequences": 8,
     "seed": 1,
 }
+# A setting that needs others.
+WITH = {"effective_rank_penalty": {"effective_rank_target": 0.5}}
 
 
 def test_every_field_that_changes_the_numbers_changes_the_id() -> None:
-    assert set(CHANGES) == set(Cell.model_fields)
-    ids = {make_cell().id} | {make_cell(**{name: value}).id for name, value in CHANGES.items()}
+    assert {*CHANGES, "effective_rank_target"} == set(Cell.model_fields)
+    ids = {make_cell().id} | {make_cell(**{name: value}, **WITH.get(name, {})).id for name, value in CHANGES.items()}
     assert len(ids) == len(CHANGES) + 1
     for part in ("depth", "heads"):
         ids.add(make_cell(size={"width": 8, part: 2}).id)
@@ -130,7 +136,14 @@ def test_every_field_that_changes_the_numbers_changes_the_id() -> None:
         own | {"validation": "pile-10k"}, own | {"pretraining": {"folder": "/here/text", "weight": 2}},
     ):  # fmt: skip
         ids.add(make_cell(corpus=corpus).id)
-    assert len(ids) == len(CHANGES) + 9
+    ids.add(make_cell(effective_rank_penalty=2.0, effective_rank_target=0.6).id)
+    assert len(ids) == len(CHANGES) + 10
+
+
+@pytest.mark.parametrize("lone", [{"effective_rank_penalty": 1.0}, {"effective_rank_target": 0.5}])
+def test_a_penalty_without_a_target_and_a_target_without_a_penalty_are_refused(lone: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="effective_rank_target and effective_rank_penalty"):
+        make_cell(**lone)
 
 
 def test_where_a_folder_is_does_not_change_the_id() -> None:

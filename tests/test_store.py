@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from tiny import make_cell
@@ -173,6 +174,23 @@ def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:
     store.write_table("t.parquet", [ROW], older)
     with pytest.raises(UserError, match=r"t.parquet was written under schema 0, this raysweep reads 1"):
         store.read_table("t.parquet", TRAJECTORIES)
+
+
+def test_a_cell_written_under_schema_2_has_the_settings_that_came_later(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    later = ("block", "effective_rank_target", "effective_rank_penalty", "spectral_norm_cap", "reports")
+    older = pa.schema([f for f in CELLS if f.name not in later], metadata={"raysweep_schema": "2"})
+    cell = make_cell()
+    store.write_table(store.cell_file("a"), [cell.describe() | {"status": "done"}], older)
+    rows = store.read_rows(store.cell_file("a"), CELLS)
+    assert rows is not None
+    assert list(rows[0]) == CELLS.names
+    assert {name: rows[0][name] for name in later} == {name: cell.describe()[name] for name in later}
+    # Damage to the older columns is still found out.
+    content = bytearray((tmp_path / store.cell_file("a")).read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / store.cell_file("a")).write_bytes(content)
+    assert store.read_rows(store.cell_file("a"), CELLS) is None
 
 
 def test_a_corpus_that_changed_is_refused_naming_both(tmp_path: Path) -> None:

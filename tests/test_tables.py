@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raysweep import store as stores
-from raysweep.store import FAILURES, Store
+from raysweep.store import FAILURES, SCHEMA_VERSION, Store
 from raysweep.tables import WORTH_WRITING, read_all
 
 DIRECTORY = "failures/train"
@@ -53,7 +53,7 @@ def test_what_was_read_is_not_opened_again(store: Store, monkeypatch: pytest.Mon
     assert expected == one_by_one(store) == {f"cell{k}": f"error {k}" for k in range(WORTH_WRITING + 10)}
     paths = opened(store, monkeypatch)
     assert errors(store) == expected
-    assert paths == ["index/failures-train.parquet"]
+    assert paths == [f"index/failures-train-{SCHEMA_VERSION}.parquet"]
 
 
 def test_what_changed_came_or_went_is_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_what_changed_came_or_went_is_seen(store: Store, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("damage", ["gone", "flipped", "unwritable"])
 def test_an_index_that_fails_is_made_anew(store: Store, damage: str) -> None:
     expected = errors(store)
-    index = Path(store.root) / "index" / "failures-train.parquet"
+    index = Path(store.root) / "index" / f"failures-train-{SCHEMA_VERSION}.parquet"
     if damage == "flipped":
         content = bytearray(index.read_bytes())
         content[len(content) // 2] ^= 1

@@ -16,7 +16,7 @@ from raysweep import checkpoint, train
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.store import Store
-from raysweep.train import Run, learning_rate, report_steps
+from raysweep.train import Run, learning_rate, report_shares, report_steps
 
 
 def trained(run: Run) -> list[dict[str, Any]]:
@@ -75,7 +75,7 @@ def test_learning_rate_schedule() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100, 122_070])
 def test_report_steps(steps: int) -> None:
-    reported = report_steps(steps)
+    reported = report_steps(steps, report_shares(20))
     assert reported[0] == 0
     assert reported[-1] == steps
     assert all(a < b for a, b in itertools.pairwise(reported))

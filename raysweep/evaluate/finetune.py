@@ -45,6 +45,10 @@ def finetuning(cell: Cell, settings: Settings) -> Cell:
         "learning_rate_factor": 1.0,
         "final_learning_rate_fraction": 0.0,
         "warmup_fraction": 0.1,
+        # What held the rank of the base model where it is.
+        "effective_rank_target": None,
+        "effective_rank_penalty": 0.0,
+        "spectral_norm_cap": None,
     }
     return Cell.model_validate(cell.model_dump() | changes)
 

@@ -1,0 +1,62 @@
+"""Moving the rank of W while all else is equal: settings of a cell that act on its unembedding in every training step.
+
+`effective_rank_penalty` adds strength x (effective rank - target)^2 to the loss that is differentiated; the losses that are
+reported are without it. `spectral_norm_cap` replaces W after each step by the nearest matrix whose spectral norm is
+no more than the cap: its singular values, those above the cap lowered to it. Neither acts on fine-tuning.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Singular values below this share of the largest are rounding, and have no direction to push in.
+_NEGLIGIBLE = 1e-6
+
+
+def add_rank_penalty(weight: torch.Tensor, target: float, strength: float) -> None:
+    """Add the gradient of strength x (effective rank of W - target)^2 to `weight.grad`; W is (V, d)."""
+    rank, gradient = effective_rank_and_gradient(weight)
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    weight.grad.add_(gradient.to(weight.grad.dtype), alpha=2 * strength * (rank - target))
+
+
+def effective_rank_and_gradient(weight: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The effective rank of W (V, d), as `raysweep.geometry.effective_rank`, and its gradient (V, d) in float64.
+
+    Both are 0 where W is.
+
+    With r = exp(H) / d, H = -sum p_i ln p_i and p_i = s_i / S over the singular values s_i of their sum S, dr/ds_i is
+    -r (ln p_i + H) / S. The gradient of a function of singular values is U diag(dr/ds) V^T (Lewis 1995), which is
+    W V diag(dr/ds / s) V^T: no derivative of an eigenvector is needed, and values that coincide do no harm.
+    """
+    columns = weight.shape[1]
+    matrix, values, directions = _singular(weight)
+    kept = values > _NEGLIGIBLE * values.max()
+    if not bool(kept.any()):
+        return 0.0, matrix
+    share = values.where(kept, 0.0) / values.where(kept, 0.0).sum()
+    entropy = torch.special.entr(share).sum()
+    rank = torch.exp(entropy) / columns
+    slope = -rank * (share.where(kept, 1.0).log() + entropy) / values.sum()
+    factors = torch.where(kept, slope / values.where(kept, 1.0), 0.0)
+    return float(rank), matrix @ ((directions * factors) @ directions.T)
+
+
+def cap_spectral_norm(weight: torch.Tensor, cap: float) -> None:
+    """Replace W (V, d) by the nearest matrix, in the Frobenius norm, whose spectral norm is at most `cap`."""
+    matrix, values, directions = _singular(weight)
+    if float(values.max()) > cap:
+        factors = (cap / values.clamp_min(cap)).clamp_max(1.0)
+        with torch.no_grad():
+            weight.copy_(matrix @ ((directions * factors) @ directions.T))
+
+
+def _singular(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W in float64, its singular values and its right singular vectors as columns, through W^T W."""
+    matrix = weight.detach().to(torch.float64)
+    if not bool(torch.isfinite(matrix).all()):
+        # A run that diverges is found out by its loss.
+        return torch.zeros_like(matrix), torch.ones_like(matrix[0]), torch.eye(matrix.shape[1]).to(matrix)
+    eigenvalues, directions = torch.linalg.eigh(matrix.T @ matrix)
+    return matrix, eigenvalues.clamp_min(0).sqrt(), directions
