@@ -8,6 +8,7 @@
     <store>/evaluations/<task>-<settings>/<cell>.parquet
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
+    <store>/sessions/<start>-<process>.parquet  when the sweep was worked on, where, under which versions
     <store>/corpora/<fingerprint>/             a corpus, for the nodes of a cluster (raysweep.corpora.shared)
     <store>/index/                             what raysweep.tables read before; may be deleted
     <store>/train/<cell>/                      a cell's checkpoints (raysweep.checkpoint)
@@ -156,6 +157,18 @@ TIMINGS = _schema(
 
 FAILURES = _schema(
     cell=(_TEXT, ""), stage=(_TEXT, "train or a task"), error=(_TEXT, ""), failed=(pa.timestamp("s", "UTC"), "")
+)
+
+SESSIONS = _schema(
+    started=(pa.timestamp("s", "UTC"), ""),
+    seen=(pa.timestamp("s", "UTC"), "when it last said that it was there"),
+    ended=(pa.bool_(), "by itself, not killed"),
+    host=(_TEXT, ""),
+    processor=(_TEXT, "of the driver's machine"),
+    cores=(_COUNT, "of the driver's machine"),
+    system=(_TEXT, ""),
+    python=(_TEXT, ""),
+    versions=(_TEXT, "JSON"),
 )
 
 INDEX = _schema(file=(_TEXT, ""), size=(_COUNT, "bytes"), changed=(_COUNT, "ns since 1970"), rows=(_TEXT, "JSON"))
@@ -385,12 +398,12 @@ class Store:
 
     # Tables.
 
-    def write_table(self, path: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    def write_table(self, path: str, rows: list[dict[str, Any]], schema: pa.Schema, wait: bool = True) -> None:
         table = pa.Table.from_pylist(rows, schema=schema)
         table = table.replace_schema_metadata({**schema.metadata, _CHECKSUM: checksum(table.to_pylist())})
         buffer = io.BytesIO()
         pq.write_table(table, buffer, write_page_checksum=True)
-        self.write(path, buffer.getvalue())
+        self.write(path, buffer.getvalue(), wait)
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table | None:
         """The table, or None where there is none that can be read; a damaged file is set aside."""

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raysweep import cluster, lock, loggers, progress, tables
+from raysweep import cluster, lock, loggers, progress, sessions, tables
 from raysweep.corpora import Corpus
 from raysweep.devices import DEVICES
 from raysweep.errors import UserError
@@ -130,7 +130,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     """
     loggers.check(space)
     store.probe()
-    with lock.Lock(store) as held:
+    with lock.Lock(store) as held, sessions.recorded(store):
         before = survey(store, space)
         if not train:
             before = _trained(before, space, store)

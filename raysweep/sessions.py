@@ -1,0 +1,82 @@
+"""When a sweep was worked on, where, and under which versions: `sessions/<start>.parquet`, one for each `raysweep run`.
+
+A session says every minute that it is still there; of one that was killed it is known to the minute when that was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import StoreError
+from raysweep.store import SESSIONS, Store
+
+DIRECTORY = "sessions"
+SEEN_EVERY = 60.0
+
+# What decides the numbers, beside the code: the tokens of `installed` and the arithmetic.
+_VERSIONS = ("raysweep", "torch", "ray", "ai2-olmo", "numpy", "tokenizers", "transformers", "auto-gptq")
+
+
+@contextmanager
+def recorded(store: Store) -> Iterator[None]:
+    """Keep the record of this session while in the context."""
+    record: dict[str, Any] = {
+        "started": _now(),
+        "host": socket.gethostname(),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": json.dumps({name: version(name) for name in _VERSIONS}),
+    }
+    path = f"{DIRECTORY}/{record['started']:%Y%m%dT%H%M%S}-{os.getpid()}.parquet"
+
+    def write(ended: bool = False) -> None:
+        with suppress(StoreError):  # Out of reach for a moment; what matters is told where results are written.
+            store.write_table(path, [record | {"seen": _now(), "ended": ended}], SESSIONS, wait=False)
+
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(SEEN_EVERY):
+            write()
+
+    write()
+    thread = threading.Thread(target=keep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        write(ended=True)
+
+
+def read(store: Store) -> list[dict[str, Any]]:
+    """The sessions of a store in their order; one that has not `ended` was killed, or is still there."""
+    tables = [store.read_rows(f"{DIRECTORY}/{name}", SESSIONS) for name, _, _ in store.files(DIRECTORY)]
+    return sorted((row for rows in tables for row in rows or []), key=lambda row: row["started"])
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
