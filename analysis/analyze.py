@@ -13,13 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from analysis import claims, figures, regressions, report, sweep, tables
 from raysweep.errors import UserError
-from raysweep.store import Store
 
 Step = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -34,14 +32,11 @@ class Answer:
     claims: pd.DataFrame
 
 
-def analyze(store: Store, space: Any, output: Path, step: Step = lambda what, done, of: None) -> Answer:
-    """Analyse the finished cells of a space and write all results to the folder `output`.
+def analyze(found: sweep.Sweep, output: Path, step: Step = lambda what, done, of: None) -> Answer:
+    """Analyse the finished cells of a sweep and write all results to the folder `output`.
 
-    Raises `UserError` where no cell is finished or the folder cannot be written.
+    Raises `UserError` where the folder cannot be written.
     """
-    found = sweep.load(store, space)
-    if not len(found.cells):
-        raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     try:
         return _write(found, output, step)
     except OSError as error:

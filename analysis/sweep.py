@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
+from raysweep.errors import UserError
+from raysweep.publish import Published
 from raysweep.store import PLAN, TRAJECTORIES, Store
 from raysweep.tables import results
 
@@ -158,19 +161,31 @@ class Sweep:
 
 
 def load(store: Store, space: Any) -> Sweep:
-    """The sweep of a `raysweep.space.Space` from its store; cells that are not finished are left out."""
+    """The sweep of a `raysweep.space.Space` from its store; cells that are not finished are left out.
+
+    Raises `UserError` where none is finished.
+    """
     table = results(store, space.cells, space.evaluations)
-    units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
+    if not len(table):
+        raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     cells = table.to_pandas()
     trajectories = []
     for cell in cells["id"]:
         rows = store.read_table(store.trajectory_file(cell), TRAJECTORIES)
         if rows is not None:
             trajectories.append(rows.to_pandas())
-    empty = TRAJECTORIES.empty_table().to_pandas()
-    return from_tables(
-        space.name, cells, pd.concat(trajectories) if trajectories else empty, len(space.cells), units=units
-    )
+    return from_tables(space.name, cells, pd.concat(trajectories), len(space.cells), units=_units(table))
+
+
+def published(folder: Published) -> Sweep:
+    """The sweep of a folder that `raysweep publish` wrote: the same as of the store that it was published from."""
+    cells, trajectories = folder.results.to_pandas(), folder.trajectories.to_pandas()
+    planned = len(folder.space.cells)
+    return from_tables(folder.space.name, cells, trajectories, planned, units=_units(folder.results))
+
+
+def _units(table: pa.Table) -> dict[str, str]:
+    return {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
 
 
 def from_tables(

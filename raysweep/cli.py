@@ -92,10 +92,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     results = command("results", _results, "one row per finished cell", of_space, of_store)
     results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
+    published = command("publish", _publish, "the results as a folder of a few small files", of_space, of_store)
+    published.add_argument("--output", metavar="DIR", required=True, help="what was published there is replaced")
+    reproduced = command(
+        "reproduce",
+        _reproduce,
+        "train and evaluate a published cell again, and compare every number with its own",
+        of_store,
+    )
+    reproduced.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
+    reproduced.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
     analyzed = command(
         "analyze", _analyze, "regressions, scaling law, claims, tables, figures and a report of the finished cells",
-        of_space, of_store, for_scripts,
+        of_store, for_scripts,
     )  # fmt: skip
+    analyzed.add_argument(
+        "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
+    )
     analyzed.add_argument(
         "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
     )
@@ -257,14 +270,42 @@ def _results(options: argparse.Namespace) -> int:
     return 0
 
 
-def _analyze(options: argparse.Namespace) -> int:
-    from analysis import analyze
-    from raysweep import progress
+def _publish(options: argparse.Namespace) -> int:
+    from raysweep import publish
 
     space = _load(options)
-    store = _store(options, space)
+    count = publish.publish(Path(options.space), _store(options, space), Path(options.output))
+    print(f"{count} of {len(space.cells)} cells published in {options.output}")
+    return 0
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from raysweep import progress, publish, reproduce
+    from raysweep.store import Store
+
+    folder = Path(options.published)
+    store = Store(options.store or f"runs/{publish.read(folder).space.name}-again")
+    again = shlex.join(["raysweep", "reproduce", options.published, options.cell])
+    found = reproduce.reproduce(
+        folder, options.cell, store, again + (f" --store {options.store}" if options.store else "")
+    )
+    if found is None:
+        return 1
+    progress.show_differences(*found, folder, store)
+    return 1 if found[1] else 0
+
+
+def _analyze(options: argparse.Namespace) -> int:
+    from analysis import analyze, sweep
+    from raysweep import progress, publish
+
+    if Path(options.space).is_dir():
+        loaded = sweep.published(publish.read(Path(options.space)))
+    else:
+        space = _load(options)
+        loaded = sweep.load(_store(options, space), space)
     with progress.bars() as step:
-        answer = analyze.analyze(store, space, Path(options.output), step)
+        answer = analyze.analyze(loaded, Path(options.output), step)
     card = answer.claims[["claim", "verdict", "statement"]].to_dict("records")
     if options.json:
         _print_json({"cells": {"planned": answer.planned, "analysed": answer.analysed}, "claims": card})

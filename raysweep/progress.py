@@ -20,10 +20,13 @@ from rich.text import Text
 from raysweep import cluster, tables
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from raysweep.corpora.loader import TokenizedCorpus
     from raysweep.corpora.published import Preset
     from raysweep.gauges import Gauges
     from raysweep.lock import Lock
+    from raysweep.reproduce import Difference
     from raysweep.space import Space
     from raysweep.store import Store
     from raysweep.sweep import CellState, Survey
@@ -472,6 +475,23 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+
+
+def show_differences(compared: int, found: list[Difference], folder: Path, store: Store) -> None:
+    """What `raysweep reproduce` found."""
+    if not found:
+        _print(f"[bold]{compared:,} numbers compared, all as published[/] in {_escape(str(folder))}, to the last bit")
+        return
+    table = Table("number", "published", "here", "difference")
+    for difference in found[:LONGEST_TABLE]:
+        published, here = difference.published, difference.here
+        numbers = isinstance(published, int | float) and isinstance(here, int | float)
+        table.add_row(difference.name, str(published), str(here), f"{here - published:+.3g}" if numbers else "")
+    console.print(table)
+    _print(
+        f"{len(found):,} of {compared:,} numbers differ from those in {_escape(str(folder))}; store {store.location}"
+    )
+    _print("another processor, compiler or version rounds otherwise: sessions.parquet says what these were made with")
 
 
 def show_claims(card: list[dict[str, Any]]) -> None:

@@ -76,7 +76,7 @@ def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, m
     load = sweep.load
     monkeypatch.setattr(figures, "catalogue", lambda found: [])
     monkeypatch.setattr(sweep, "load", lambda store, space: few_cells(load(store, space)))
-    analyze.analyze(Store(str(example_folder / "store")), example.space(), tmp_path)
+    analyze.analyze(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path)
     assert all(path.exists() for path in mine)
     assert not any(path.exists() for path in old)
 
@@ -125,7 +125,7 @@ def test_a_sweep_that_is_not_finished_is_analysed_as_far_as_it_is(
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr(figures, "catalogue", lambda found: [e for e in CATALOGUE(found) if e.number in (2, 4, 6, 24)])
     steps: list[tuple[str, int, int]] = []
-    answer = analyze.analyze(store, space, tmp_path / "report", lambda *step: steps.append(step))
+    answer = analyze.analyze(sweep.load(store, space), tmp_path / "report", lambda *step: steps.append(step))
     assert (answer.analysed, answer.planned) == (36, 108)
     assert {("regressions", 6, 6), ("figures", 4, 4)} <= set(steps)
     page = (tmp_path / "report" / "report.html").read_text()
@@ -164,7 +164,7 @@ def test_an_empty_store_is_one_clear_line(example_folder: Path, tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"taken cannot be written: (Not a directory|File exists)"):
-        analyze.analyze(Store(str(example_folder / "store")), example.space(), tmp_path / "taken")
+        analyze.analyze(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path / "taken")
 
 
 @pytest.fixture(scope="module")

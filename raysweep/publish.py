@@ -1,0 +1,87 @@
+"""A sweep's results as a folder of a few small files, to commit and to hand on.
+
+    space.yaml             the search space
+    results.parquet        one row per finished cell: settings, last row of training, every metric (`raysweep results`)
+    trajectories.parquet   every cell's rows over training
+    timings.parquet        seconds of every training and evaluation
+    sessions.parquet       when the sweep was worked on, where, under which versions
+
+`raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysweep import sessions, space, tables
+from raysweep.errors import UserError
+from raysweep.space import Space
+from raysweep.store import SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
+
+SPACE = "space.yaml"
+TABLES = ("results", "trajectories", "timings", "sessions")
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is in such a folder."""
+
+    space: Space
+    results: pa.Table
+    trajectories: pa.Table
+    timings: pa.Table
+    sessions: pa.Table
+
+
+def publish(space_file: Path, store: Store, folder: Path) -> int:
+    """Write what is finished of a sweep to a folder, in place of what was published there; the number of cells."""
+    planned = space.load(space_file)
+    results = tables.results(store, planned.cells, planned.evaluations)
+    if not len(results):
+        raise UserError(f"no cell of {planned.name} is finished in {store.location}: `raysweep run` trains them")
+    finished = results["id"].to_pylist()
+    stages = [TRAIN, *(evaluation.task for evaluation in planned.evaluations)]
+    timings = {stage: tables.read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
+    rows: dict[str, list[dict[str, Any]]] = {
+        "trajectories": [
+            row for cell in finished for row in store.read_rows(store.trajectory_file(cell), TRAJECTORIES) or []
+        ],
+        "timings": [row for cell in finished for stage in stages for row in timings[stage].get(cell, [])],
+        "sessions": sessions.read(store),
+    }  # fmt: skip
+    for row in rows["timings"]:
+        if row["finished"] is not None:  # `read_all` gives times as text.
+            row["finished"] = datetime.datetime.fromisoformat(row["finished"])
+    made = {"results": results}
+    for (name, of), schema in zip(rows.items(), (TRAJECTORIES, TIMINGS, SESSIONS), strict=True):
+        made[name] = pa.Table.from_pylist(of, schema=schema)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, table in made.items():
+            unfinished = folder / f"{name}.parquet.unfinished"
+            pq.write_table(table, unfinished, compression="zstd")
+            unfinished.replace(folder / f"{name}.parquet")
+        if not (folder / SPACE).exists() or not (folder / SPACE).samefile(space_file):
+            (folder / SPACE).write_bytes(space_file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
+    return len(results)
+
+
+def read(folder: Path) -> Published:
+    """What was published in a folder. Raises `UserError` naming the file that is missing or damaged."""
+    found = {}
+    for name in TABLES:
+        path = folder / f"{name}.parquet"
+        try:
+            found[name] = pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise UserError(f"{path} {reason}: {folder} is not what `raysweep publish` writes") from None
+    return Published(space.load(folder / SPACE), **found)

@@ -1,0 +1,98 @@
+"""What is published is what the store has, and a cell made again is held against it number by number."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import example, sweep
+from raysweep import publish, reproduce, space
+from raysweep.errors import UserError
+from raysweep.space import Space
+from raysweep.store import TRAJECTORIES, Store
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated sweep, and its publication beside it."""
+    made = tmp_path_factory.mktemp("published")
+    example.write(made)
+    assert publish.publish(made / "simulated.yaml", Store(str(made / "store")), made / "results") == 108
+    return made
+
+
+def test_the_analysis_sees_the_same_sweep(folder: Path) -> None:
+    published = sweep.published(publish.read(folder / "results"))
+    stored = sweep.load(Store(str(folder / "store")), example.space())
+    pd.testing.assert_frame_equal(published.cells, stored.cells, check_exact=True)
+    pd.testing.assert_frame_equal(published.trajectories, stored.trajectories, check_exact=True)
+    assert (published.name, published.planned, published.units) == (stored.name, stored.planned, stored.units)
+
+
+def test_publishing_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    publish.publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path)
+    for path in (folder / "results").iterdir():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+    # From the copy of the search space that was published, in place.
+    publish.publish(tmp_path / "space.yaml", Store(str(folder / "store")), tmp_path)
+
+
+def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no cell of simulated is finished in"):
+        publish.publish(folder / "simulated.yaml", Store(str(tmp_path / "empty")), tmp_path / "results")
+    shutil.copytree(folder / "results", tmp_path / "results")
+    (tmp_path / "results/timings.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"timings.parquet cannot be read .*: .* is not what `raysweep publish` writes"):
+        publish.read(tmp_path / "results")
+    (tmp_path / "results/results.parquet").unlink()
+    with pytest.raises(UserError, match=r"results.parquet is missing: "):
+        publish.read(tmp_path / "results")
+
+
+def one(folder: Path) -> tuple[publish.Published, Space, Store]:
+    planned = space.load(folder / "simulated.yaml")
+    return (
+        publish.read(folder / "results"),
+        planned.model_copy(update={"cells": planned.cells[5:6]}),
+        Store(str(folder / "store")),
+    )
+
+
+def test_equal_numbers_are_equal(folder: Path) -> None:
+    published, planned, store = one(folder)
+    count, found = reproduce.compare(published, planned, store)
+    rows = len(store.read_rows(store.trajectory_file(planned.cells[0].id), TRAJECTORIES) or [])
+    assert found == []
+    assert count == rows * len(TRAJECTORIES) + len(published.results.column_names) - 4
+
+
+@pytest.mark.parametrize("column", ["effective_rank_W", "quantized_4bit_in_distribution_loss", "corpus_fingerprint"])
+def test_a_last_bit_is_a_difference(folder: Path, column: str) -> None:
+    published, planned, store = one(folder)
+    rows = published.results.to_pylist()
+    was = rows[5][column]
+    rows[5][column] = was * (1 + 2**-52) if isinstance(was, float) else "other"
+    changed = replace(published, results=pa.Table.from_pylist(rows, schema=published.results.schema))
+    found = reproduce.compare(changed, planned, store)[1]
+    assert [(d.name, d.published, d.here) for d in found] == [(column, rows[5][column], was)]
+
+
+def test_a_row_over_training_that_differs_or_is_missing_is_a_difference(folder: Path) -> None:
+    published, planned, store = one(folder)
+    rows = published.trajectories.to_pylist()
+    mine = [row for row in rows if row["cell"] == planned.cells[0].id]
+    mine[2]["validation_loss"] += 1e-9
+    changed = replace(published, trajectories=pa.Table.from_pylist(mine[:-1], schema=published.trajectories.schema))
+    found = reproduce.compare(changed, planned, store)[1]
+    assert [d.name for d in found] == ["rows over training", f"step {mine[2]['step']}: validation_loss"]
+
+
+def test_timings_and_sessions_are_published(folder: Path) -> None:
+    timings = pq.read_table(folder / "results/timings.parquet").to_pandas()
+    assert set(timings["stage"]) == {"train"}
+    assert timings["cell"].nunique() == 108
+    assert str(timings["finished"].dtype).startswith("datetime64")
