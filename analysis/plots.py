@@ -6,8 +6,10 @@ raises `NoData` with the reason where the sweep lacks what it draws.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -160,41 +162,73 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
 
 
 def saturation(sweep: Sweep) -> Figure:
-    """Validation loss, effective rank and spectral norm over training: runs of the smallest size that differ in batch."""
+    """Validation loss, effective rank and spectral norm over training, at the smallest size.
+
+    Of the runs that are equal in all but their blocks, batch size and seed: those that differ most, and of these the
+    longest. Seeds share a colour.
+    """
     rows = sweep.trajectories
     columns = [c for c in ("validation_loss", RANK, "spectral_norm_W") if c in rows and rows[c].notna().any()]
     if not len(rows) or not columns:
         raise NoData("the store has no trajectories")
     cells = sweep.cells[sweep.cells["id"].isin(rows["cell"])]
-    slices = [s for s in sweep.slices("batch_size") if s["id"].isin(rows["cell"]).all()]
-    if slices:
-        cells = min(slices, key=lambda s: (s["parameters"].iloc[0], -len(s), s["tokens"].iloc[0]))
     if not len(cells):
         raise NoData("no analysed cell has a trajectory")
-    more = len(cells) > 12
-    cells = cells.head(12)
-    varied = [s for s in sweep.free_settings if cells[s].nunique() > 1] or ["id"]
-    colours = _colours(len(cells))
+    compared = [s for s in ("block", "batch_size") if s in sweep.free_settings]
+    fixed = [s for s in sweep.free_settings if s not in (*compared, "seed")]
+    groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
+    chosen = min(
+        groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates()), -g["tokens"].iloc[0])
+    )
+    varied = [s for s in compared if chosen[s].nunique() > 1] or compared[-1:]
+    runs = list(chosen.sort_values(varied).groupby(varied, sort=False))[:12]
     figure, axes = _figure(1, len(columns))
     handles = []
-    for (_, cell), colour in zip(cells.iterrows(), colours, strict=True):
-        run = rows[rows["cell"] == cell["id"]].sort_values("tokens")
-        for ax, column in zip(axes, columns, strict=True):
-            ax.plot(run["tokens"], run[column], color=colour, lw=1.3)
-        name = ", ".join(f"{words(s)} {short(cell[s])}" for s in varied)
+    for (values, of_one), colour in zip(runs, _colours(len(runs)), strict=True):
+        for cell in of_one["id"]:
+            run = rows[rows["cell"] == cell].sort_values("tokens")
+            for ax, column in zip(axes, columns, strict=True):
+                ax.plot(run["tokens"], run[column], color=colour, lw=1.2)
+        name = ", ".join(f"{words(s)} {short(v)}" for s, v in zip(varied, values, strict=True))
         handles.append(Line2D([], [], color=colour, label=name))
     for ax, column in zip(axes, columns, strict=True):
         ax.set_xscale("log")
         _label(ax, "training tokens", sweep.label(column))
-    size = cells["size"].iloc[0] if cells["size"].nunique() == 1 else "the first 12 cells" if more else "all sizes"
+    drawn = rows[rows["cell"].isin(chosen["id"])]
+    return _finish(figure, f"At {chosen['size'].iloc[0]} {'; '.join(_ends(drawn))}", handles)
+
+
+def revisions(measured: Sequence[dict[str, Any]]) -> Figure:
+    """The same of a published model's revisions, as `raysweep geometry --json` prints them; `step1000` is step 1,000."""
+    steps = [re.search(r"(\d+)$", str(row.get("revision", ""))) for row in measured]
+    if len(measured) < 2 or not all(steps):
+        raise NoData("several revisions are needed whose names end in their step")
+    at = [int(step[1]) for step in steps if step]
+    order = np.argsort(at)
+    columns = [c for c in ("loss", "effective_rank", "spectral_norm") if all(c in row for row in measured)]
+    figure, axes = _figure(1, len(columns))
+    for ax, column in zip(axes, columns, strict=True):
+        values = [float(measured[i][column]) for i in order]
+        ax.plot([at[i] for i in order], values, color=_colours(1)[0], lw=1.2, marker="o")
+        ax.set_xscale("symlog", linthresh=1)
+        _label(ax, "training step", words(column))
+    table = pd.DataFrame(measured).assign(cell="", step=at)
+    table = table.rename(columns={"loss": "validation_loss", "effective_rank": RANK})
+    return _finish(figure, capital("; ".join(_ends(table))), [])
+
+
+def _ends(rows: pd.DataFrame) -> list[str]:
+    """What is seen at the end of these trajectories."""
     seen = []
-    ranks = rows.dropna(subset=[RANK]).sort_values("step").groupby("cell")[RANK].last().reindex(cells["id"]).dropna()
-    if len(ranks):
+    ranks = rows.dropna(subset=[RANK]).sort_values("step").groupby("cell")[RANK].last()
+    if len(ranks) > 1:
         seen.append(f"the effective rank ends between {ranks.min():.2f} and {ranks.max():.2f}")
-    rise = late_rise(rows[rows["cell"].isin(cells["id"])])
+    elif len(ranks):
+        seen.append(f"the effective rank ends at {ranks.iloc[0]:.2f}")
+    rise = late_rise(rows) if "validation_loss" in rows else {}
     if rise:
-        seen.append(f"the validation loss ends at most {max(rise.values()):.1%} above its lowest")
-    return _finish(figure, f"At {size} {'; '.join(seen)}", handles)
+        seen.append(f"the loss ends {'at most ' if len(rise) > 1 else ''}{max(rise.values()):.1%} above its lowest")
+    return seen
 
 
 def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps: bool = False) -> Figure:
@@ -290,6 +324,12 @@ def _finish(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
 def style() -> dict[Any, Any]:
     """The matplotlib settings that a figure of this module is saved under."""
     return dict(_STYLE)
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure in the format that the file's ending names."""
+    with mpl.rc_context(style()):
+        figure.savefig(file)
 
 
 def _scatter(ax: Axes, sweep: Sweep, cells: pd.DataFrame, x: str, y: str) -> None:

@@ -21,13 +21,14 @@ from plotly.offline import get_plotlyjs
 
 from analysis.example import SIMULATED
 from analysis.regressions import STATISTIC_WORDS
+from analysis.summary import effects_rows, interval
 from analysis.sweep import Sweep, outcome, short, words
 from analysis.tables import Table, entry, number
 
 
 def render(
     sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
-    drawn: pd.DataFrame, drawings: Path,
+    drawn: pd.DataFrame, drawings: Path, noise: pd.DataFrame, effects: pd.DataFrame,
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
     environment = Environment(
@@ -50,6 +51,7 @@ def render(
         interval=_interval,
         isfinite=lambda value: value is not None and math.isfinite(value),
         laws=_laws(laws),
+        effects=effects_rows(noise, effects),
         figures=_figures(drawn, drawings),
         missing=[row for row in drawn.to_dict("records") if not row["file"]],
         data=_json(_explorer(sweep)),
@@ -120,13 +122,7 @@ def _bar(row: dict[str, Any]) -> Markup:
 
 
 def _interval(row: dict[str, Any]) -> str:
-    """`value [low, high]` of a test, three significant digits."""
-    if not math.isfinite(row["value"]):
-        return "no value"
-    text = f"{row['value']:.3g}"
-    if math.isfinite(row["low"]):
-        text += f" [{row['low']:.3g}, {row['high']:.3g}]"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return interval(row["value"], row["low"], row["high"])
 
 
 def _laws(laws: pd.DataFrame) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ PAPER_TASKS = {
 PAPER_METRICS = ("effective_rank_W", "cosine_W", "isotropy_W", "effective_rank_H", "cosine_H")
 
 # What follows from other settings, or names a cell.
-_DERIVED = {"id", "size", "parameters", "steps", "flops", "learning_rate", "validation_sequences"}
+_DERIVED = {"id", "size", "parameters", "steps", "flops", "learning_rate", "validation_sequences", "reports"}
 _NOT_A_TASK = {"train_loss"}
 
 BASE_RATE = "base_learning_rate"

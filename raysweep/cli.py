@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         "--revision", action="append", help="revision of a model on the hub; several times for a trajectory"
     )
     measured.add_argument("--corpus", help="also the loss on the in-distribution test text of this corpus")
+    measured.add_argument("--figure", metavar="FILE.png", help="draw several revisions over their training steps")
     exported = command("export", _export, "write a cell as a transformers model folder", of_space, of_store)
     exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
     exported.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
@@ -329,6 +330,15 @@ def _geometry(options: argparse.Namespace) -> int:
             )
     if options.json:
         _print_json(answers[0] if len(answers) == 1 else answers)
+    if options.figure:
+        from analysis import plots
+
+        try:
+            plots.save(plots.revisions(answers), Path(options.figure))
+        except plots.NoData as error:
+            raise UserError(f"--figure: {error}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{options.figure} cannot be written: {error}") from None
     return 0
 
 

@@ -1,5 +1,6 @@
 """`raysweep analyze` on the simulated sweep: every file, every figure, and the page in a real browser."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import analyze, example, figures, sweep
+from analysis import analyze, example, figures, plots, sweep
 from analysis.sweep import Sweep
 from raysweep.errors import UserError
 from raysweep.store import Store
@@ -225,3 +226,42 @@ def test_the_trajectories_follow_their_controls(page: Any) -> None:
     assert page.evaluate("document.getElementById('trajectories').data.length") == 108
     assert page.locator("#trajectories .ytitle").text_content() == "validation loss (nats per token)"
     assert page.said == []
+
+
+def saturating(simulated: Sweep) -> Sweep:
+    """Two blocks x two batches x two seeds of the smallest size, with a trajectory each."""
+    base = simulated.cells.drop(columns=[sweep.BASE_RATE]).sort_values("parameters").head(1)
+    run = simulated.trajectories[simulated.trajectories["cell"] == base["id"].iloc[0]]
+    cells, runs = [], []
+    for number, (block, batch, seed) in enumerate(itertools.product(("sequential", "parallel"), (32, 1024), (1, 2))):
+        name = f"{block}-{batch}-{seed}"
+        cells.append(base.assign(id=name, block=block, batch_size=batch, seed=seed))
+        runs.append(run.assign(cell=name, validation_loss=run["validation_loss"] + number))
+    return sweep.from_tables("saturation", pd.concat(cells, ignore_index=True), pd.concat(runs))
+
+
+def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: Sweep) -> None:
+    figure = plots.saturation(saturating(simulated))
+    lines = figure.axes[0].get_lines()
+    assert len(lines) == 8
+    assert len({line.get_color() for line in lines}) == 4
+    (legend,) = figure.legends
+    assert sorted(text.get_text() for text in legend.get_texts()) == [
+        "block parallel, batch size 1024", "block parallel, batch size 32", "block sequential, batch size 1024",
+        "block sequential, batch size 32",
+    ]  # fmt: skip
+
+
+def test_revisions_over_their_steps() -> None:
+    measured = [
+        {"revision": f"step{step}", "loss": loss, "effective_rank": 0.5, "spectral_norm": 3.0}
+        for step, loss in ((1000, 4.0), (0, 10.0), (143000, 4.4))
+    ]
+    figure = plots.revisions(measured)
+    assert figure.axes[0].get_lines()[0].get_xydata().tolist() == [[0, 10], [1000, 4], [143000, 4.4]]
+    assert (
+        figure.get_suptitle().replace("\n", " ")
+        == "The effective rank ends at 0.50; the loss ends 10.0% above its lowest"
+    )
+    with pytest.raises(plots.NoData, match="names end in their step"):
+        plots.revisions([{"revision": "main"}, {"revision": "step1"}])

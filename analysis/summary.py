@@ -1,0 +1,122 @@
+"""`summary.md`: the scorecard and the effects against the noise of seeds, as Markdown for a README."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.claims import COSINE, ISOTROPY, RANK
+from analysis.sweep import capital, words
+
+_MINUS = "\N{MINUS SIGN}"
+
+# What the table of effects shows of the columns of `effects.csv`, where the sweep has them.
+SHOWN = (
+    RANK, COSINE, ISOTROPY, "effective_rank_H", "in_distribution_loss", "validation_loss", "out_of_distribution_loss",
+    "quantized_4bit_in_distribution_loss_change", "finetune_python_loss", "forgetting_python_loss_change",
+    "finetune_math_loss", "forgetting_math_loss_change",
+)  # fmt: skip
+
+
+def summary(card: pd.DataFrame, tests: pd.DataFrame, noise: pd.DataFrame, effects: pd.DataFrame) -> str:
+    """The Markdown text."""
+    parts = ["### The fifteen claims", "", *scorecard(card, tests), ""]
+    if len(effects):
+        parts += ["### Effects", "", *effects_table(effects_rows(noise, effects)), ""]
+    return "\n".join(parts)
+
+
+def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
+    """A pipe table: each claim as the paper has it, its verdict, and the test that decided."""
+    tally = card["verdict"].value_counts()
+    counts = [f"{tally.get(v, 0)} {v}" for v in ("supported", "contradicted", "undecided")]
+    lines = [
+        f"{', '.join(counts)}.",
+        "",
+        "| | the paper says | here | the deciding test | of its tests |",
+        "|---|---|---|---|---|",
+    ]
+    for row in card.to_dict("records"):
+        of_claim = tests[tests["claim"] == row["claim"]]["verdict"]
+        held = f"{(of_claim == 'supported').sum()} of {len(of_claim)} supported"
+        decided = f"{row['effect']}: {interval(row['value'], row['low'], row['high'])}, claimed {row['rule']}"
+        if row["reason"]:
+            decided = f"{row['effect']}: {row['reason']}"
+        lines.append(f"| {row['claim']} | {row['statement']} | **{row['verdict']}** | {_cell(decided)} | {held} |")
+    return lines
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One effect."""
+
+    text: str
+    """The change with its interval."""
+    beyond_zero: bool
+    noise: str
+    """The change in standard deviations between seeds; empty where there is none."""
+
+
+@dataclass(frozen=True)
+class Effects:
+    """The effects of all hyperparameters on what is most telling."""
+
+    names: list[str]
+    """The hyperparameters."""
+    rows: list[tuple[str, float, list[Entry]]]
+    """Column, its standard deviation between seeds (NaN without seeds), and an entry for each name."""
+
+
+def effects_rows(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
+    """The tables of `analysis.noise` as what is shown of them."""
+    deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+    names = list(dict.fromkeys(effects["hyperparameter"]))
+    rows = []
+    for column in [c for c in SHOWN if c in set(effects["column"])]:
+        found = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
+        entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "") for name in names]
+        rows.append((column, deviation.get(column, math.nan), entries))
+    return Effects(names, rows)
+
+
+def _entry(effect: dict[str, Any]) -> Entry:
+    times = effect["seed_standard_deviations"]
+    return Entry(
+        interval(effect["effect"], effect["low"], effect["high"]),
+        effect["low"] > 0 or effect["high"] < 0,
+        f"{times:+.1f} sd".replace("-", _MINUS) if math.isfinite(times) else "",
+    )
+
+
+def effects_table(shown: Effects) -> list[str]:
+    """A pipe table of it."""
+    lines = ["| | between seeds | " + " | ".join(map(words, shown.names)) + " |", "|---" * (len(shown.names) + 2) + "|"]
+    for column, deviation, entries in shown.rows:
+        texts = [f"{deviation:.2g}" if math.isfinite(deviation) else "\N{EN DASH}"]
+        for entry in entries:
+            text = entry.text + (f"<br>{entry.noise}" if entry.noise else "")
+            texts.append(f"**{text}**" if entry.beyond_zero else text)
+        lines.append(f"| {capital(words(column))} | " + " | ".join(texts) + " |")
+    return [
+        *lines,
+        "",
+        "Each entry: the change from the lowest to the highest value tested, all else equal, with its 95% permutation "
+        "interval, bold where that leaves out zero; and the change over the standard deviation of one run between seeds. "
+        "Tokens at equal steps.",
+    ]
+
+
+def interval(value: float, low: float, high: float) -> str:
+    """`value [low, high]`, three significant digits."""
+    if not np.isfinite(value):
+        return "no value"
+    text = f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) else "")
+    return text.replace("-", _MINUS)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
