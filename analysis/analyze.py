@@ -4,6 +4,7 @@ regressions.csv   every task x metric x statistic with its interval, n, and the 
 scaling_law.csv   each task's fitted law
 claims.csv        the fifteen claims with their verdicts; claim_tests.csv has every test behind them
 seed_noise.csv    how much seeds of one configuration differ; effects.csv has every effect, held against that
+interventions.csv what follows when the rank of W alone is moved, where cells have an intervention
 summary.md        the scorecard and the effects, for a README
 tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
 figures/          the paper's Figures 2-27, as PNG and PDF, and figures.csv
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import claims, figures, noise, regressions, report, summary, sweep, tables
+from analysis import claims, figures, interventions, noise, regressions, report, summary, sweep, tables
 from raysweep.errors import UserError
 
 Step = Callable[[str, int, int], None]
@@ -65,14 +66,18 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     between_seeds.to_csv(output / "seed_noise.csv", index=False)
     effects = noise.effects(found, between_seeds)
     effects.to_csv(output / "effects.csv", index=False)
-    text = summary.summary(card, tests, between_seeds, effects)
+    moved = interventions.interventions(found, between_seeds)
+    if len(moved):
+        moved.to_csv(output / "interventions.csv", index=False)
+    shown = [summary.of_hyperparameters(between_seeds, effects), summary.of_interventions(between_seeds, moved)]
+    text = summary.summary(card, tests, shown)
     (output / "summary.md").write_text(text, encoding="utf-8")
     made = tables.tables(statistics)
     tables.write(made, output / "tables")
     drawn = figures.draw(found, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)
 
-    page = report.render(found, card, tests, made, laws, drawn, drawings, between_seeds, effects)
+    page = report.render(found, card, tests, made, laws, drawn, drawings, shown)
     unfinished = output / "report.html.unfinished"
     unfinished.write_text(page, encoding="utf-8")
     unfinished.replace(output / "report.html")

@@ -29,7 +29,7 @@ def seed_noise(sweep: Sweep) -> pd.DataFrame:
     """
     rows = []
     groups = sweep.cells.groupby(sweep.configurations, sort=False)
-    for column in _outcomes(sweep):
+    for column in outcomes(sweep):
         squares, freedom, several = 0.0, 0, 0
         for _, cells in groups:
             values = cells[column].dropna().to_numpy(float)
@@ -52,7 +52,7 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
     rows = []
     for name in sweep.hyperparameters:
-        for column in _outcomes(sweep):
+        for column in outcomes(sweep):
             found = trend(sweep, name, column, equal_steps=name == "tokens")
             if found is None:
                 continue
@@ -62,7 +62,7 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 
-def _outcomes(sweep: Sweep) -> list[str]:
+def outcomes(sweep: Sweep) -> list[str]:
     """Tasks and metrics, and the changes of tasks."""
     changes = [
         c for c in sweep.cells if c.endswith("_loss_change") and c.removesuffix("_change") in sweep.tasks.values()

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis import statistics
+from analysis import interventions, statistics
 from analysis.claims import NEAR_LINEAR, NO_LINE, RANK, late_rise
 from analysis.sweep import Sweep, capital, outcome, short, words
 from analysis.trends import Effect, trend
@@ -229,6 +229,50 @@ def _ends(rows: pd.DataFrame) -> list[str]:
     if rise:
         seen.append(f"the loss ends {'at most ' if len(rise) > 1 else ''}{max(rise.values()):.1%} above its lowest")
     return seen
+
+
+def moved_rank(sweep: Sweep) -> Figure:
+    """What changes when the rank of W alone is moved: each cell minus the same cell left alone; lines join seeds' means."""
+    wanted = {
+        sweep.tasks.get(sweep.main_task, ""): sweep.label(sweep.tasks.get(sweep.main_task, "")),
+        "quantized_4bit_in_distribution_loss_change": "rise by 4-bit GPTQ",
+        "finetune_python_loss": "Python loss after fine-tuning",
+        "forgetting_python_loss_change": "in-distribution loss forgotten",
+    }
+    pairs = pd.DataFrame(
+        [
+            {"name": name, "size": cell["size"], "parameters": cell["parameters"], "rank": cell[RANK]}
+            | {column: cell[column] - alone[column] for column in wanted if column in cell}
+            for name, alone, cell in interventions.pairs(sweep)
+        ]
+    )
+    if not len(pairs):
+        raise NoData("no cell has an intervention and a cell that equals it in all else")
+    columns = [c for c in wanted if c in pairs and pairs[c].notna().any()]
+    figure, axes = _figure(1, len(columns))
+    colours, markers = _size_colours(sweep.cells), _size_markers(sweep.cells)
+    for ax, column in zip(axes, columns, strict=True):
+        ax.axhline(0, color="#444444", lw=0.8)
+        for size, of_size in _sizes(pairs).items():
+            capped = of_size["name"].str.startswith("cap")
+            ax.plot(
+                of_size["rank"], of_size[column], ls="", marker=markers[size], color=colours[size], alpha=0.45, ms=3.5
+            )
+            means = of_size[~capped].groupby("name")[["rank", column]].mean().sort_values("rank")
+            ax.plot(means["rank"], means[column], color=colours[size], lw=1.3)
+            cap = of_size[capped]
+            ax.plot(
+                cap["rank"].mean(), cap[column].mean(), marker="*", ms=9, color=colours[size], mec="#222222", mew=0.5
+            )
+        _label(ax, "effective rank of W", f"change of {wanted[column]}")
+    main = next(iter(columns))
+    lowest = pairs.groupby("name")["rank"].mean().idxmin()
+    change = pairs[pairs["name"] == lowest][main].mean()
+    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {change:+.3f}".replace(
+        "-", "\N{MINUS SIGN}"
+    )
+    star = Line2D([], [], ls="", marker="*", color="#777777", label="cap on the spectral norm")
+    return _finish(figure, title, [*_size_legend(sweep.cells), star])
 
 
 def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps: bool = False) -> Figure:

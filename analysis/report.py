@@ -21,14 +21,14 @@ from plotly.offline import get_plotlyjs
 
 from analysis.example import SIMULATED
 from analysis.regressions import STATISTIC_WORDS
-from analysis.summary import effects_rows, interval
+from analysis.summary import Effects, interval
 from analysis.sweep import Sweep, outcome, short, words
 from analysis.tables import Table, entry, number
 
 
 def render(
     sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
-    drawn: pd.DataFrame, drawings: Path, noise: pd.DataFrame, effects: pd.DataFrame,
+    drawn: pd.DataFrame, drawings: Path, effects: list[Effects],
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
     environment = Environment(
@@ -51,7 +51,7 @@ def render(
         interval=_interval,
         isfinite=lambda value: value is not None and math.isfinite(value),
         laws=_laws(laws),
-        effects=effects_rows(noise, effects),
+        effects=[table for table in effects if table.rows],
         figures=_figures(drawn, drawings),
         missing=[row for row in drawn.to_dict("records") if not row["file"]],
         data=_json(_explorer(sweep)),

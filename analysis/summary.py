@@ -22,11 +22,12 @@ SHOWN = (
 )  # fmt: skip
 
 
-def summary(card: pd.DataFrame, tests: pd.DataFrame, noise: pd.DataFrame, effects: pd.DataFrame) -> str:
+def summary(card: pd.DataFrame, tests: pd.DataFrame, shown: list[Effects]) -> str:
     """The Markdown text."""
     parts = ["### The fifteen claims", "", *scorecard(card, tests), ""]
-    if len(effects):
-        parts += ["### Effects", "", *effects_table(effects_rows(noise, effects)), ""]
+    for effects in shown:
+        if effects.rows:
+            parts += [f"### {effects.title}", "", *effects_table(effects), ""]
     return "\n".join(parts)
 
 
@@ -63,16 +64,40 @@ class Entry:
 
 @dataclass(frozen=True)
 class Effects:
-    """The effects of all hyperparameters on what is most telling."""
+    """Effects on what is most telling."""
 
+    title: str
+    note: str
+    """What an entry is."""
     names: list[str]
-    """The hyperparameters."""
+    """Of the columns."""
     rows: list[tuple[str, float, list[Entry]]]
     """Column, its standard deviation between seeds (NaN without seeds), and an entry for each name."""
 
 
-def effects_rows(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
+def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
     """The tables of `analysis.noise` as what is shown of them."""
+    note = (
+        "Each entry: the change from the lowest to the highest value tested, all else equal, with its 95% permutation "
+        "interval, bold where that leaves out zero; and the change over the standard deviation of one run between seeds. "
+        "Tokens at equal steps."
+    )
+    return _effects("Effects against the noise of seeds", note, noise, effects)
+
+
+def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> Effects:
+    """The table of `analysis.interventions`, all sizes together."""
+    note = (
+        "Each entry: the mean change of a cell by the intervention, seed and all else equal, with its 95% permutation "
+        "interval over pairs, bold where that leaves out zero; and the change over the standard deviation of one run "
+        "between seeds. "
+        "Slope: the change per unit of effective rank, over all targets."
+    )
+    together = moved[moved["size"] == ""].rename(columns={"intervention": "hyperparameter", "change": "effect"})
+    return _effects("When the rank alone is moved", note, noise, together)
+
+
+def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
     deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
     names = list(dict.fromkeys(effects["hyperparameter"]))
     rows = []
@@ -80,7 +105,7 @@ def effects_rows(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
         found = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
         entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "") for name in names]
         rows.append((column, deviation.get(column, math.nan), entries))
-    return Effects(names, rows)
+    return Effects(title, note, [words(name) for name in names], rows)
 
 
 def _entry(effect: dict[str, Any]) -> Entry:
@@ -94,20 +119,14 @@ def _entry(effect: dict[str, Any]) -> Entry:
 
 def effects_table(shown: Effects) -> list[str]:
     """A pipe table of it."""
-    lines = ["| | between seeds | " + " | ".join(map(words, shown.names)) + " |", "|---" * (len(shown.names) + 2) + "|"]
+    lines = ["| | between seeds | " + " | ".join(shown.names) + " |", "|---" * (len(shown.names) + 2) + "|"]
     for column, deviation, entries in shown.rows:
         texts = [f"{deviation:.2g}" if math.isfinite(deviation) else "\N{EN DASH}"]
         for entry in entries:
             text = entry.text + (f"<br>{entry.noise}" if entry.noise else "")
             texts.append(f"**{text}**" if entry.beyond_zero else text)
         lines.append(f"| {capital(words(column))} | " + " | ".join(texts) + " |")
-    return [
-        *lines,
-        "",
-        "Each entry: the change from the lowest to the highest value tested, all else equal, with its 95% permutation "
-        "interval, bold where that leaves out zero; and the change over the standard deviation of one run between seeds. "
-        "Tokens at equal steps.",
-    ]
+    return [*lines, "", shown.note]
 
 
 def interval(value: float, low: float, high: float) -> str:

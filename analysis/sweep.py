@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from raysweep.corpora import OLMO_VOCABULARY
 from raysweep.errors import UserError
+from raysweep.model import SIZES
 from raysweep.publish import Published
 from raysweep.store import PLAN, TRAJECTORIES, Store
 from raysweep.tables import results
@@ -109,7 +111,10 @@ class Sweep:
         varied = [n for n in names if n in self.cells and self.cells[n].nunique(dropna=False) > 1]
         if not varied:
             return pd.DataFrame(index=self.cells.index)
-        return pd.get_dummies(self.cells[varied], drop_first=True).astype(float)
+        values = pd.get_dummies(self.cells[varied], drop_first=True).astype(float)
+        # A setting that a cell does without is 0 there, and another level for those that do without.
+        without = values.isna().loc[:, lambda absent: absent.any()].astype(float).add_suffix("_absent")
+        return pd.concat([values.fillna(0.0), without], axis=1)
 
     @cached_property
     def configurations(self) -> np.ndarray[Any, Any]:
@@ -194,6 +199,10 @@ def from_tables(
     """A sweep from tables in the form of `raysweep results` and of the store's trajectories."""
     diverged = cells["status"] == "diverged" if "status" in cells else pd.Series(False, index=cells.index)
     kept = _finite(cells[~diverged].reset_index(drop=True))
+    if {"size", "width", "vocabulary"} <= set(kept):
+        # `4M` is a width of 64 under the paper's vocabulary; under another it is a model of another size.
+        other = kept["size"].isin(SIZES) & (kept["vocabulary"] != OLMO_VOCABULARY)
+        kept = kept.assign(size=kept["size"].where(~other, "d" + kept["width"].astype(str)))
     if {"learning_rate", "learning_rate_factor"} <= set(kept):
         # Rounded, so that two ways to compute one rate make one rate.
         base = kept["learning_rate"] / kept["learning_rate_factor"]

@@ -1,0 +1,83 @@
+"""Planted effects of a moved rank are found, with intervals that hold them, and nothing is found where nothing is."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import claims, interventions, noise, plots, regressions, sweep
+from analysis.sweep import Sweep
+
+TARGETS = (0.5, 0.7, 0.95)
+ALONE = 0.86
+PENALTY = {0.5: 0.08, 0.7: 0.02, 0.95: 0.0}
+SLOPE = -0.3
+
+
+def moved(simulated: Sweep) -> Sweep:
+    """Three sizes x four seeds, left alone, pushed to three targets, and capped, with planted changes and little noise."""
+    columns = ["effective_rank_target", "effective_rank_penalty", "spectral_norm_cap"]
+    plain = simulated.cells.drop(columns=[sweep.BASE_RATE, *(c for c in columns if c in simulated.cells)])
+    base = plain[(plain["tokens"] == 32e9) & (plain["batch_size"] == 128)].groupby("size").head(1).head(3)
+    rng = np.random.default_rng(0)
+    rows = []
+    for (_, cell), seed in product(base.iterrows(), range(4)):
+        level = rng.standard_normal()
+        for target, cap in [(None, None), *((t, None) for t in TARGETS), (None, 15.0)]:
+            rank = target or (0.98 if cap else ALONE)
+            rows.append(
+                cell.to_dict()
+                | {"id": f"{cell['size']}-{seed}-{target}-{cap}", "seed": seed}
+                | {"effective_rank_target": target, "effective_rank_penalty": 100.0 if target else 0.0}
+                | {"spectral_norm_cap": cap, "effective_rank_W": rank}
+                | {"in_distribution_loss": 4 + level + PENALTY.get(target or 0, 0) + 0.002 * rng.standard_normal()}
+                | {"forgetting_python_loss_change": 1 + level + SLOPE * rank + 0.002 * rng.standard_normal()}
+                | {"cosine_W": level + 0.05 * rng.standard_normal()}
+            )
+    return sweep.from_tables("moved", pd.DataFrame(rows), simulated.trajectories.head(0))
+
+
+def test_planted_changes_are_found_and_others_are_not(simulated: Sweep) -> None:
+    study = moved(simulated)
+    found = interventions.interventions(study, noise.seed_noise(study))
+    every = found[found["size"] == ""].set_index(["intervention", "column"])
+    for target, change in PENALTY.items():
+        row = every.loc[(f"rank {target:g}", "in_distribution_loss")]
+        assert row["low"] < row["change"] < row["high"]
+        assert row["change"] == pytest.approx(change, abs=0.004)
+        assert (row["pairs"], row["sizes"]) == (12, 3)
+    assert every.loc[("rank 0.5", "in_distribution_loss"), "low"] > 0
+    assert every.loc[("cap 15", "effective_rank_W"), "change"] == pytest.approx(0.98 - ALONE)
+    slope = every.loc[("slope", "forgetting_python_loss_change")]
+    assert slope["low"] < SLOPE < slope["high"]
+    assert slope["high"] < 0
+    unmoved = every.loc[("rank 0.5", "cosine_W")]
+    assert unmoved["low"] < 0 < unmoved["high"]
+    assert set(found["size"]) == {"", *study.cells["size"]}
+
+
+def test_cells_with_and_without_a_target_are_analysed_together(simulated: Sweep) -> None:
+    study = moved(simulated)
+    assert bool(np.isfinite(study.controls.to_numpy()).all())
+    found, _ = regressions.regressions(study, draws=50, jobs=1)
+    of_loss = found[(found["task"] == "in_distribution") & (found["metric"] == "effective_rank_W")].set_index(
+        "statistic"
+    )
+    assert np.isfinite(of_loss.loc["raw_spearman", "value"])
+    assert np.isfinite(of_loss.loc["partial_spearman", "value"])
+    card, _ = claims.claims(study, found)
+    assert len(card) == 15
+
+
+def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
+    assert not len(interventions.interventions(simulated, noise.seed_noise(simulated)))
+    with pytest.raises(plots.NoData, match="no cell has an intervention"):
+        plots.moved_rank(simulated)
+
+
+def test_the_figure_has_a_line_for_each_size(simulated: Sweep) -> None:
+    figure = plots.moved_rank(moved(simulated))
+    assert [len(ax.get_lines()) for ax in figure.axes] == [1 + 3 * 3] * len(figure.axes)
+    assert "rank 0.5" in figure.get_suptitle()
+    assert "+0.08" in figure.get_suptitle()
