@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example test test-slow test-faults test-cluster test-autoscaling test-monitoring test-ballistic test-soak check format clean
+.PHONY: install demo report-example mini-cell mini-report test test-slow test-faults test-cluster test-autoscaling test-monitoring test-ballistic test-soak check format clean
 
 install: $(DONE)
 
@@ -36,6 +36,14 @@ report-example: $(DONE)
 	@$(BIN)/python -m analysis.example runs/report-example
 	@$(BIN)/raysweep analyze runs/report-example/simulated.yaml --store runs/report-example/store \
 		--output runs/report-example/report
+
+# One cell of the miniature study again, every number of it compared with the committed one: make mini-cell CELL=<id>
+mini-cell: $(DONE)
+	@$(BIN)/raysweep reproduce results/mini "$(CELL)"
+
+# The study's tables and figures from its committed rows.
+mini-report: $(DONE)
+	@$(BIN)/raysweep analyze results/mini --output results/mini/report
 
 test: $(DONE)
 	@$(BIN)/python -m pytest
