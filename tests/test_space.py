@@ -9,6 +9,7 @@ from tiny import TINY, make_cell
 
 from raysweep import space
 from raysweep.errors import UserError
+from raysweep.model import SIZES
 from raysweep.space import Cell, Space
 
 SPACES = Path(__file__).parent.parent / "search_spaces"
@@ -305,3 +306,44 @@ def test_a_missing_file_names_the_ones_there(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text("name: demo")
     with pytest.raises(UserError, match=r"demmo.yaml: no such search space.*did you mean 'demo.yaml'"):
         space.load(tmp_path / "demmo.yaml")
+
+
+# What a setting of mini.yaml stands for in paper.yaml.
+SCALED = {
+    "tokens": {2**20: 8e9, 2**22: 32e9, 2**23: 64e9, 2**24: 128e9},
+    "batch_size": {4: 32, 8: 64, 16: 128, 32: 256, 64: 512},
+    "weight_decay": {0.1: 0.1, 0.3: 0.01, 1.0: 0.5},
+    "learning_rate_factor": {0.4: 1, 0.04: 0.1, 4: 10},
+    "final_learning_rate_fraction": {0.1: 0.1, 0: 0, 0.01: 0.01},
+}
+
+
+def test_the_miniature_is_the_papers_design() -> None:
+    mini, paper = space.load(SPACES / "mini.yaml").cells, space.load(SPACES / "paper.yaml").cells
+    study = [cell for cell in mini if cell.seed == 6198]
+    widths = sorted({cell.size.width for cell in study})
+    for width, name in zip(widths, SIZES, strict=True):
+        ours = [{k: scale[getattr(c, k)] for k, scale in SCALED.items()} for c in study if c.size.width == width]
+        theirs = [{k: getattr(c, k) for k in SCALED} for c in paper if c.size.label == name]
+        assert ours == theirs
+    assert len(study) == 108
+    parameters = [cell.shape.parameters for cell in study]
+    assert max(parameters) >= 16 * min(parameters)
+    assert {cell.size.depth for cell in study} == {6}
+    assert {cell.size.heads for cell in study} == {4}
+    larger = {c.steps for c in study if c.tokens > 2**22} | {c.steps for c in study if c.weight_decay == 1.0}
+    assert len(larger) == 1
+    seeds = [cell for cell in mini if cell.seed != 6198]
+    assert sorted((c.size.width, c.seed) for c in seeds) == [(w, s) for w in widths for s in (6199, 6200, 6201)]
+    assert {c.model_copy(update={"seed": 6198}).id for c in seeds} <= {c.id for c in study}
+
+
+def test_interventions_leave_everything_else_as_it_is_in_the_miniature() -> None:
+    mini = {cell.id for cell in space.load(SPACES / "mini.yaml").cells}
+    cells = space.load(SPACES / "interventions.yaml").cells
+    none = {"effective_rank_target": None, "effective_rank_penalty": 0.0, "spectral_norm_cap": None}
+    alone = {cell.id for cell in cells if cell.effective_rank_target is None and cell.spectral_norm_cap is None}
+    assert len(cells) == 60
+    assert len(alone) == 12
+    assert alone <= mini
+    assert {cell.model_copy(update=none).id for cell in cells} == alone
