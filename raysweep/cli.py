@@ -272,11 +272,12 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from raysweep import publish
+    from raysweep import progress, publish
 
     space = _load(options)
     count = publish.publish(Path(options.space), _store(options, space), Path(options.output))
     print(f"{count} of {len(space.cells)} cells published in {options.output}")
+    progress.show_account(publish.account(publish.read(Path(options.output))))
     return 0
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raysweep.corpora.published import Preset
     from raysweep.gauges import Gauges
     from raysweep.lock import Lock
+    from raysweep.publish import Account
     from raysweep.reproduce import Difference
     from raysweep.space import Space
     from raysweep.store import Store
@@ -475,6 +476,17 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
 
 
 VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
+
+
+def show_account(account: Account) -> None:
+    """What `raysweep publish` says that a sweep took."""
+    _print(
+        f"{_count(account.tokens)} tokens in {duration(account.work)} of training and evaluation on one core each, "
+        f"{duration(account.wall_clock)} of wall-clock in {account.sessions} sessions"
+        + (f", {account.overhead:.2f} times what the cores worked" if account.overhead == account.overhead else "")
+    )
+    if account.killed or account.resumed:
+        _print(f"{account.killed} sessions were killed or go on, {account.resumed} cells were trained in several parts")
 
 
 def show_differences(compared: int, found: list[Difference], folder: Path, store: Store) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> int:
             row for cell in finished for row in store.read_rows(store.trajectory_file(cell), TRAJECTORIES) or []
         ],
         "timings": [row for cell in finished for stage in stages for row in timings[stage].get(cell, [])],
-        "sessions": sessions.read(store),
+        "sessions": sessions.read(store, planned.name),
     }  # fmt: skip
     for row in rows["timings"]:
         if row["finished"] is not None:  # `read_all` gives times as text.
@@ -85,3 +86,41 @@ def read(folder: Path) -> Published:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
             raise UserError(f"{path} {reason}: {folder} is not what `raysweep publish` writes") from None
     return Published(space.load(folder / SPACE), **found)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a sweep took."""
+
+    sessions: int
+    """How often `raysweep run` was called while there was something to do."""
+    killed: int
+    """Sessions that did not end by themselves; one that is still there counts too."""
+    resumed: int
+    """Cells whose training was begun more than once."""
+    wall_clock: float
+    """Seconds in sessions."""
+    work: float
+    """Core-seconds that trainings and evaluations asked for while they ran."""
+    tokens: int
+    """Trained on."""
+    overhead: float
+    """Wall-clock over work / cores: 1 where every core did nothing but train and evaluate. NaN without sessions."""
+
+
+def account(published: Published) -> Account:
+    """What the sweep took, from its timings and sessions."""
+    resources = published.space.resources
+    cores = {TRAIN: resources.train.workers * resources.train.cpus}
+    timings, ran = published.timings.to_pylist(), published.sessions.to_pylist()
+    work = sum(row["seconds"] * cores.get(row["stage"], resources.evaluate.cpus) for row in timings)
+    available = sum((row["seen"] - row["started"]).total_seconds() * row["cores"] for row in ran)
+    return Account(
+        sessions=len(ran),
+        killed=sum(not row["ended"] for row in ran),
+        resumed=sum(row["starts"] > 1 for row in timings if row["stage"] == TRAIN),
+        wall_clock=sum((row["seen"] - row["started"]).total_seconds() for row in ran),
+        work=work,
+        tokens=sum(published.results["tokens_trained"].to_pylist()),
+        overhead=available / work if work and available else math.nan,
+    )

@@ -28,9 +28,10 @@ _VERSIONS = ("raysweep", "torch", "ray", "ai2-olmo", "numpy", "tokenizers", "tra
 
 
 @contextmanager
-def recorded(store: Store) -> Iterator[None]:
-    """Keep the record of this session while in the context."""
+def recorded(store: Store, space: str) -> Iterator[None]:
+    """Keep the record of this session on the search space of that name while in the context."""
     record: dict[str, Any] = {
+        "space": space,
         "started": _now(),
         "host": socket.gethostname(),
         "processor": processor(),
@@ -62,10 +63,12 @@ def recorded(store: Store) -> Iterator[None]:
         write(ended=True)
 
 
-def read(store: Store) -> list[dict[str, Any]]:
-    """The sessions of a store in their order; one that has not `ended` was killed, or is still there."""
+def read(store: Store, space: str) -> list[dict[str, Any]]:
+    """The sessions on a search space in their order; one that has not `ended` was killed, or is still there."""
     tables = [store.read_rows(f"{DIRECTORY}/{name}", SESSIONS) for name, _, _ in store.files(DIRECTORY)]
-    return sorted((row for rows in tables for row in rows or []), key=lambda row: row["started"])
+    return sorted(
+        (row for rows in tables for row in rows or [] if row["space"] == space), key=lambda row: row["started"]
+    )
 
 
 def processor() -> str:

@@ -160,6 +160,7 @@ FAILURES = _schema(
 )
 
 SESSIONS = _schema(
+    space=(_TEXT, "its name"),
     started=(pa.timestamp("s", "UTC"), ""),
     seen=(pa.timestamp("s", "UTC"), "when it last said that it was there"),
     ended=(pa.bool_(), "by itself, not killed"),

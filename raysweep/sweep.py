@@ -130,7 +130,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     """
     loggers.check(space)
     store.probe()
-    with lock.Lock(store) as held, sessions.recorded(store):
+    with lock.Lock(store) as held, sessions.recorded(store, space.name):
         before = survey(store, space)
         if not train:
             before = _trained(before, space, store)

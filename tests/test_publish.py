@@ -1,5 +1,6 @@
 """What is published is what the store has, and a cell made again is held against it number by number."""
 
+import datetime
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from analysis import example, sweep
 from raysweep import publish, reproduce, space
 from raysweep.errors import UserError
 from raysweep.space import Space
-from raysweep.store import TRAJECTORIES, Store
+from raysweep.store import SESSIONS, TIMINGS, TRAJECTORIES, Store
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,32 @@ def test_timings_and_sessions_are_published(folder: Path) -> None:
     assert set(timings["stage"]) == {"train"}
     assert timings["cell"].nunique() == 108
     assert str(timings["finished"].dtype).startswith("datetime64")
+
+
+def test_the_account_of_a_sweep() -> None:
+    """Two cores for two hours in two sessions, one of them killed; 3 core-hours of work."""
+    planned = space.load(Path(__file__).parent.parent / "search_spaces" / "demo.yaml")
+    noon = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+    hour = datetime.timedelta(hours=1)
+    ran = [
+        {
+            "space": "demo",
+            "started": noon + k * 5 * hour,
+            "seen": noon + (k * 5 + 1) * hour,
+            "ended": bool(k),
+            "cores": 2,
+        }
+        for k in range(2)
+    ]
+    took = [
+        {"cell": "a", "stage": "train", "seconds": 7200.0, "starts": 2},
+        {"cell": "b", "stage": "train", "seconds": 1800.0, "starts": 1},
+        {"cell": "b", "stage": "quantized", "seconds": 1800.0, "starts": 1},
+    ]
+    account = publish.account(
+        publish.Published(
+            planned, pa.table({"tokens_trained": [5, 7]}), pa.table({}),
+            pa.Table.from_pylist(took, schema=TIMINGS), pa.Table.from_pylist(ran, schema=SESSIONS),
+        )
+    )  # fmt: skip
+    assert account == publish.Account(2, 1, 1, 7200.0, 10800.0, 12, 4 / 3)
