@@ -4,7 +4,7 @@ regressions.csv   every task x metric x statistic with its interval, n, and the 
 scaling_law.csv   each task's fitted law
 claims.csv        the fifteen claims with their verdicts; claim_tests.csv has every test behind them
 seed_noise.csv    how much seeds of one configuration differ; effects.csv has every effect, held against that
-interventions.csv what follows when the rank of W alone is moved, where cells have an intervention
+interventions.csv what follows when the rank of W alone is moved; empty where no cell has an intervention
 summary.md        the scorecard and the effects, for a README
 tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
 figures/          the paper's Figures 2-27, as PNG and PDF, and figures.csv
@@ -67,8 +67,7 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     effects = noise.effects(found, between_seeds)
     effects.to_csv(output / "effects.csv", index=False)
     moved = interventions.interventions(found, between_seeds)
-    if len(moved):
-        moved.to_csv(output / "interventions.csv", index=False)
+    moved.to_csv(output / "interventions.csv", index=False)
     shown = [summary.of_hyperparameters(between_seeds, effects), summary.of_interventions(between_seeds, moved)]
     text = summary.summary(card, tests, shown)
     (output / "summary.md").write_text(text, encoding="utf-8")

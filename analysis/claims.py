@@ -270,8 +270,7 @@ class _Evidence:
         margin = _within_size_spread(self.cells, RANK) / 2
         rule = f"within ±{margin:.3g}" if margin > 0 else "within ±0.01"
         yield self._trend("learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule)
-        # A study scales the rule to its models, and most of its cells have the rate that it prescribes.
-        prescribed = float(self.cells["learning_rate_factor"].mode().min()) if len(self.cells) else 1.0
+        prescribed = _prescribed(self.cells)
         for side, of in (("lower", np.less_equal), ("higher", np.greater_equal)):
             yield self._trend(
                 "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
@@ -420,6 +419,12 @@ def _correlation(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array
 def _between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
     """A slice's cells at two of its values, where it has at least three."""
     return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
+
+
+def _prescribed(cells: pd.DataFrame) -> float:
+    """The learning-rate factor of most cells: a study may scale the rule to its models. 1 where there is no such factor."""
+    most = cells["learning_rate_factor"].mode()
+    return float(most.iloc[0]) if len(most) == 1 else 1.0
 
 
 def _where_factor(cells: pd.DataFrame, of: Callable[[Any, float], Any], bound: float) -> pd.DataFrame:

@@ -2,8 +2,8 @@
 
 A pair is two cells that differ in their intervention only, the seed included: the same initial weights, the same data in the
 same order. The change of a column is the mean over pairs, and its interval comes from swapping the two within pairs, in all
-ways (`analysis.trends.effect`); the slope is that of a column on the effective rank over the targets and the cell that was
-left alone, shared by all sizes and seeds, each with a level of its own.
+ways or in 20,000 of them (`analysis.trends.effect`). The slope is that of a column on the effective rank, over the targets
+and the cell that was left alone, shared by all sizes and seeds, each with a level of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 SETTINGS = ("effective_rank_target", "effective_rank_penalty", "spectral_norm_cap")
 
 COLUMNS = (
-    "intervention", "column", "change", "low", "high", "pairs", "sizes", "seed_standard_deviations", "size",
+    "intervention", "column", "change", "low", "high", "comparisons", "sizes", "seed_standard_deviations", "size",
 )  # fmt: skip
 
 
@@ -36,42 +36,41 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """
     deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
     rows = []
-    found = list(pairs(sweep))
+    found, families = list(pairs(sweep)), _families(sweep)
     names = sorted({name for name, _, _ in found})
     for column in outcomes(sweep) if found else []:
         for size in ["", *dict.fromkeys(alone["size"] for _, alone, _ in found)]:
             for name in names:
                 chosen = [(a, b) for n, a, b in found if n == name and size in ("", a["size"])]
-                slices = [(np.array([0.0, 1.0]), np.array([a[column], b[column]], dtype=float)) for a, b in chosen]
-                rows.append(_row(name, column, slices, deviation, size, len({a["size"] for a, _ in chosen})))
-            slices = [
-                (group[RANK].to_numpy(float), group[column].to_numpy(float))
-                for group in _families(sweep)
-                if column != RANK and size in ("", group["size"].iloc[0])
+                swaps = [(a["size"], np.array([0.0, 1.0]), np.array([a[column], b[column]], float)) for a, b in chosen]
+                rows.append(_row(name, column, swaps, deviation.get(column, 0.0), size))
+            trends = [
+                (group["size"].iloc[0], group[RANK].to_numpy(float), group[column].to_numpy(float))
+                for group in families
+                if size in ("", group["size"].iloc[0])
             ]
-            if slices:
-                sizes = len({g["size"].iloc[0] for g in _families(sweep)}) if not size else 1
-                rows.append(_row("slope", column, slices, {}, size, sizes))
+            if column != RANK:
+                rows.append(_row("slope", column, trends, 0.0, size))
     return pd.DataFrame([row for row in rows if row is not None], columns=COLUMNS)
 
 
 def _row(
-    name: str, column: str, slices: list[tuple[Array, Array]], deviation: dict[str, float], size: str, sizes: int
+    name: str, column: str, slices: list[tuple[str, Array, Array]], deviation: float, size: str
 ) -> tuple[object, ...] | None:  # fmt: skip
-    kept = [(x, y) for x, y in slices if np.isfinite(y).all()]
+    kept = [(of, x, y) for of, x, y in slices if np.isfinite(y).all()]
     if not kept:
         return None
-    of_all = effect(kept)
-    interval = (of_all.low, of_all.high) if math.isfinite(of_all.low) else (math.nan, math.nan)
-    times = of_all.value / deviation[column] if deviation.get(column) else math.nan
-    return name, column, of_all.value, *interval, len(kept), sizes, times, size
+    found = effect((x, y) for _, x, y in kept)
+    interval = (found.low, found.high) if math.isfinite(found.low) else (math.nan, math.nan)
+    times = found.value / deviation if deviation else math.nan
+    return name, column, found.value, *interval, len(kept), len({of for of, _, _ in kept}), times, size
 
 
 def label(cell: pd.Series) -> str:
-    """`rank 0.5`, `cap 15`; empty for a cell that is left alone."""
+    """`rank 0.5 x 100` with the penalty's strength, `cap 15`; empty for a cell that is left alone."""
     parts = []
     if pd.notna(cell.get("effective_rank_target")):
-        parts.append(f"rank {cell['effective_rank_target']:g}")
+        parts.append(f"rank {cell['effective_rank_target']:g} x {cell['effective_rank_penalty']:g}")
     if pd.notna(cell.get("spectral_norm_cap")):
         parts.append(f"cap {cell['spectral_norm_cap']:g}")
     return ", ".join(parts)

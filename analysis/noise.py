@@ -32,7 +32,8 @@ def seed_noise(sweep: Sweep) -> pd.DataFrame:
     for column in outcomes(sweep):
         squares, freedom, several = 0.0, 0, 0
         for _, cells in groups:
-            values = cells[column].dropna().to_numpy(float)
+            # One that was only measured otherwise is not another seed.
+            values = cells.dropna(subset=[column]).drop_duplicates("seed")[column].to_numpy(float)
             if len(values) > 1:
                 squares += float(((values - values.mean()) ** 2).sum())
                 freedom += len(values) - 1

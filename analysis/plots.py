@@ -48,6 +48,10 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+# Lines that can be told apart in one panel.
+_MOST_LINES = 8
+
+
 class NoData(Exception):
     """Why a figure cannot be drawn from this sweep."""
 
@@ -164,8 +168,8 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
 def saturation(sweep: Sweep) -> Figure:
     """Validation loss, effective rank and spectral norm over training, at the smallest size.
 
-    Of the runs that are equal in all but their blocks, batch size and seed: those that differ most, and of these the
-    longest. Seeds share a colour.
+    Of the runs that are equal in all but their blocks, batch size, tokens and seed: those that differ most. Where they make
+    too many lines, only those of one budget are drawn. Seeds share a colour.
     """
     rows = sweep.trajectories
     columns = [c for c in ("validation_loss", RANK, "spectral_norm_W") if c in rows and rows[c].notna().any()]
@@ -174,14 +178,15 @@ def saturation(sweep: Sweep) -> Figure:
     cells = sweep.cells[sweep.cells["id"].isin(rows["cell"])]
     if not len(cells):
         raise NoData("no analysed cell has a trajectory")
-    compared = [s for s in ("block", "batch_size") if s in sweep.free_settings]
+    compared = [s for s in ("block", "batch_size", "tokens") if s in sweep.free_settings]
     fixed = [s for s in sweep.free_settings if s not in (*compared, "seed")]
     groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
-    chosen = min(
-        groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates()), -g["tokens"].iloc[0])
-    )
+    chosen = min(groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates())))
+    if len(chosen[compared].drop_duplicates()) > _MOST_LINES:
+        lines = {tokens: len(of[compared].drop_duplicates()) for tokens, of in chosen.groupby("tokens")}
+        chosen = chosen[chosen["tokens"] == max(lines, key=lambda tokens: (lines[tokens], tokens))]
     varied = [s for s in compared if chosen[s].nunique() > 1] or compared[-1:]
-    runs = list(chosen.sort_values(varied).groupby(varied, sort=False))[:12]
+    runs = list(chosen.sort_values(varied).groupby(varied, sort=False))
     figure, axes = _figure(1, len(columns))
     handles = []
     for (values, of_one), colour in zip(runs, _colours(len(runs)), strict=True):
@@ -254,7 +259,7 @@ def moved_rank(sweep: Sweep) -> Figure:
     for ax, column in zip(axes, columns, strict=True):
         ax.axhline(0, color="#444444", lw=0.8)
         for size, of_size in _sizes(pairs).items():
-            capped = of_size["name"].str.startswith("cap")
+            capped = of_size["name"].str.contains("cap")
             ax.plot(
                 of_size["rank"], of_size[column], ls="", marker=markers[size], color=colours[size], alpha=0.45, ms=3.5
             )

@@ -88,7 +88,7 @@ def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
 
 
 def _levels(values: pd.Series) -> str:
-    return f"({', '.join(short(value) for value in sorted(values.unique()))})"
+    return f"({', '.join(short(value) for value in sorted(values.dropna().unique()))})"
 
 
 def _of_claim(tests: pd.DataFrame, claim: int) -> list[dict[str, Any]]:

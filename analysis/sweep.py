@@ -147,11 +147,12 @@ class Sweep:
             if equal_steps:
                 fixed = [s for s in fixed if s != "batch_size"] + ["steps"]
             # Numbers in place of settings: grouping by twenty columns takes twenty times as long.
-            group = self.cells.groupby(fixed, dropna=False, sort=False).ngroup()
-            several = self.cells[hyperparameter].groupby(group).transform("nunique") > 1
+            having = self.cells.dropna(subset=[hyperparameter])
+            group = having.groupby(fixed, dropna=False, sort=False).ngroup()
+            several = having[hyperparameter].groupby(group).transform("nunique") > 1
             self._slices[hyperparameter, equal_steps] = [
                 cells.sort_values(hyperparameter, kind="stable")
-                for _, cells in self.cells[several].groupby(group[several], sort=False)
+                for _, cells in having[several].groupby(group[several], sort=False)
             ]
         return self._slices[hyperparameter, equal_steps]
 

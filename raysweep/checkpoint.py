@@ -157,7 +157,7 @@ def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
         checksum = body.pop("checksum")
         if checksum != checksum_of(body):
             raise ValueError
-        # Checkpoints of the first two schemas are the same, and the first do not say which.
+        # Checkpoints of all schemas are the same, and the first do not say which.
         schema = body.get("schema", "1")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Damaged(f"{STATE} is not what was written") from None

@@ -95,11 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     published = command("publish", _publish, "the results as a folder of a few small files", of_space, of_store)
     published.add_argument("--output", metavar="DIR", required=True, help="what was published there is replaced")
     reproduced = command(
-        "reproduce",
-        _reproduce,
-        "train and evaluate a published cell again, and compare every number with its own",
-        of_store,
+        "reproduce", _reproduce, "train and evaluate a published cell again, and compare every number with its own"
     )
+    reproduced.add_argument("--store", help="where the cell is made again (default: runs/<space name>-again)")
     reproduced.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
     reproduced.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
     analyzed = command(
@@ -287,10 +285,9 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     folder = Path(options.published)
     store = Store(options.store or f"runs/{publish.read(folder).space.name}-again")
-    again = shlex.join(["raysweep", "reproduce", options.published, options.cell])
-    found = reproduce.reproduce(
-        folder, options.cell, store, again + (f" --store {options.store}" if options.store else "")
-    )
+    again = ["raysweep", "reproduce", options.published, options.cell]
+    again += ["--store", options.store] if options.store else []
+    found = reproduce.reproduce(folder, options.cell, store, shlex.join(again))
     if found is None:
         return 1
     progress.show_differences(*found, folder, store)
@@ -302,6 +299,8 @@ def _analyze(options: argparse.Namespace) -> int:
     from raysweep import progress, publish
 
     if Path(options.space).is_dir():
+        if options.store:
+            raise UserError(f"--store is for a search space; {options.space} has its results in itself")
         loaded = sweep.published(publish.read(Path(options.space)))
     else:
         space = _load(options)

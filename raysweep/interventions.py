@@ -1,8 +1,9 @@
 """Moving the rank of W while all else is equal: settings of a cell that act on its unembedding in every training step.
 
-`effective_rank_penalty` adds strength x (effective rank - target)^2 to the loss that is differentiated; the losses that are
-reported are without it. `spectral_norm_cap` replaces W after each step by the nearest matrix whose spectral norm is
-no more than the cap: its singular values, those above the cap lowered to it. Neither acts on fine-tuning.
+`effective_rank_penalty` adds strength x (effective rank - target)^2 to the loss. Its gradient is added after clipping, and
+the losses and gradient norms that are reported are without it. `spectral_norm_cap` replaces W after each step by the nearest
+matrix whose spectral norm is no more than the cap: W with the singular values above the cap lowered to it. Neither acts on
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def effective_rank_and_gradient(weight: torch.Tensor) -> tuple[float, torch.Tens
 def cap_spectral_norm(weight: torch.Tensor, cap: float) -> None:
     """Replace W (V, d) by the nearest matrix, in the Frobenius norm, whose spectral norm is at most `cap`."""
     matrix, values, directions = _singular(weight)
-    if float(values.max()) > cap:
+    if bool(torch.isfinite(matrix).all()) and float(values.max()) > cap:
         factors = (cap / values.clamp_min(cap)).clamp_max(1.0)
         with torch.no_grad():
             weight.copy_(matrix @ ((directions * factors) @ directions.T))
@@ -56,7 +57,7 @@ def _singular(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
     """W in float64, its singular values and its right singular vectors as columns, through W^T W."""
     matrix = weight.detach().to(torch.float64)
     if not bool(torch.isfinite(matrix).all()):
-        # A run that diverges is found out by its loss.
-        return torch.zeros_like(matrix), torch.ones_like(matrix[0]), torch.eye(matrix.shape[1]).to(matrix)
+        # It has none; a run that diverges is found out by its loss.
+        return matrix, torch.zeros_like(matrix[0]), torch.eye(matrix.shape[1]).to(matrix)
     eigenvalues, directions = torch.linalg.eigh(matrix.T @ matrix)
     return matrix, eigenvalues.clamp_min(0).sqrt(), directions

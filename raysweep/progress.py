@@ -481,7 +481,7 @@ VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 def show_account(account: Account) -> None:
     """What `raysweep publish` says that a sweep took."""
     _print(
-        f"{_count(account.tokens)} tokens in {duration(account.work)} of training and evaluation on one core each, "
+        f"{_count(account.tokens)} tokens in {duration(account.work)} of one core's training and evaluation, "
         f"{duration(account.wall_clock)} of wall-clock in {account.sessions} sessions"
         + (f", {account.overhead:.2f} times what the cores worked" if account.overhead == account.overhead else "")
     )
@@ -498,7 +498,8 @@ def show_differences(compared: int, found: list[Difference], folder: Path, store
     for difference in found[:LONGEST_TABLE]:
         published, here = difference.published, difference.here
         numbers = isinstance(published, int | float) and isinstance(here, int | float)
-        table.add_row(difference.name, str(published), str(here), f"{here - published:+.3g}" if numbers else "")
+        apart = f"{here - published:+.3g}" if numbers else ""
+        table.add_row(*(Text(str(text)) for text in (difference.name, published, here, apart)))
     console.print(table)
     _print(
         f"{len(found):,} of {compared:,} numbers differ from those in {_escape(str(folder))}; store {store.location}"
@@ -530,7 +531,7 @@ def show_presets(presets: dict[str, Preset]) -> None:
             known.note,
         ):
             _print(f"    {_escape(text)}")
-    _print("[bold]installed[/]  75 MB of text out of the packages that raysweep depends on; no download")
+    _print("[bold]installed[/]  85 MB of text out of the packages that raysweep depends on; no download")
     _print(
         "Or a source of your own: {folder: /data/text}, or {hub: owner/name, revision: COMMIT}; docs/corpora.md has more."
     )

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 from raysweep import sessions, space, tables
 from raysweep.errors import UserError
 from raysweep.space import Space
-from raysweep.store import SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import CELLS, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
 
 SPACE = "space.yaml"
-TABLES = ("results", "trajectories", "timings", "sessions")
+TABLES = {"results": CELLS, "trajectories": TRAJECTORIES, "timings": TIMINGS, "sessions": SESSIONS}
 
 
 @dataclass(frozen=True)
@@ -60,31 +60,39 @@ def publish(space_file: Path, store: Store, folder: Path) -> int:
         if row["finished"] is not None:  # `read_all` gives times as text.
             row["finished"] = datetime.datetime.fromisoformat(row["finished"])
     made = {"results": results}
-    for (name, of), schema in zip(rows.items(), (TRAJECTORIES, TIMINGS, SESSIONS), strict=True):
-        made[name] = pa.Table.from_pylist(of, schema=schema)
+    for name, of in rows.items():
+        made[name] = pa.Table.from_pylist(of, schema=TABLES[name])
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / f"{SPACE}.unfinished"
+        unfinished.write_bytes(space_file.read_bytes())
+        unfinished.replace(folder / SPACE)
         for name, table in made.items():
             unfinished = folder / f"{name}.parquet.unfinished"
             pq.write_table(table, unfinished, compression="zstd")
             unfinished.replace(folder / f"{name}.parquet")
-        if not (folder / SPACE).exists() or not (folder / SPACE).samefile(space_file):
-            (folder / SPACE).write_bytes(space_file.read_bytes())
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     return len(results)
 
 
 def read(folder: Path) -> Published:
-    """What was published in a folder. Raises `UserError` naming the file that is missing or damaged."""
+    """What was published in a folder. Raises `UserError` naming the file that is missing, damaged or of another schema."""
     found = {}
-    for name in TABLES:
+    for name, schema in TABLES.items():
         path = folder / f"{name}.parquet"
         try:
-            found[name] = pq.read_table(path)
+            table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
             raise UserError(f"{path} {reason}: {folder} is not what `raysweep publish` writes") from None
+        version = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
+        if version != SCHEMA_VERSION or not set(schema.names) <= set(table.column_names):
+            raise UserError(
+                f"{path} was written under schema {version or 'unknown'}, this raysweep reads {SCHEMA_VERSION}: publish it "
+                "again"
+            )
+        found[name] = table
     return Published(space.load(folder / SPACE), **found)
 
 
@@ -105,7 +113,8 @@ class Account:
     tokens: int
     """Trained on."""
     overhead: float
-    """Wall-clock over work / cores: 1 where every core did nothing but train and evaluate. NaN without sessions."""
+    """Wall-clock over work / cores: 1 where every core did nothing but train and evaluate. NaN where more than the driver's
+    machine worked, or sessions are not known."""
 
 
 def account(published: Published) -> Account:
@@ -115,6 +124,7 @@ def account(published: Published) -> Account:
     timings, ran = published.timings.to_pylist(), published.sessions.to_pylist()
     work = sum(row["seconds"] * cores.get(row["stage"], resources.evaluate.cpus) for row in timings)
     available = sum((row["seen"] - row["started"]).total_seconds() * row["cores"] for row in ran)
+    alone = {row["host"] for row in timings} == {row["host"] for row in ran}
     return Account(
         sessions=len(ran),
         killed=sum(not row["ended"] for row in ran),
@@ -122,5 +132,5 @@ def account(published: Published) -> Account:
         wall_clock=sum((row["seen"] - row["started"]).total_seconds() for row in ran),
         work=work,
         tokens=sum(published.results["tokens_trained"].to_pylist()),
-        overhead=available / work if work and available else math.nan,
+        overhead=available / work if work and alone else math.nan,
     )

@@ -56,7 +56,8 @@ def compare(published: Published, planned: Space, store: Store) -> tuple[int, li
     def hold(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         nonlocal count
         for column, value in theirs.items():
-            if column not in _NOT_COMPARED:
+            # What was not measured yet when it was published is no difference.
+            if column not in _NOT_COMPARED and value is not None:
                 count += 1
                 if not _same(ours.get(column), value):
                     found.append(Difference(f"{name}{column}", value, ours.get(column)))

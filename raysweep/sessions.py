@@ -1,4 +1,6 @@
-"""When a sweep was worked on, where, and under which versions: `sessions/<start>.parquet`, one for each `raysweep run`.
+"""When a sweep was worked on, where, and under which versions.
+
+Each `raysweep run` that has something to do writes `sessions/<start>-<process>.parquet`.
 
 A session says every minute that it is still there; of one that was killed it is known to the minute when that was.
 """

@@ -107,7 +107,7 @@ class Cell(Strict):
     """Adds so many times the squared distance of W's effective rank from its target to the loss."""
     spectral_norm_cap: Positive | None = None
     """W's singular values above this are lowered to it after every step."""
-    reports: Count = 20
+    reports: Annotated[Count, Field(le=10_000)] = 20
     """Rows evenly over training, beside the first few at doubling steps."""
     validation_sequences: Count = 128
     """Sequences of the validation split on which each report measures the loss."""

@@ -130,7 +130,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     """
     loggers.check(space)
     store.probe()
-    with lock.Lock(store) as held, sessions.recorded(store, space.name):
+    with lock.Lock(store) as held:
         before = survey(store, space)
         if not train:
             before = _trained(before, space, store)
@@ -144,7 +144,8 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         interrupted = False
         if before.left:
             try:
-                interrupted = _train(before, space, store, held)
+                with sessions.recorded(store, space.name):
+                    interrupted = _train(before, space, store, held)
             except KeyboardInterrupt:
                 interrupted = True
         after = survey(store, space)

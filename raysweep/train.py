@@ -26,8 +26,9 @@ from raysweep.errors import UserError
 from raysweep.loss import token_losses, unembedding_cross_entropy
 from raysweep.space import Cell
 
-# Between two rows a long run looks this many times, over its whole length, whether a checkpoint is due.
-CHECKS = 200
+# Over its whole length a run looks this many times whether a checkpoint is due, or at every step: the longest of the paper's
+# every few minutes.
+CHECKS = 5000
 
 
 def report_shares(count: int) -> tuple[float, ...]:
@@ -215,12 +216,13 @@ class Run:
                     loss = self.replica(part) * (len(part) / share)
                 loss.backward()
             total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.cell.gradient_clipping)
         if self.cell.effective_rank_target is not None:
-            # Of the same W on every worker, after their gradients were averaged.
+            # Of the same W on every worker, after their gradients were averaged; after clipping, which would otherwise scale
+            # the gradient of everything else down with it.
             interventions.add_rank_penalty(
                 self.model.unembedding, self.cell.effective_rank_target, self.cell.effective_rank_penalty
             )
-        norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.cell.gradient_clipping)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.cell, step)
         self.optimizer.step()

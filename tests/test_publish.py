@@ -49,6 +49,12 @@ def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> No
     (tmp_path / "results/timings.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"timings.parquet cannot be read .*: .* is not what `raysweep publish` writes"):
         publish.read(tmp_path / "results")
+    later = pa.table({"cell": ["a"]}).replace_schema_metadata({"raysweep_schema": "9"})
+    pq.write_table(later, tmp_path / "results/timings.parquet")
+    with pytest.raises(
+        UserError, match=r"timings.parquet was written under schema 9, this raysweep reads \d: publish it"
+    ):
+        publish.read(tmp_path / "results")
     (tmp_path / "results/results.parquet").unlink()
     with pytest.raises(UserError, match=r"results.parquet is missing: "):
         publish.read(tmp_path / "results")
@@ -68,7 +74,11 @@ def test_equal_numbers_are_equal(folder: Path) -> None:
     count, found = reproduce.compare(published, planned, store)
     rows = len(store.read_rows(store.trajectory_file(planned.cells[0].id), TRAJECTORIES) or [])
     assert found == []
-    assert count == rows * len(TRAJECTORIES) + len(published.results.column_names) - 4
+    published_row, trajectory = published.results.to_pylist()[5], published.trajectories.to_pylist()
+    of_row = sum(value is not None for value in published_row.values()) - 4
+    of_training = sum(v is not None for row in trajectory if row["cell"] == planned.cells[0].id for v in row.values())
+    assert rows
+    assert count == of_row + of_training
 
 
 @pytest.mark.parametrize("column", ["effective_rank_W", "quantized_4bit_in_distribution_loss", "corpus_fingerprint"])
@@ -80,6 +90,24 @@ def test_a_last_bit_is_a_difference(folder: Path, column: str) -> None:
     changed = replace(published, results=pa.Table.from_pylist(rows, schema=published.results.schema))
     found = reproduce.compare(changed, planned, store)[1]
     assert [(d.name, d.published, d.here) for d in found] == [(column, rows[5][column], was)]
+
+
+def test_what_was_not_measured_when_it_was_published_is_no_difference(folder: Path) -> None:
+    published, planned, store = one(folder)
+    rows = published.results.to_pylist()
+    rows[5]["finetune_math_loss"] = None
+    changed = replace(published, results=pa.Table.from_pylist(rows, schema=published.results.schema))
+    assert reproduce.compare(changed, planned, store)[1] == []
+
+
+def test_a_search_space_behind_a_link_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("mine")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/space.yaml").symlink_to(mine)
+    publish.publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path / "out")
+    assert mine.read_text() == "mine"
+    assert publish.read(tmp_path / "out").space.name == "simulated"
 
 
 def test_a_row_over_training_that_differs_or_is_missing_is_a_difference(folder: Path) -> None:

@@ -252,6 +252,13 @@ def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: 
     ]  # fmt: skip
 
 
+def test_the_papers_names_of_sizes_are_for_its_vocabulary(simulated: Sweep) -> None:
+    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+    assert list(cells["size"].unique()) == ["4M", "8M", "16M", "28M", "40M", "75M"]
+    other = sweep.from_tables("other", cells.assign(vocabulary=1536), simulated.trajectories)
+    assert list(other.cells["size"].unique()) == ["d64", "d128", "d256", "d384", "d512", "d768"]
+
+
 def test_revisions_over_their_steps() -> None:
     measured = [
         {"revision": f"step{step}", "loss": loss, "effective_rank": 0.5, "spectral_norm": 3.0}

@@ -104,6 +104,14 @@ def test_a_late_rise_in_loss_contradicts_the_claim_on_saturation(
     assert card.set_index("claim").loc[5, "verdict"] == "contradicted"
 
 
+@pytest.mark.parametrize(
+    ("factors", "prescribed"),
+    [([0.4, 0.4, 4.0, 0.04], 0.4), ([0.1, 1.0, 10.0], 1.0), ([1.0, 1.0, 10.0], 1.0), ([], 1.0)],
+)
+def test_the_prescribed_rate_is_the_one_that_most_cells_have(factors: list[float], prescribed: float) -> None:
+    assert claims._prescribed(pd.DataFrame({"learning_rate_factor": factors})) == prescribed
+
+
 def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: Sweep) -> None:
     few = sweep.from_tables(
         "few", simulated.cells[["id", "status", *simulated.free_settings[:-1], "size", "parameters", "steps", "flops",

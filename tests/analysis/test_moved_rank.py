@@ -43,16 +43,16 @@ def test_planted_changes_are_found_and_others_are_not(simulated: Sweep) -> None:
     found = interventions.interventions(study, noise.seed_noise(study))
     every = found[found["size"] == ""].set_index(["intervention", "column"])
     for target, change in PENALTY.items():
-        row = every.loc[(f"rank {target:g}", "in_distribution_loss")]
+        row = every.loc[(f"rank {target:g} x 100", "in_distribution_loss")]
         assert row["low"] < row["change"] < row["high"]
         assert row["change"] == pytest.approx(change, abs=0.004)
-        assert (row["pairs"], row["sizes"]) == (12, 3)
-    assert every.loc[("rank 0.5", "in_distribution_loss"), "low"] > 0
+        assert (row["comparisons"], row["sizes"]) == (12, 3)
+    assert every.loc[("rank 0.5 x 100", "in_distribution_loss"), "low"] > 0
     assert every.loc[("cap 15", "effective_rank_W"), "change"] == pytest.approx(0.98 - ALONE)
     slope = every.loc[("slope", "forgetting_python_loss_change")]
     assert slope["low"] < SLOPE < slope["high"]
     assert slope["high"] < 0
-    unmoved = every.loc[("rank 0.5", "cosine_W")]
+    unmoved = every.loc[("rank 0.5 x 100", "cosine_W")]
     assert unmoved["low"] < 0 < unmoved["high"]
     assert set(found["size"]) == {"", *study.cells["size"]}
 
@@ -70,6 +70,24 @@ def test_cells_with_and_without_a_target_are_analysed_together(simulated: Sweep)
     assert len(card) == 15
 
 
+def test_penalties_of_other_strengths_are_other_interventions(simulated: Sweep) -> None:
+    study = moved(simulated)
+    pushed = study.cells["effective_rank_target"] == 0.5
+    stronger = study.cells[pushed].assign(
+        id=study.cells["id"] + "-x",
+        effective_rank_penalty=1000.0,
+        in_distribution_loss=lambda c: c["in_distribution_loss"] + 1,
+    )
+    cells = pd.concat([study.cells, stronger], ignore_index=True).drop(columns=[sweep.BASE_RATE])
+    found = interventions.interventions(
+        sweep.from_tables("x", cells, study.trajectories), noise.seed_noise(study)
+    ).set_index(["size", "intervention", "column"])
+    for name, change in (("rank 0.5 x 100", 0.08), ("rank 0.5 x 1000", 1.08)):
+        row = found.loc[("", name, "in_distribution_loss")]
+        assert (row["comparisons"], row["sizes"]) == (12, 3)
+        assert row["change"] == pytest.approx(change, abs=0.004)
+
+
 def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
     assert not len(interventions.interventions(simulated, noise.seed_noise(simulated)))
     with pytest.raises(plots.NoData, match="no cell has an intervention"):
@@ -79,5 +97,5 @@ def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
 def test_the_figure_has_a_line_for_each_size(simulated: Sweep) -> None:
     figure = plots.moved_rank(moved(simulated))
     assert [len(ax.get_lines()) for ax in figure.axes] == [1 + 3 * 3] * len(figure.axes)
-    assert "rank 0.5" in figure.get_suptitle()
+    assert "rank 0.5 x 100" in figure.get_suptitle()
     assert "+0.08" in figure.get_suptitle()
