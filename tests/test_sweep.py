@@ -18,6 +18,7 @@ from typing import Any
 
 import mlflow
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -365,6 +366,32 @@ def test_a_row_that_is_gone_is_remade_alone(mended: tuple[Path, str], folder: Pa
     assert contents(store) == before
     remade = {name for name in before if (store / name).stat().st_mtime_ns != touched[name]}
     assert remade == {str(gone.relative_to(store))}
+
+
+@pytest.mark.slow
+def test_a_published_cell_is_made_again_to_the_same_bits(
+    undisturbed: tuple[Path, str], folder: Path, ids: list[str]
+) -> None:
+    published, again = folder / "published", folder / "again"
+    done = command("publish", str(folder / "tiny.yaml"), "--store", str(undisturbed[0]), "--output", str(published))
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 cells published" in done.stdout
+    assert "times what the cores worked" in done.stdout
+    done = command("reproduce", str(published), ids[0], "--store", str(again))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "numbers compared, all as published" in done.stdout
+    assert [path.stem for path in (again / "cells").iterdir()] == [ids[0]]
+    table = pq.read_table(published / "results.parquet")
+    rows = table.to_pylist()
+    rows[0]["validation_loss"] += 1.0
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), published / "results.parquet")
+    done = command("reproduce", str(published), ids[0], "--store", str(again))
+    assert done.returncode == 1
+    assert "1 of " in done.stdout
+    assert "validation_loss" in done.stdout
+    done = command("reproduce", str(published), "nothing-like-it", "--store", str(again))
+    assert done.returncode == 1
+    assert "no cell with 'nothing-like-it' in the id" in done.stderr
 
 
 @pytest.mark.slow

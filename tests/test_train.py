@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysweep import checkpoint, train
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.space import Cell
 from raysweep.store import Store
 from raysweep.train import Run, learning_rate, report_shares, report_steps
 
@@ -123,7 +124,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     corpus = TokenizedCorpus(Path((Path(folder) / "corpus").read_text()))
     run = Run(
-        make_cell(tokens=1024),
+        Cell.model_validate_json((Path(folder) / "cell").read_text()),
         corpus,
         rank=rank,
         workers=2,
@@ -135,13 +136,19 @@ def train_one_of_two(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path) -> None:
+MOVED = {"effective_rank_target": 0.5, "effective_rank_penalty": 10.0, "spectral_norm_cap": 1.0}
+
+
+@pytest.mark.parametrize("changes", [{}, MOVED], ids=["plain", "interventions"])
+def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path, changes: dict[str, float]) -> None:
+    cell = make_cell(tokens=1024, **changes)
     (tmp_path / "corpus").write_text(str(corpus.folder))
+    (tmp_path / "cell").write_text(cell.model_dump_json())
     torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
     first, second = (checkpoint.read(Store(str(tmp_path)), str(rank)) for rank in (0, 1))
     assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
     assert second.position.rows == []
-    for one, two in zip(trained(Run(make_cell(tokens=1024), corpus)), first.position.rows, strict=True):
+    for one, two in zip(trained(Run(cell, corpus)), first.position.rows, strict=True):
         assert two.keys() == one.keys()
         for name, value in one.items():
             assert two[name] == (pytest.approx(value, abs=2e-5) if isinstance(value, float) else value)
