@@ -284,10 +284,11 @@ def _reproduce(options: argparse.Namespace) -> int:
     from raysweep.store import Store
 
     folder = Path(options.published)
-    store = Store(options.store or f"runs/{publish.read(folder).space.name}-again")
+    published = publish.read(folder)
+    store = Store(options.store or f"runs/{published.space.name}-again")
     again = ["raysweep", "reproduce", options.published, options.cell]
     again += ["--store", options.store] if options.store else []
-    found = reproduce.reproduce(folder, options.cell, store, shlex.join(again))
+    found = reproduce.reproduce(published, folder, options.cell, store, shlex.join(again))
     if found is None:
         return 1
     progress.show_differences(*found, folder, store)

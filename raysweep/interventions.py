@@ -47,8 +47,8 @@ def effective_rank_and_gradient(weight: torch.Tensor) -> tuple[float, torch.Tens
 def cap_spectral_norm(weight: torch.Tensor, cap: float) -> None:
     """Replace W (V, d) by the nearest matrix, in the Frobenius norm, whose spectral norm is at most `cap`."""
     matrix, values, directions = _singular(weight)
-    if bool(torch.isfinite(matrix).all()) and float(values.max()) > cap:
-        factors = (cap / values.clamp_min(cap)).clamp_max(1.0)
+    if float(values.max()) > cap:
+        factors = cap / values.clamp_min(cap)
         with torch.no_grad():
             weight.copy_(matrix @ ((directions * factors) @ directions.T))
 

@@ -475,9 +475,6 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         yield step
 
 
-VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
-
-
 def show_account(account: Account) -> None:
     """What `raysweep publish` says that a sweep took."""
     _print(
@@ -502,9 +499,13 @@ def show_differences(compared: int, found: list[Difference], folder: Path, store
         table.add_row(*(Text(str(text)) for text in (difference.name, published, here, apart)))
     console.print(table)
     _print(
-        f"{len(found):,} of {compared:,} numbers differ from those in {_escape(str(folder))}; store {store.location}"
+        f"{len(found):,} of {compared:,} numbers differ from those in {_escape(str(folder))}; "
+        f"store {_escape(store.location)}"
     )
     _print("another processor, compiler or version rounds otherwise: sessions.parquet says what these were made with")
+
+
+VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}
 
 
 def show_claims(card: list[dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep import export, publish, sweep, tables
+from raysweep import export, sweep, tables
 from raysweep.errors import UserError
 from raysweep.publish import Published
 from raysweep.space import Space
@@ -26,12 +26,13 @@ class Difference:
     here: Any
 
 
-def reproduce(folder: Path, cell: str, store: Store, resume_command: str) -> tuple[int, list[Difference]] | None:
+def reproduce(
+    published: Published, folder: Path, cell: str, store: Store, resume_command: str
+) -> tuple[int, list[Difference]] | None:
     """Do what the store lacks of the published cell with this id, or this part in its id, then `compare` it.
 
     None where that was stopped or failed, which has been said.
     """
-    published = publish.read(folder)
     chosen = export.find(published.space, cell)
     planned = published.space.model_copy(update={"cells": (chosen,), "loggers": ()})
     if chosen.id not in published.results["id"].to_pylist():
