@@ -3,7 +3,8 @@
 `effective_rank_penalty` adds strength x (effective rank - target)^2 to the loss. Its gradient is added after clipping, and
 the losses and gradient norms that are reported are without it. `spectral_norm_cap` replaces W after each step by the nearest
 matrix whose spectral norm is no more than the cap: W with the singular values above the cap lowered to it. Neither acts on
-fine-tuning.
+fine-tuning. Where several singular values are at the cap their directions are not determined, and nor is the isotropy that
+is taken over them: two runs that differ by rounding may report isotropies that differ in the third decimal.
 """
 
 from __future__ import annotations

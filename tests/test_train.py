@@ -150,7 +150,9 @@ def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: P
     assert second.position.rows == []
     for one, two in zip(trained(Run(cell, corpus)), first.position.rows, strict=True):
         assert two.keys() == one.keys()
-        for name, value in one.items():
+        # Isotropy is taken over eigenvectors, and rounding alone chooses those of singular values that are all at the cap.
+        determined = [name for name in one if not (changes and name.startswith("isotropy"))]
+        for name, value in ((name, one[name]) for name in determined):
             assert two[name] == (pytest.approx(value, abs=2e-5) if isinstance(value, float) else value)
 
 
