@@ -17,9 +17,8 @@ import pandas as pd
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
-from analysis import plots
+from analysis import interventions, plots
 from analysis.claims import COSINE, ISOTROPY, RANK
-from analysis.interventions import SETTINGS
 from analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, outcome
 
 COLUMNS = ("figure", "name", "file", "title", "reason")
@@ -69,10 +68,10 @@ def catalogue(sweep: Sweep) -> list[Entry]:
     for task in sweep.tasks:
         if task not in _OF_TASKS:
             entries.append(Entry(None, f"{task}_and_metrics", partial(_task, task=task, metrics=sweep.metrics)))
-    if any(s in sweep.cells and sweep.cells[s].notna().any() for s in ("effective_rank_target", "spectral_norm_cap")):
+    if interventions.any_in(sweep):
         entries.append(Entry(None, "interventions", plots.moved_rank))
     for name in sweep.hyperparameters:
-        if name not in (*_VARIED, *SETTINGS):
+        if name not in (*_VARIED, *interventions.SETTINGS):
             entries.append(Entry(None, name, _effect_of(name, sweep.metrics)))
     return entries
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from analysis.claims import RANK
-from analysis.noise import outcomes
+from analysis.noise import outcomes, standard_deviations
 from analysis.sweep import Sweep
 from analysis.trends import effect
 
@@ -34,7 +34,7 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
 
     Empty where no cell has an intervention. `noise` is that of `analysis.noise.seed_noise`. Columns: `COLUMNS`.
     """
-    deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+    deviation = standard_deviations(noise)
     rows = []
     found, families = list(pairs(sweep)), _families(sweep)
     names = sorted({name for name, _, _ in found})
@@ -61,9 +61,15 @@ def _row(
     if not kept:
         return None
     found = effect((x, y) for _, x, y in kept)
-    interval = (found.low, found.high) if math.isfinite(found.low) else (math.nan, math.nan)
     times = found.value / deviation if deviation else math.nan
-    return name, column, found.value, *interval, len(kept), len({of for of, _, _ in kept}), times, size
+    return name, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
+
+
+def any_in(sweep: Sweep) -> bool:
+    """Whether any cell has an intervention."""
+    return any(
+        s in sweep.cells and sweep.cells[s].notna().any() for s in ("effective_rank_target", "spectral_norm_cap")
+    )
 
 
 def label(cell: pd.Series) -> str:
@@ -88,8 +94,7 @@ def pairs(sweep: Sweep) -> Iterator[tuple[str, pd.Series, pd.Series]]:
 
 def _families(sweep: Sweep, capped: bool = False) -> list[pd.DataFrame]:
     """Cells that differ in their intervention only, with one that is left alone; those with a cap only where asked for."""
-    settings = [s for s in SETTINGS if s in sweep.cells]
-    if not settings or (not sweep.cells[settings[0]].notna().any() and not sweep.cells[settings[-1]].notna().any()):
+    if not any_in(sweep):
         return []
     fixed = [s for s in sweep.free_settings if s not in SETTINGS]
     cells = sweep.cells if capped else sweep.cells[sweep.cells["spectral_norm_cap"].isna()]

@@ -44,13 +44,18 @@ def seed_noise(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=NOISE_COLUMNS)
 
 
+def standard_deviations(noise: pd.DataFrame) -> dict[str, float]:
+    """That of one run between seeds, for each column of the table of `seed_noise`."""
+    return dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+
+
 def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """What each hyperparameter does to each task and metric, lowest to highest value, and in seeds' standard deviations.
 
     Token budgets are compared at equal steps, as the paper does. Columns: `EFFECT_COLUMNS`; the last is empty where
     there is no noise to hold an effect against.
     """
-    deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+    deviation = standard_deviations(noise)
     rows = []
     for name in sweep.hyperparameters:
         for column in outcomes(sweep):
@@ -58,8 +63,7 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
             if found is None:
                 continue
             times = found.value / deviation[column] if deviation.get(column) else np.nan
-            interval = (found.low, found.high) if math.isfinite(found.low) else (np.nan, np.nan)
-            rows.append((name, column, found.value, *interval, found.n, found.slices, times))
+            rows.append((name, column, found.value, *found.interval, found.n, found.slices, times))
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 

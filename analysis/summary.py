@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.claims import COSINE, ISOTROPY, RANK
+from analysis.noise import standard_deviations
 from analysis.sweep import capital, words
 
 _MINUS = "\N{MINUS SIGN}"
@@ -98,7 +99,7 @@ def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> Effects:
 
 
 def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
-    deviation = dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+    deviation = standard_deviations(noise)
     names = list(dict.fromkeys(effects["hyperparameter"]))
     rows = []
     for column in [c for c in SHOWN if c in set(effects["column"])]:

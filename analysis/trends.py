@@ -39,6 +39,11 @@ class Effect:
     """Cells in the slices."""
     slices: int
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """(low, high) for a table: NaN for both where there is no interval."""
+        return (self.low, self.high) if math.isfinite(self.low) else (math.nan, math.nan)
+
 
 def position(values: Array) -> Array:
     """0 at the lowest value of the slice, 1 at the highest, equal steps between: the change over the range tested."""

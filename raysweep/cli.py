@@ -273,9 +273,9 @@ def _publish(options: argparse.Namespace) -> int:
     from raysweep import progress, publish
 
     space = _load(options)
-    count = publish.publish(Path(options.space), _store(options, space), Path(options.output))
-    print(f"{count} of {len(space.cells)} cells published in {options.output}")
-    progress.show_account(publish.account(publish.read(Path(options.output))))
+    published = publish.publish(Path(options.space), _store(options, space), Path(options.output))
+    print(f"{len(published.results)} of {len(space.cells)} cells published in {options.output}")
+    progress.show_account(publish.account(published))
     return 0
 
 

@@ -40,8 +40,8 @@ class Published:
     sessions: pa.Table
 
 
-def publish(space_file: Path, store: Store, folder: Path) -> int:
-    """Write what is finished of a sweep to a folder, in place of what was published there; the number of cells."""
+def publish(space_file: Path, store: Store, folder: Path) -> Published:
+    """Write what is finished of a sweep to a folder, in place of what was published there."""
     planned = space.load(space_file)
     results = tables.results(store, planned.cells, planned.evaluations)
     if not len(results):
@@ -73,7 +73,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> int:
             unfinished.replace(folder / f"{name}.parquet")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-    return len(results)
+    return Published(planned, **made)
 
 
 def read(folder: Path) -> Published:
