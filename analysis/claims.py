@@ -1,10 +1,10 @@
 """The fifteen claims of the paper as a scorecard: each an effect with a 95% interval, and a verdict that follows from it.
 
-A claim is one or more tests. A test asks that an effect is above or below a bound, within a margin of zero, or not zero:
+A claim is one or more tests. A test asks that an effect is above or below a bound or within a margin of zero:
 
-- *supported* where the whole interval is on the claimed side of the bound (inside the margin, away from zero),
+- *supported* where the whole interval is on the claimed side of the bound (inside the margin),
 - *contradicted* where the whole interval is on the other side (outside the margin),
-- *undecided* otherwise, and wherever there is no interval. That an effect is not zero can only be supported or undecided.
+- *undecided* otherwise, and wherever there is no interval.
 
 A claim is supported if all of its tests are, contradicted if one of them is, and undecided otherwise; beside it stands the
 test that decided. No correction is made for the number of claims.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,8 +26,8 @@ import pandas as pd
 
 from analysis import statistics
 from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
-from analysis.sweep import Sweep, column_of, outcome, words
-from analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, position, slopes, trend
+from analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, column_of, outcome, words
+from analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, slopes, trend
 
 Array = npt.NDArray[np.float64]
 
@@ -42,10 +42,11 @@ STATEMENTS = {
     5: "Saturation is not caused by low effective rank alone: small-batch runs collapse in rank without a late rise in "
     "loss.",
     6: "Effective rank does not predict fine-tuning loss, and fine-tuning loss has no strong line with pretraining loss.",
-    7: "Loss after fine-tuning hardly depends on the base model's rank; its change goes with the base model's loss; "
-    "low-weight-decay models forget least.",
+    7: "In-distribution loss after fine-tuning hardly depends on the base model's rank, and rises less where the base "
+    "model's loss is higher; low-weight-decay models forget least and are best after it, too.",
     8: "Larger batch: higher effective rank, lower cosine; loss is U-shaped in batch size.",
-    9: "Stronger weight decay: higher effective rank, lower cosine, higher isotropy; its effect on loss depends on size.",
+    9: "Stronger weight decay: higher effective rank, lower cosine, higher isotropy; small models are best with little, "
+    "larger ones bear more.",
     10: "Learning rate: effective rank nearly flat; the prescribed rate gives the best loss.",
     11: "A higher final learning rate: higher effective rank, higher loss.",
     12: "More tokens at equal steps: higher effective rank, lower loss, lower cosine, higher isotropy.",
@@ -67,6 +68,10 @@ ADDS_NOTHING = 0.05
 """Added R² below this is nothing: the largest that the paper prints."""
 LATE_RISE = 0.01
 """A rise above the lowest loss of the run by this fraction of it counts as saturation."""
+OVER_TRAINED = 200
+"""Tokens for each parameter from which a run is long enough to saturate: ten times the compute-optimal (Hoffmann 2022)."""
+COLLAPSE = 0.1
+"""A difference in effective rank from which it counts as collapsed, a fraction of the width."""
 
 RANK, COSINE, ISOTROPY = "effective_rank_W", "cosine_W", "isotropy_W"
 
@@ -77,7 +82,7 @@ class Finding:
 
     effect: str
     rule: str
-    """`> x`, `< x`, `within ±x` or `not 0`."""
+    """`> x`, `< x` or `within ±x`."""
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -90,8 +95,6 @@ class Finding:
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return "undecided"
         sign, _, bound = self.rule.partition(" ")
-        if sign == "not":
-            return "supported" if self.low > 0 or self.high < 0 else "undecided"
         limit = float(bound.removeprefix("±"))
         if sign == "within":
             inside, outside = -limit < self.low and self.high < limit, self.low > limit or self.high < -limit
@@ -204,23 +207,29 @@ class _Evidence:
                 "Spearman of effective rank and 4-bit GPTQ's rise, smallest size minus largest", "< 0", (RANK, change),
                 lambda cells: lambda w: smallest(cells)(w) - largest(cells)(w), fewest=8, only=[sizes[0], sizes[-1]],
             )  # fmt: skip
-        smaller = sizes[: (len(sizes) + 1) // 2]
         yield self._trend(
             "weight_decay", change, "4-bit GPTQ's rise in loss, smaller half of the sizes", "< 0",
-            keep=lambda cells: cells[cells["parameters"].isin(smaller)],
+            keep=self._smaller_half,
         )  # fmt: skip
+
+    def _smaller_half(self, cells: pd.DataFrame) -> pd.DataFrame:
+        sizes = np.sort(self.cells["parameters"].unique())
+        return cells[cells["parameters"].isin(sizes[: (len(sizes) + 1) // 2])]
 
     def claim_5(self) -> Iterator[Finding]:
         def extremes(cells: pd.DataFrame) -> pd.DataFrame:
             return cells[cells["batch_size"].isin([cells["batch_size"].min(), cells["batch_size"].max()])]
 
-        yield self._trend("batch_size", RANK, "effective rank", "> 0", keep=extremes)
+        yield self._trend("batch_size", RANK, "effective rank", f"> {COLLAPSE}", keep=extremes)
         smallest = [cells["id"].iloc[0] for cells in self.sweep.slices("batch_size")] if len(self.cells) else []
         rise = late_rise(self.sweep.trajectories)
         chosen = self.cells.assign(rise=self.cells["id"].map(rise))
-        chosen = chosen[chosen["id"].isin(smallest)]
+        # The claim is about sequential blocks: the models that saturate have parallel ones.
+        chosen = chosen[chosen["id"].isin(smallest) & (chosen.get("block", "sequential") != "parallel")]
+        chosen = chosen[chosen["tokens"] >= OVER_TRAINED * chosen["parameters"]]
         yield self._resampled(
-            "mean rise of the validation loss above its lowest, at the smallest batch (fraction of the loss)",
+            "mean rise of the validation loss above its lowest, at the smallest batch, of runs of at least "
+            f"{OVER_TRAINED} tokens for each parameter (fraction of the loss)",
             f"< {LATE_RISE}", ("rise",), lambda cells: _mean(cells["rise"]), cells=chosen, fewest=3,
         )  # fmt: skip
 
@@ -239,21 +248,25 @@ class _Evidence:
             change = f"{column_of(task)}_change"
             what = words(change)
             yield self._resampled(
-                f"Spearman of the {what} and the base model's loss", "not 0", (change, self.loss),
+                f"Spearman of the {what} and the base model's loss", "< 0", (change, self.loss),
                 partial(_correlation, x=change, y=self.loss),
             )  # fmt: skip
             yield self._trend("weight_decay", change, what, "> 0")
+            yield self._trend("weight_decay", column_of(task), outcome(task), "> 0")
 
     def claim_8(self) -> Iterator[Finding]:
         yield self._trend("batch_size", RANK, "effective rank", "> 0")
         yield self._trend("batch_size", COSINE, "cosine", "< 0")
-        # The middle is chosen by its place, not by its loss: the lowest of several losses is below the ends by chance.
-        for ends, keep, rule in (
-            ("lowest to the middle", of_lowest_and_middle, "< 0"), ("middle to the highest", of_middle_and_highest, "> 0"),
-        ):  # fmt: skip
-            yield self._trend(
-                "batch_size", self.loss, self.loss_words, rule, keep=partial(_between, "batch_size", keep), ends=ends
-            )
+        falling, rising = _u(self.sweep, self.loss) if self.loss else ([], [])
+        for ends, pairs, rule in (
+            ("lowest batch size to the bottom (where the other sizes have it)", falling, "< 0"),
+            ("bottom to the highest batch size", rising, "> 0"),
+        ):
+            name = f"{self.loss_words}, from the {ends}"
+            if pairs:
+                yield _of_effect(name, rule, effect(pairs))
+            else:
+                yield Finding(name, rule, reason="no three cells differ in batch size with all else equal")
 
     def claim_9(self) -> Iterator[Finding]:
         yield self._trend("weight_decay", RANK, "effective rank", "> 0")
@@ -262,21 +275,33 @@ class _Evidence:
         name = f"change of weight decay's effect on {self.loss_words} per e-fold of size"
         sizes, found = slopes(self.sweep, "weight_decay", self.loss) if self.loss else (np.array([]), np.array([]))
         if len(np.unique(sizes)) < 3:
-            yield Finding(name, "not 0", reason="weight decay was varied at fewer than 3 sizes")
+            yield Finding(name, "< 0", reason="weight decay was varied at fewer than 3 sizes")
         else:
-            yield _of_effect(name, "not 0", effect([(sizes, found)]))
+            yield _of_effect(name, "< 0", effect([(sizes, found)]))
+        yield self._trend(
+            "weight_decay", self.loss, f"{self.loss_words}, smaller half of the sizes", "> 0", keep=self._smaller_half
+        )
 
     def claim_10(self) -> Iterator[Finding]:
         margin = _within_size_spread(self.cells, RANK) / 2
         rule = f"within ±{margin:.3g}" if margin > 0 else "within ±0.01"
-        yield self._trend("learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule)
-        prescribed = _prescribed(self.cells)
-        for side, of in (("lower", np.less_equal), ("higher", np.greater_equal)):
+        for keep, ends in (
+            (of_lowest_and_middle, "lowest to the middle"),
+            (of_middle_and_highest, "middle to the highest"),
+        ):
             yield self._trend(
-                "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
-                "< 0", lambda values: (values == prescribed).astype(float),
-                partial(_where_factor, of=of, bound=prescribed),
+                "learning_rate_factor", RANK, "effective rank (margin: half its spread within a size)", rule,
+                keep=partial(_between, "learning_rate_factor", keep), ends=ends,
             )  # fmt: skip
+        for side, of in (("lower", np.less_equal), ("higher", np.greater_equal)):
+            found = self._trend(
+                "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
+                "< 0", lambda values: (values == 1).astype(float), partial(_where_factor, of=of, bound=1),
+            )  # fmt: skip
+            if found.reason and len(self.cells) and 1 not in self.cells.get("learning_rate_factor", []).to_numpy():
+                most = self.cells["learning_rate_factor"].mode().iloc[0]
+                found = replace(found, reason=f"no cell has the prescribed rate; most have {most:g} times it")
+            yield found
 
     def claim_11(self) -> Iterator[Finding]:
         yield self._trend("final_learning_rate_fraction", RANK, "effective rank", "> 0")
@@ -346,7 +371,9 @@ class _Evidence:
             yield Finding("R² added", f"< {ADDS_NOTHING}", reason="no task has both a loss and a metric")
             return
         added = self._regressions.xs("predictive_r2", level="statistic").sort_values("high", ascending=False)
-        for task, metric in added.index:
+        # What the paper measured, where that was measured here: every further column would be a further chance to be wrong.
+        papers = [(t, m) for t, m in added.index if t in PAPER_TASKS.values() and m in PAPER_METRICS]
+        for task, metric in papers or added.index:
             yield self._regression(task, metric, "predictive_r2", f"< {ADDS_NOTHING}")
 
     # The kinds of test.
@@ -361,12 +388,12 @@ class _Evidence:
         )
 
     def _trend(
-        self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] = position,
+        self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] | None = None,
         keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
         ends: str = "lowest to the highest",
     ) -> Finding:  # fmt: skip
         over = words(hyperparameter)
-        name = f"{what}, from the {ends} {over}" if contrast is position else f"{what} ({over})"
+        name = f"{what}, from the {ends} {over}" if contrast is None else f"{what} ({over})"
         if column not in self.cells:
             return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
         found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
@@ -421,10 +448,35 @@ def _between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame],
     return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
 
 
-def _prescribed(cells: pd.DataFrame) -> float:
-    """The learning-rate factor of most cells: a study may scale the rule to its models. 1 where there is no such factor."""
-    most = cells["learning_rate_factor"].mode()
-    return float(most.iloc[0]) if len(most) == 1 else 1.0
+def _u(sweep: Sweep, loss: str) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]]:
+    """For each slice over the batch size, the losses at its lowest value and at the bottom, and at the bottom and the end.
+
+    The bottom is where the mean loss of the other sizes with the same tokens is lowest, between the ends; the middle where
+    there are none. The lowest of a slice's own losses is below the ends by chance.
+    """
+    slices = [cells.dropna(subset=[loss]).groupby("batch_size", as_index=False).first() for cells in
+              sweep.over_seeds.slices("batch_size")]  # fmt: skip
+    falling, rising = [], []
+    for cells in slices:
+        if len(cells) < 3:
+            continue
+        between = cells["batch_size"].iloc[1:-1]
+        others = [
+            other.assign(centred=other[loss] - other[loss].mean())
+            for other in slices
+            if other["tokens"].iloc[0] == cells["tokens"].iloc[0]
+            and other["parameters"].iloc[0] != cells["parameters"].iloc[0]
+        ]
+        means = pd.concat(others).groupby("batch_size")["centred"].mean() if others else pd.Series(dtype=float)
+        means = means[means.index.isin(between)]
+        bottom = means.idxmin() if len(means) else between.iloc[len(between) // 2]
+        low, deep, high = (
+            float(cells[loss][cells["batch_size"] == at].iloc[0])
+            for at in (cells["batch_size"].iloc[0], bottom, cells["batch_size"].iloc[-1])
+        )
+        falling.append((np.array([0.0, 1.0]), np.array([low, deep])))
+        rising.append((np.array([0.0, 1.0]), np.array([deep, high])))
+    return falling, rising
 
 
 def _where_factor(cells: pd.DataFrame, of: Callable[[Any, float], Any], bound: float) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 
-from analysis import interventions, plots
+from analysis import plots
 from analysis.claims import COSINE, ISOTROPY, RANK
 from analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, outcome
 
@@ -37,6 +37,8 @@ class Entry:
     """In the paper; None for what the paper does not have."""
     name: str
     draw: Callable[[Sweep], Figure]
+    every_cell: bool = False
+    """Whether it shows what is not of the design, too: further seeds and cells with interventions."""
 
     @property
     def stem(self) -> str:
@@ -51,7 +53,7 @@ def catalogue(sweep: Sweep) -> list[Entry]:
         Entry(2, "loss_and_effective_rank", partial(plots.loss_by_size, task=main, metric=RANK)),
         Entry(3, "out_of_distribution_agreement", partial(plots.agreement, task="out_of_distribution")),
         Entry(4, "quantization", partial(plots.quantization, task="quantized_in_distribution")),
-        Entry(5, "saturation", plots.saturation),
+        Entry(5, "saturation", plots.saturation, every_cell=True),
         Entry(6, "fine_tuning", partial(plots.agreement, task="finetune_starcoder_python")),
         Entry(7, "forgetting", partial(_forgetting, task="forgetting_starcoder_python")),
     ]
@@ -68,10 +70,10 @@ def catalogue(sweep: Sweep) -> list[Entry]:
     for task in sweep.tasks:
         if task not in _OF_TASKS:
             entries.append(Entry(None, f"{task}_and_metrics", partial(_task, task=task, metrics=sweep.metrics)))
-    if interventions.any_in(sweep):
-        entries.append(Entry(None, "interventions", plots.moved_rank))
-    for name in sweep.hyperparameters:
-        if name not in (*_VARIED, *interventions.SETTINGS):
+    if not sweep.left_alone.all():
+        entries.append(Entry(None, "interventions", plots.moved_rank, every_cell=True))
+    for name in sweep.design.hyperparameters:
+        if name not in _VARIED:
             entries.append(Entry(None, name, _effect_of(name, sweep.metrics)))
     return entries
 
@@ -95,7 +97,7 @@ def draw(
 def _save(entry: Entry, sweep: Sweep, folder: Path) -> dict[str, Any]:
     row = {"figure": entry.number, "name": entry.name, "file": "", "title": "", "reason": ""}
     try:
-        figure = entry.draw(sweep)
+        figure = entry.draw(sweep if entry.every_cell else sweep.design)
     except plots.NoData as error:
         return row | {"reason": str(error)}
     with mpl.rc_context(plots.style()):

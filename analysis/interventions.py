@@ -1,9 +1,11 @@
-"""What follows when the rank of W alone is moved: cells with an intervention against the same cells left alone.
+"""What follows when the rank of W is pushed and nothing else is set otherwise: cells with an intervention against the same
+cells left alone.
 
 A pair is two cells that differ in their intervention only, the seed included: the same initial weights, the same data in the
 same order. The change of a column is the mean over pairs, and its interval comes from swapping the two within pairs, in all
-ways or in 20,000 of them (`analysis.trends.effect`). The slope is that of a column on the effective rank, over the targets
-and the cell that was left alone, shared by all sizes and seeds, each with a level of its own.
+ways or in 20,000 of them (`analysis.trends.effect`). The slope is that of a column on the effective rank, over the cells
+that a penalty did not raise above the one left alone: what lowers the rank and what raises it need not lie on one line.
+It is shared by all sizes and seeds, each with a level of its own.
 """
 
 from __future__ import annotations
@@ -17,12 +19,10 @@ import pandas as pd
 
 from analysis.claims import RANK
 from analysis.noise import outcomes, standard_deviations
-from analysis.sweep import Sweep
+from analysis.sweep import INTERVENTIONS, Sweep
 from analysis.trends import effect
 
 Array = npt.NDArray[np.float64]
-
-SETTINGS = ("effective_rank_target", "effective_rank_penalty", "spectral_norm_cap")
 
 COLUMNS = (
     "intervention", "column", "change", "low", "high", "comparisons", "sizes", "seed_standard_deviations", "size",
@@ -32,21 +32,23 @@ COLUMNS = (
 def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """One row for each intervention and column, over all sizes and for each size; `slope` is per unit of effective rank.
 
-    Empty where no cell has an intervention. `noise` is that of `analysis.noise.seed_noise`. Columns: `COLUMNS`.
+    Empty where no cell has an intervention. `noise` is that of `analysis.noise.seed_noise`: each size is held against its
+    own. Columns: `COLUMNS`.
     """
-    deviation = standard_deviations(noise)
+    deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}
     rows = []
     found, families = list(pairs(sweep)), _families(sweep)
     names = sorted({name for name, _, _ in found})
     for column in outcomes(sweep) if found else []:
         for size in ["", *dict.fromkeys(alone["size"] for _, alone, _ in found)]:
+            deviation = deviations.get(size, {}).get(column, 0.0)
             for name in names:
                 chosen = [(a, b) for n, a, b in found if n == name and size in ("", a["size"])]
                 swaps = [(a["size"], np.array([0.0, 1.0]), np.array([a[column], b[column]], float)) for a, b in chosen]
-                rows.append(_row(name, column, swaps, deviation.get(column, 0.0), size))
+                rows.append(_row(name, column, swaps, deviation, size))
             trends = [
                 (group["size"].iloc[0], group[RANK].to_numpy(float), group[column].to_numpy(float))
-                for group in families
+                for group in map(_not_raised, families)
                 if size in ("", group["size"].iloc[0])
             ]
             if column != RANK:
@@ -57,7 +59,7 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
 def _row(
     name: str, column: str, slices: list[tuple[str, Array, Array]], deviation: float, size: str
 ) -> tuple[object, ...] | None:  # fmt: skip
-    kept = [(of, x, y) for of, x, y in slices if np.isfinite(y).all()]
+    kept = [(of, x, y) for of, x, y in slices if len(x) > 1 and np.isfinite(y).all()]
     if not kept:
         return None
     found = effect((x, y) for _, x, y in kept)
@@ -65,11 +67,9 @@ def _row(
     return name, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
 
 
-def any_in(sweep: Sweep) -> bool:
-    """Whether any cell has an intervention."""
-    return any(
-        s in sweep.cells and sweep.cells[s].notna().any() for s in ("effective_rank_target", "spectral_norm_cap")
-    )
+def _not_raised(family: pd.DataFrame) -> pd.DataFrame:
+    natural = family[family.apply(label, axis=1) == ""][RANK].iloc[0]
+    return family[family[RANK] <= natural]
 
 
 def label(cell: pd.Series) -> str:
@@ -94,9 +94,9 @@ def pairs(sweep: Sweep) -> Iterator[tuple[str, pd.Series, pd.Series]]:
 
 def _families(sweep: Sweep, capped: bool = False) -> list[pd.DataFrame]:
     """Cells that differ in their intervention only, with one that is left alone; those with a cap only where asked for."""
-    if not any_in(sweep):
+    if sweep.left_alone.all():
         return []
-    fixed = [s for s in sweep.free_settings if s not in SETTINGS]
+    fixed = [s for s in sweep.free_settings if s not in INTERVENTIONS]
     cells = sweep.cells if capped else sweep.cells[sweep.cells["spectral_norm_cap"].isna()]
     groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
     return [group for group in groups if len(group) > 1 and (group.apply(label, axis=1) == "").any()]

@@ -1,8 +1,8 @@
 """What differs between seeds of one configuration, and every hyperparameter's effect held against it.
 
-The standard deviation is pooled over all configurations that were trained with several seeds: sqrt(sum of squares about each
-configuration's mean / degrees of freedom), with the interval of the chi-squared distribution. Where a column's noise
-depends on the size it is an average over the sizes that have seeds.
+The standard deviation is pooled over the configurations that were trained with several seeds and left alone by
+interventions: sqrt(sum of squares about each configuration's mean / degrees of freedom), over all sizes and for each. Its
+interval is that of the chi-squared distribution: of normal errors that are as large at every size.
 """
 
 from __future__ import annotations
@@ -14,56 +14,69 @@ import pandas as pd
 from scipy.stats import chi2
 
 from analysis.sweep import Sweep
-from analysis.trends import trend
+from analysis.trends import swing, trend
 
-NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations")
+NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations", "size")
 EFFECT_COLUMNS = (
-    "hyperparameter", "column", "effect", "low", "high", "n", "comparisons", "seed_standard_deviations",
+    "hyperparameter", "column", "effect", "low", "high", "n", "comparisons", "swing", "seed_standard_deviations",
 )  # fmt: skip
 
 
 def seed_noise(sweep: Sweep) -> pd.DataFrame:
-    """One row for each task and metric: its standard deviation between seeds with a 95% interval; none without seeds.
+    """One row for each task and metric, over all sizes (`size` is empty) and for each: its standard deviation between seeds
+    with a 95% interval; none without seeds.
 
     Columns: `NOISE_COLUMNS`.
     """
+    alone = sweep.cells[sweep.left_alone]
+    repeated = [cells for _, cells in alone.groupby(sweep.configurations[alone.index], sort=False) if len(cells) > 1]
+    sizes = dict.fromkeys(cells["size"].iloc[0] for cells in repeated)
     rows = []
-    groups = sweep.cells.groupby(sweep.configurations, sort=False)
-    for column in outcomes(sweep):
-        squares, freedom, several = 0.0, 0, 0
-        for _, cells in groups:
-            # One that was only measured otherwise is not another seed.
-            values = cells.dropna(subset=[column]).drop_duplicates("seed")[column].to_numpy(float)
-            if len(values) > 1:
-                squares += float(((values - values.mean()) ** 2).sum())
-                freedom += len(values) - 1
-                several += 1
-        if freedom:
-            low, high = (math.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
-            rows.append((column, math.sqrt(squares / freedom), low, high, freedom, several))
+    for size in ["", *sizes]:
+        groups = [cells for cells in repeated if size in ("", cells["size"].iloc[0])]
+        rows += [(column, *found, size) for column in outcomes(sweep) if (found := _pooled(groups, column)) is not None]
     return pd.DataFrame(rows, columns=NOISE_COLUMNS)
 
 
-def standard_deviations(noise: pd.DataFrame) -> dict[str, float]:
-    """That of one run between seeds, for each column of the table of `seed_noise`."""
-    return dict(zip(noise["column"], noise["standard_deviation"], strict=True))
+def _pooled(configurations: list[pd.DataFrame], column: str) -> tuple[float, float, float, int, int] | None:
+    squares, freedom, several = 0.0, 0, 0
+    for cells in configurations:
+        # One that was only measured otherwise is not another seed.
+        values = cells.dropna(subset=[column]).drop_duplicates("seed")[column].to_numpy(float)
+        if len(values) > 1:
+            squares += float(((values - values.mean()) ** 2).sum())
+            freedom += len(values) - 1
+            several += 1
+    if not freedom:
+        return None
+    low, high = (math.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
+    return math.sqrt(squares / freedom), low, high, freedom, several
+
+
+def standard_deviations(noise: pd.DataFrame, size: str = "") -> dict[str, float]:
+    """That of one run between seeds, for each column of the table of `seed_noise`; of one size, or over all."""
+    found = noise[noise["size"] == size]
+    return dict(zip(found["column"], found["standard_deviation"], strict=True))
 
 
 def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """What each hyperparameter does to each task and metric, lowest to highest value, and in seeds' standard deviations.
 
-    Token budgets are compared at equal steps, as the paper does. Columns: `EFFECT_COLUMNS`; the last is empty where
-    there is no noise to hold an effect against.
+    An effect is the slope of a straight line over the values tested, times their range; `swing` is the largest difference
+    between two of the values. Token budgets are compared at equal steps, as the paper does. `sweep` is a `Sweep.design`.
+    Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
     """
     deviation = standard_deviations(noise)
     rows = []
     for name in sweep.hyperparameters:
         for column in outcomes(sweep):
-            found = trend(sweep, name, column, equal_steps=name == "tokens")
+            equal_steps = name == "tokens"
+            found = trend(sweep, name, column, equal_steps=equal_steps)
             if found is None:
                 continue
             times = found.value / deviation[column] if deviation.get(column) else np.nan
-            rows.append((name, column, found.value, *found.interval, found.n, found.slices, times))
+            turns = swing(sweep, name, column, equal_steps)
+            rows.append((name, column, found.value, *found.interval, found.n, found.slices, turns, times))
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 

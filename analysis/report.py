@@ -59,12 +59,19 @@ def render(
     )
 
 
+def _beyond_the_design(sweep: Sweep) -> list[tuple[str, str]]:
+    others = len(sweep.cells) - len(sweep.design.cells)
+    what = "further seeds, for the noise, and cells with interventions on W: not in regressions, claims and effects"
+    return [("of them beyond the design", f"{others} ({what})")] if others else []
+
+
 def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
     """What the sweep was, for the head of the page."""
     cells = sweep.cells
     seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
     rows = [
         ("cells analysed", f"{len(cells)} of {sweep.planned} planned"),
+        *_beyond_the_design(sweep),
         ("diverged cells, left out", ", ".join(sweep.diverged) or "none"),
         ("sizes", ", ".join(dict.fromkeys(cells.sort_values("parameters")["size"]))),
         ("parameters, without the input embedding", f"{cells['parameters'].min():,} to {cells['parameters'].max():,}"),

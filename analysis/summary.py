@@ -24,8 +24,10 @@ SHOWN = (
 
 
 def summary(card: pd.DataFrame, tests: pd.DataFrame, shown: list[Effects]) -> str:
-    """The Markdown text."""
-    parts = ["### The fifteen claims", "", *scorecard(card, tests), ""]
+    """The Markdown text; without the scorecard where there was too little to decide any claim."""
+    parts = []
+    if (card["verdict"] != "undecided").any():
+        parts += ["### The fifteen claims", "", *scorecard(card, tests), ""]
     for effects in shown:
         if effects.rows:
             parts += [f"### {effects.title}", "", *effects_table(effects), ""]
@@ -49,7 +51,12 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         if row["reason"]:
             decided = f"{row['effect']}: {row['reason']}"
         lines.append(f"| {row['claim']} | {row['statement']} | **{row['verdict']}** | {_cell(decided)} | {held} |")
-    return lines
+    note = (
+        "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "
+        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. The bounds are "
+        "raysweep's (`analysis/claims.py`). No correction for the number of claims."
+    )
+    return [*lines, "", note]
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,8 @@ class Entry:
     beyond_zero: bool
     noise: str
     """The change in standard deviations between seeds; empty where there is none."""
+    swing: str
+    """The largest difference between two values tested, where it is far more than the change; else empty."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +88,10 @@ class Effects:
 def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
     """The tables of `analysis.noise` as what is shown of them."""
     note = (
-        "Each entry: the change from the lowest to the highest value tested, all else equal, with its 95% permutation "
-        "interval, bold where that leaves out zero; and the change over the standard deviation of one run between seeds. "
+        "Each entry: the slope of a straight line over the values tested, times their range, all else equal, with its 95% "
+        "permutation interval, bold where that leaves out zero (of twenty that are nothing, one does so by chance); the "
+        "same over the standard deviation of one run between seeds; and where the column turns in between (more than half "
+        "as far again as the line goes, and more than two standard deviations), the largest difference between two values. "
         "Tokens at equal steps."
     )
     return _effects("Effects against the noise of seeds", note, noise, effects)
@@ -90,12 +101,12 @@ def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> Effects:
     """The table of `analysis.interventions`, all sizes together."""
     note = (
         "Each entry: the mean change of a cell by the intervention, seed and all else equal, with its 95% permutation "
-        "interval over pairs, bold where that leaves out zero; and the change over the standard deviation of one run "
-        "between seeds. "
-        "Slope: the change per unit of effective rank, over all targets."
+        "interval over pairs, bold where that leaves out zero (of twenty that are nothing, one does so by chance); and the "
+        "change over the standard deviation of one run between seeds. Slope: the change per unit of effective rank, over "
+        "the cells whose rank was not raised above the one left alone."
     )
     together = moved[moved["size"] == ""].rename(columns={"intervention": "hyperparameter", "change": "effect"})
-    return _effects("When the rank alone is moved", note, noise, together)
+    return _effects("When the rank is pushed", note, noise, together.assign(swing=math.nan))
 
 
 def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
@@ -104,7 +115,7 @@ def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) 
     rows = []
     for column in [c for c in SHOWN if c in set(effects["column"])]:
         found = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
-        entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "") for name in names]
+        entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "", "") for name in names]
         rows.append((column, deviation.get(column, math.nan), entries))
     return Effects(title, note, [words(name) for name in names], rows)
 
@@ -115,7 +126,17 @@ def _entry(effect: dict[str, Any]) -> Entry:
         interval(effect["effect"], effect["low"], effect["high"]),
         effect["low"] > 0 or effect["high"] < 0,
         f"{times:+.1f} sd".replace("-", _MINUS) if math.isfinite(times) else "",
+        _swing(effect["effect"], effect["swing"], times),
     )
+
+
+def _swing(effect: float, swing: float, times: float) -> str:
+    if not swing > 1.5 * abs(effect):
+        return ""
+    if not math.isfinite(times) or effect == 0:
+        return f"turns: {swing:.3g}"
+    deviations = abs(swing * times / effect)
+    return f"turns: {swing:.3g}, {deviations:.1f} sd" if deviations > 2 else ""
 
 
 def effects_table(shown: Effects) -> list[str]:
@@ -124,8 +145,8 @@ def effects_table(shown: Effects) -> list[str]:
     for column, deviation, entries in shown.rows:
         texts = [f"{deviation:.2g}" if math.isfinite(deviation) else "\N{EN DASH}"]
         for entry in entries:
-            text = entry.text + (f"<br>{entry.noise}" if entry.noise else "")
-            texts.append(f"**{text}**" if entry.beyond_zero else text)
+            text = f"**{entry.text}**" if entry.beyond_zero else entry.text
+            texts.append("<br>".join(part for part in (text, entry.noise, entry.swing) if part))
         lines.append(f"| {capital(words(column))} | " + " | ".join(texts) + " |")
     return [*lines, "", shown.note]
 

@@ -41,6 +41,9 @@ PAPER_METRICS = ("effective_rank_W", "cosine_W", "isotropy_W", "effective_rank_H
 _DERIVED = {"id", "size", "parameters", "steps", "flops", "learning_rate", "validation_sequences", "reports"}
 _NOT_A_TASK = {"train_loss"}
 
+INTERVENTIONS = ("effective_rank_target", "effective_rank_penalty", "spectral_norm_cap")
+"""The settings that act on W directly."""
+
 BASE_RATE = "base_learning_rate"
 """The peak learning rate before the factor: a function of the size unless the search space sets it."""
 
@@ -121,6 +124,27 @@ class Sweep:
         """(n,) the number of each cell's configuration: cells that differ by their seed only share it."""
         settings = [s for s in self.free_settings if s != "seed"]
         return np.asarray(self.cells.groupby(settings, dropna=False, sort=False).ngroup())
+
+    @cached_property
+    def left_alone(self) -> pd.Series:
+        """(n,) of each cell, whether no intervention acts on its W."""
+        present = [s for s in ("effective_rank_target", "spectral_norm_cap") if s in self.cells]
+        return self.cells[present].isna().all(axis=1)
+
+    @cached_property
+    def design(self) -> Sweep:
+        """The sweep that regressions, claims and effects of hyperparameters are about.
+
+        Without the cells whose W an intervention acts on, where others are left alone; and without seeds that were added to
+        a few configurations to learn the noise: those would count several times, and be compared with cells of other
+        seeds. A seed belongs to the design where at least half as many configurations have it as have the commonest.
+        """
+        kept = self.left_alone if self.left_alone.any() else ~self.left_alone
+        if "seed" in self.cells:
+            configurations = self.cells["seed"][kept].value_counts()
+            common = configurations.index[configurations >= configurations.max() / 2]
+            kept &= self.cells["seed"].isin(common)
+        return self if kept.all() else replace(self, cells=self.cells[kept].reset_index(drop=True))
 
     @cached_property
     def over_seeds(self) -> Sweep:

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -45,10 +46,9 @@ class Effect:
         return (self.low, self.high) if math.isfinite(self.low) else (math.nan, math.nan)
 
 
-def position(values: Array) -> Array:
-    """0 at the lowest value of the slice, 1 at the highest, equal steps between: the change over the range tested."""
-    levels, inverse = np.unique(values, return_inverse=True)
-    return np.asarray(inverse / (len(levels) - 1))
+def position(values: Array, levels: Array) -> Array:
+    """0 at the lowest of the levels tested, 1 at the highest, equal steps between: the change over the range tested."""
+    return np.asarray(np.searchsorted(levels, values) / (len(levels) - 1))
 
 
 def of_lowest_and_middle(cells: pd.DataFrame, values: pd.Series) -> pd.DataFrame:
@@ -67,34 +67,48 @@ def trend(
     sweep: Sweep,
     hyperparameter: str,
     column: str,
-    contrast: Callable[[Array], Array] = position,
+    contrast: Callable[[Array], Array] | None = None,
     keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
     equal_steps: bool = False,
 ) -> Effect | None:
     """The effect of a hyperparameter on a column, or None where no slice has two values of it.
 
-    `contrast` gives x for the hyperparameter's values in a slice; `keep` may leave out some of a slice's cells.
+    `contrast` gives x for the hyperparameter's values in a slice: by default their `position` among the values of all
+    slices, so that a slice that has some of them tells of a part of the range. `keep` may leave out some of a slice's cells.
     """
-    pairs = []
-    for cells in sweep.over_seeds.slices(hyperparameter, equal_steps):
-        kept = keep(cells.dropna(subset=[column]))
-        if kept[hyperparameter].nunique() < 2:
-            continue
-        x = contrast(kept[hyperparameter].to_numpy(float))
-        if np.ptp(x) > 1e-9:
-            pairs.append((x, kept[column].to_numpy(float)))
+    slices = [keep(cells.dropna(subset=[column])) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
+    slices = [cells for cells in slices if cells[hyperparameter].nunique() > 1]
+    contrast = contrast or _positions(slices, hyperparameter)
+    pairs = [(contrast(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)) for cells in slices]
+    pairs = [(x, y) for x, y in pairs if np.ptp(x) > 1e-9]
     return effect(pairs) if pairs else None
+
+
+def swing(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> float:
+    """The largest difference between two values of a hyperparameter, over the slices that have all its values.
+
+    Beside an effect, which is a straight line, it says whether the column turns in between. NaN where no slice has all.
+    """
+    slices = [cells.dropna(subset=[column]) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
+    most = max((cells[hyperparameter].nunique() for cells in slices), default=0)
+    whole = [cells.assign(y=cells[column] - cells[column].mean()) for cells in slices if len(cells) == most]
+    return float(np.ptp(pd.concat(whole).groupby(hyperparameter)["y"].mean())) if whole and most > 1 else math.nan
+
+
+def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Array], Array]:
+    every = [cells[hyperparameter].to_numpy(float) for cells in slices]
+    return partial(position, levels=np.unique(np.concatenate([*every, np.empty(0)])))
 
 
 def slopes(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
     """(slices,) the log size of each slice and the column's change over the values tested in it."""
+    slices = [cells.dropna(subset=[column]) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
+    slices = [cells for cells in slices if cells[hyperparameter].nunique() > 1]
+    positions = _positions(slices, hyperparameter)
     sizes, found = [], []
-    for cells in sweep.over_seeds.slices(hyperparameter, equal_steps):
-        cells = cells.dropna(subset=[column])
-        if cells[hyperparameter].nunique() > 1:
-            x, y = position(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)
-            sizes.append(math.log(cells["parameters"].iloc[0]))
-            found.append(float(np.polyfit(x, y, 1)[0]))
+    for cells in slices:
+        sizes.append(math.log(cells["parameters"].iloc[0]))
+        found.append(float(np.polyfit(positions(cells[hyperparameter].to_numpy(float)), cells[column], 1)[0]))
     return np.array(sizes), np.array(found)
 
 

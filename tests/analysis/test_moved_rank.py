@@ -13,6 +13,8 @@ TARGETS = (0.5, 0.7, 0.95)
 ALONE = 0.86
 PENALTY = {0.5: 0.08, 0.7: 0.02, 0.95: 0.0}
 SLOPE = -0.3
+RAISED = 5.0
+"""What raising the rank adds to forgetting: off the line of those that lower it."""
 
 
 def moved(simulated: Sweep) -> Sweep:
@@ -32,7 +34,13 @@ def moved(simulated: Sweep) -> Sweep:
                 | {"effective_rank_target": target, "effective_rank_penalty": 100.0 if target else 0.0}
                 | {"spectral_norm_cap": cap, "effective_rank_W": rank}
                 | {"in_distribution_loss": 4 + level + PENALTY.get(target or 0, 0) + 0.002 * rng.standard_normal()}
-                | {"forgetting_python_loss_change": 1 + level + SLOPE * rank + 0.002 * rng.standard_normal()}
+                | {
+                    "forgetting_python_loss_change": 1
+                    + level
+                    + SLOPE * rank
+                    + RAISED * (target == 0.95)
+                    + 0.002 * rng.standard_normal()
+                }
                 | {"cosine_W": level + 0.05 * rng.standard_normal()}
             )
     return sweep.from_tables("moved", pd.DataFrame(rows), simulated.trajectories.head(0))
@@ -55,6 +63,19 @@ def test_planted_changes_are_found_and_others_are_not(simulated: Sweep) -> None:
     unmoved = every.loc[("rank 0.5 x 100", "cosine_W")]
     assert unmoved["low"] < 0 < unmoved["high"]
     assert set(found["size"]) == {"", *study.cells["size"]}
+
+
+def test_each_size_is_held_against_its_own_noise_of_cells_left_alone(simulated: Sweep) -> None:
+    study = moved(simulated)
+    between = noise.seed_noise(study)
+    found = interventions.interventions(study, between).set_index(["size", "intervention", "column"])
+    alone = study.cells[study.cells["effective_rank_target"].isna() & study.cells["spectral_norm_cap"].isna()]
+    for size, cells in alone.groupby("size"):
+        row = found.loc[(size, "rank 0.5 x 100", "in_distribution_loss")]
+        deviation = cells["in_distribution_loss"].std(ddof=1)
+        assert row["seed_standard_deviations"] == pytest.approx(row["change"] / deviation)
+    # The claims are about the cells left alone.
+    assert len(study.design.cells) == 12
 
 
 def test_cells_with_and_without_a_target_are_analysed_together(simulated: Sweep) -> None:

@@ -29,12 +29,17 @@ def with_seeds(simulated: Sweep, deviation: float, seeds: int = 4) -> Sweep:
 
 def test_the_noise_is_the_pooled_standard_deviation(simulated: Sweep) -> None:
     study = with_seeds(simulated, 0.03)
-    found = noise.seed_noise(study).set_index("column")
+    every = noise.seed_noise(study)
+    found = every[every["size"] == ""].set_index("column")
     seeds = study.cells[study.cells["cosine_W"].groupby(study.configurations).transform("size") > 1]
     by_size = seeds.groupby("parameters")["cosine_W"]
     assert by_size.ngroups == 6
     assert found.loc["cosine_W", "standard_deviation"] == pytest.approx(np.sqrt(by_size.var(ddof=1).mean()), rel=1e-12)
     assert found.loc["cosine_W", ["degrees_of_freedom", "configurations"]].tolist() == [18, 6]
+    of_size = every[every["column"] == "cosine_W"].set_index("size")["standard_deviation"]
+    for size, cells in seeds.groupby("size"):
+        assert of_size[size] == pytest.approx(cells["cosine_W"].std(ddof=1), rel=1e-12)
+    assert noise.standard_deviations(every, "4M")["cosine_W"] == of_size["4M"]
     # What does not differ between the copies has no noise.
     assert found.loc["isotropy_W", "standard_deviation"] == 0
 
@@ -44,6 +49,7 @@ def test_the_interval_holds_the_planted_deviation_as_often_as_it_says() -> None:
     held = []
     for _ in range(400):
         cells = pd.DataFrame({"id": [str(i) for i in range(12)], "width": np.repeat([8, 16, 24], 4), "seed": range(12)})
+        cells["size"] = cells["width"].astype(str)
         cells["x_loss"] = np.repeat([1.0, 5.0, 9.0], 4) + 0.2 * rng.standard_normal(12)
         row = noise.seed_noise(Sweep("x", cells, pd.DataFrame(), 12)).iloc[0]
         held.append(row["low"] < 0.2 < row["high"])
@@ -53,9 +59,9 @@ def test_the_interval_holds_the_planted_deviation_as_often_as_it_says() -> None:
 def test_effects_are_held_against_the_noise(simulated: Sweep) -> None:
     study = with_seeds(simulated, 0.03)
     between = noise.seed_noise(study)
-    found = noise.effects(study, between).set_index(["hyperparameter", "column"])
+    found = noise.effects(study.design, between).set_index(["hyperparameter", "column"])
     row = found.loc[("weight_decay", "cosine_W")]
-    deviation = between.set_index("column").loc["cosine_W", "standard_deviation"]
+    deviation = noise.standard_deviations(between)["cosine_W"]
     assert row["low"] < row["effect"] < row["high"]
     assert row["seed_standard_deviations"] == pytest.approx(row["effect"] / deviation)
     assert set(found.index.get_level_values(0)) == set(study.hyperparameters)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from analysis.trends import (
     of_middle_and_highest,
     position,
     slopes,
+    swing,
     trend,
 )
 
@@ -29,7 +31,7 @@ def test_the_interval_excludes_zero_exactly_when_the_permutation_test_rejects() 
     """Against scipy's exact permutation test of one slice's covariance, both sides at 2.5%."""
     rng = np.random.default_rng(0)
     decisions = set()
-    x = position(np.arange(6.0))
+    x = position(np.arange(6.0), np.arange(6.0))
     for strength in np.linspace(0, 4, 25):
         y = strength * x + rng.standard_normal(6)
         found = effect([(x, y)])
@@ -45,7 +47,7 @@ def test_the_interval_excludes_zero_exactly_when_the_permutation_test_rejects() 
 
 def test_the_interval_covers_the_effect_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
-    x = position(np.arange(3.0))
+    x = position(np.arange(3.0), np.arange(3.0))
     covered = []
     for _ in range(400):
         found = effect([(x, 5 * rng.standard_normal() + 0.7 * x + 0.5 * rng.standard_t(3, 3)) for _ in range(5)])
@@ -62,7 +64,7 @@ def test_too_few_permutations_give_no_interval() -> None:
 
 def test_permutations_at_random_agree_with_all_of_them() -> None:
     rng = np.random.default_rng(2)
-    x = position(np.arange(4.0))
+    x = position(np.arange(4.0), np.arange(4.0))
     slices = [(x, x + 0.4 * rng.standard_normal(4)) for _ in range(3)]
     every = effect(slices)
     assert math.factorial(4) ** 3 < PERMUTATIONS
@@ -77,7 +79,9 @@ def test_the_ends_are_compared_with_the_value_in_the_middle() -> None:
     cells = pd.DataFrame({"batch_size": [32, 64, 128, 256, 512, 512]})
     assert list(of_lowest_and_middle(cells, cells["batch_size"])["batch_size"]) == [32, 128]
     assert list(of_middle_and_highest(cells, cells["batch_size"])["batch_size"]) == [128, 512, 512]
-    assert position(cells["batch_size"].to_numpy(float)) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+    levels = np.array([32, 64, 128, 256, 512])
+    assert position(cells["batch_size"].to_numpy(float), levels) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+    assert position(np.array([64.0, 512.0]), levels) == pytest.approx([0.25, 1])
 
 
 def test_seeds_of_a_configuration_are_one_cell(simulated: Sweep) -> None:
@@ -124,3 +128,45 @@ def test_trend_finds_what_was_planted(simulated: Sweep) -> None:
     assert len(sizes) == 6
     assert changes.mean() == pytest.approx(0.1 * np.log10(50), abs=0.03)
     assert trend(simulated, "warmup_fraction", "effective_rank_W") is None
+
+
+def test_a_slice_with_some_of_the_values_tells_of_its_part_of_the_range(simulated: Sweep) -> None:
+    """Budgets at equal steps: 8, 32, 64, 128 billion tokens in one slice of a size, 8 and 32 in its two others."""
+    level = simulated.cells["tokens"].map({8e9: 0, 32e9: 1, 64e9: 2, 128e9: 3})
+    planted = replace(simulated, cells=simulated.cells.assign(cosine_W=0.1 * level))
+    found = trend(planted, "tokens", "cosine_W", equal_steps=True)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert swing(planted, "tokens", "cosine_W", equal_steps=True) == pytest.approx(0.3)
+
+
+def test_a_swing_sees_what_a_line_does_not(simulated: Sweep) -> None:
+    batch = np.log2(simulated.cells["batch_size"] / 128)
+    planted = replace(simulated, cells=simulated.cells.assign(cosine_W=0.05 * batch**2))
+    found = trend(planted, "batch_size", "cosine_W")
+    assert found is not None
+    assert found.value == pytest.approx(0, abs=1e-12)
+    assert swing(planted, "batch_size", "cosine_W") == pytest.approx(0.2)
+    assert math.isnan(swing(planted, "warmup_fraction", "cosine_W"))
+
+
+def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(simulated: Sweep) -> None:
+    """What they add has an error that would show: the effects stay those of the cells that were there before."""
+    base = simulated.cells[simulated.cells["id"].isin(s["id"].iloc[0] for s in simulated.slices("weight_decay"))]
+    assert len(base) == 6
+    far = {column: base[column] + 10 for column in ("in_distribution_loss", "effective_rank_W")}
+    seeds = [base.assign(seed=seed, id=base["id"] + f"-{seed}", **far) for seed in (1, 2, 3)]
+    capped = base.assign(spectral_norm_cap=1.0, id=base["id"] + "-capped", **far)
+    cells = pd.concat([simulated.cells, *seeds, capped], ignore_index=True).drop(columns=[BASE_RATE])
+    study = from_tables("study", cells, simulated.trajectories)
+    assert len(study.cells) == 108 + 18 + 6
+    pd.testing.assert_frame_equal(
+        study.design.cells[simulated.cells.columns], simulated.cells, check_exact=True, check_dtype=False
+    )
+    assert trend(study.design, "weight_decay", "effective_rank_W") == trend(
+        simulated, "weight_decay", "effective_rank_W"
+    )
+    # Seeds that all have are all of the design, and cells that all have a cap are.
+    assert simulated.design is simulated
+    crossed = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True).drop(columns=[BASE_RATE])
+    assert len(from_tables("x", crossed.assign(spectral_norm_cap=2.0), simulated.trajectories).design.cells) == 216
