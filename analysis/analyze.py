@@ -5,7 +5,7 @@ scaling_law.csv   each task's fitted law
 claims.csv        the fifteen claims with their verdicts; claim_tests.csv has every test behind them
 seed_noise.csv    how much seeds of one configuration differ; effects.csv has every effect, held against that
 interventions.csv what follows when the rank of W alone is moved; empty where no cell has an intervention
-summary.md        the scorecard and the effects, for a README
+summary.md        the scorecard, Tables 2-9 in one, and the effects, for a README
 tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
 figures/          the paper's Figures 2-27, as PNG and PDF, and figures.csv
 report.html       one page with all of it
@@ -70,9 +70,8 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     moved = interventions.interventions(found, between_seeds)
     moved.to_csv(output / "interventions.csv", index=False)
     shown = [summary.of_hyperparameters(between_seeds, effects), summary.of_interventions(between_seeds, moved)]
-    text = summary.summary(card, tests, shown)
-    (output / "summary.md").write_text(text, encoding="utf-8")
     made = tables.tables(statistics)
+    (output / "summary.md").write_text(summary.summary(card, tests, made, shown), encoding="utf-8")
     tables.write(made, output / "tables")
     drawn = figures.draw(found, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)

@@ -11,7 +11,9 @@ import pandas as pd
 
 from analysis.claims import COSINE, ISOTROPY, RANK
 from analysis.noise import standard_deviations
-from analysis.sweep import capital, words
+from analysis.regressions import STATISTIC_WORDS, STATISTICS
+from analysis.sweep import capital, outcome, words
+from analysis.tables import Table, entry, number
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -23,11 +25,14 @@ SHOWN = (
 )  # fmt: skip
 
 
-def summary(card: pd.DataFrame, tests: pd.DataFrame, shown: list[Effects]) -> str:
+def summary(card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]) -> str:
     """The Markdown text; without the scorecard where there was too little to decide any claim."""
     parts = []
     if (card["verdict"] != "undecided").any():
         parts += ["### The fifteen claims", "", *scorecard(card, tests), ""]
+    of_rank = [table for table in tables if table.number is not None and RANK in table.metrics]
+    if any(np.isfinite(table.rows["value"]).any() for table in of_rank):
+        parts += ["### The effective rank of W in Tables 2-9", "", *digest(of_rank), ""]
     for effects in shown:
         if effects.rows:
             parts += [f"### {effects.title}", "", *effects_table(effects), ""]
@@ -56,6 +61,17 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. The bounds are "
         "raysweep's (`analysis/claims.py`). No correction for the number of claims."
     )
+    return [*lines, "", note]
+
+
+def digest(tables: list[Table]) -> list[str]:
+    """A pipe table: of each of the paper's tables the column of the effective rank of W, and what the paper prints."""
+    lines = ["| | " + " | ".join(STATISTIC_WORDS[s] for s in STATISTICS) + " |", "|---" * (len(STATISTICS) + 1) + "|"]
+    for table in tables:
+        cells = [table.cell(statistic, RANK) for statistic in STATISTICS]
+        entries = [entry(c) + (f"<br>paper {number(c['paper'])}" if np.isfinite(c["paper"]) else "") for c in cells]
+        lines.append(f"| {table.number}: {outcome(table.task)} | " + " | ".join(entries) + " |")
+    note = "In brackets: bootstrap 95% intervals over configurations. All metrics are in `tables/`."
     return [*lines, "", note]
 
 
@@ -131,10 +147,8 @@ def _entry(effect: dict[str, Any]) -> Entry:
 
 
 def _swing(effect: float, swing: float, times: float) -> str:
-    if not swing > 1.5 * abs(effect):
+    if not (math.isfinite(times) and effect != 0 and swing > 1.5 * abs(effect)):
         return ""
-    if not math.isfinite(times) or effect == 0:
-        return f"turns: {swing:.3g}"
     deviations = abs(swing * times / effect)
     return f"turns: {swing:.3g}, {deviations:.1f} sd" if deviations > 2 else ""
 
@@ -144,9 +158,9 @@ def effects_table(shown: Effects) -> list[str]:
     lines = ["| | between seeds | " + " | ".join(shown.names) + " |", "|---" * (len(shown.names) + 2) + "|"]
     for column, deviation, entries in shown.rows:
         texts = [f"{deviation:.2g}" if math.isfinite(deviation) else "\N{EN DASH}"]
-        for entry in entries:
-            text = f"**{entry.text}**" if entry.beyond_zero else entry.text
-            texts.append("<br>".join(part for part in (text, entry.noise, entry.swing) if part))
+        for one in entries:
+            text = f"**{one.text}**" if one.beyond_zero else one.text
+            texts.append("<br>".join(part for part in (text, one.noise, one.swing) if part))
         lines.append(f"| {capital(words(column))} | " + " | ".join(texts) + " |")
     return [*lines, "", shown.note]
 

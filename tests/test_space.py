@@ -343,7 +343,7 @@ def test_interventions_leave_everything_else_as_it_is_in_the_miniature() -> None
     cells = space.load(SPACES / "interventions.yaml").cells
     none = {"effective_rank_target": None, "effective_rank_penalty": 0.0, "spectral_norm_cap": None}
     alone = {cell.id for cell in cells if cell.effective_rank_target is None and cell.spectral_norm_cap is None}
-    assert len(cells) == 60
+    assert len(cells) == 72
     assert len(alone) == 12
     assert alone <= mini
     assert {cell.model_copy(update=none).id for cell in cells} == alone

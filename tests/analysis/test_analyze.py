@@ -56,6 +56,33 @@ def test_the_papers_tables_stand_beside_ours(output: Path) -> None:
     assert r"\textit{paper} & $-0.699$ & $0.601$ & $-0.249$" in latex
 
 
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """The cells of the pipe table under a title, without its head."""
+    lines = text.partition(f"### {title}\n")[2].partition("\n### ")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")][2:]
+
+
+def test_the_summary_says_what_the_tables_say(output: Path) -> None:
+    text = (output / "summary.md").read_text(encoding="utf-8")
+    card = pd.read_csv(output / "claims.csv")
+    claims = rows_of(text, "The fifteen claims")
+    assert [(row[0], row[2]) for row in claims] == [
+        (str(c), f"**{v}**") for c, v in card[["claim", "verdict"]].to_numpy()
+    ]
+    tables = rows_of(text, "The effective rank of W in Tables 2-9")
+    found = pd.read_csv(output / "regressions.csv").set_index(["task", "metric", "statistic"])["value"]
+    raw = found.loc[("in_distribution", "effective_rank_W", "raw_spearman")]
+    assert tables[0][0] == "2: in-distribution loss"
+    assert tables[0][1].startswith(f"{raw:.3f}".replace("-", "\N{MINUS SIGN}"))
+    assert tables[0][1].endswith("<br>paper \N{MINUS SIGN}0.699")
+    assert [row[0].partition(":")[0] for row in tables] == list("23456789")
+    effects = pd.read_csv(output / "effects.csv").set_index(["column", "hyperparameter"])
+    head, *rows = [line for line in text.partition("### Effects")[2].splitlines() if line.startswith("| ")]
+    position = head.split(" | ").index("batch size")
+    entry = next(row for row in rows if row.startswith("| Effective rank of W")).split(" | ")[position]
+    assert entry.startswith(f"**{effects.loc[('effective_rank_W', 'batch_size'), 'effect']:.3g} [")
+
+
 def test_every_figure_of_the_paper_is_drawn(output: Path) -> None:
     drawn = pd.read_csv(output / "figures" / "figures.csv", keep_default_na=False)
     numbers = [int(number) for number in drawn["figure"] if number != ""]
