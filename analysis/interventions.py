@@ -37,7 +37,8 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}
     rows = []
-    found, families = list(pairs(sweep)), _families(sweep)
+    found = list(pairs(sweep))
+    lowered = [_not_raised(sweep, family) for family in _families(sweep)]
     names = sorted({name for name, _, _ in found})
     for column in outcomes(sweep) if found else []:
         for size in ["", *dict.fromkeys(alone["size"] for _, alone, _ in found)]:
@@ -48,7 +49,7 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
                 rows.append(_row(name, column, swaps, deviation, size))
             trends = [
                 (group["size"].iloc[0], group[RANK].to_numpy(float), group[column].to_numpy(float))
-                for group in map(_not_raised, families)
+                for group in lowered
                 if size in ("", group["size"].iloc[0])
             ]
             if column != RANK:
@@ -67,8 +68,8 @@ def _row(
     return name, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
 
 
-def _not_raised(family: pd.DataFrame) -> pd.DataFrame:
-    natural = family[family.apply(label, axis=1) == ""][RANK].iloc[0]
+def _not_raised(sweep: Sweep, family: pd.DataFrame) -> pd.DataFrame:
+    natural = family[RANK][sweep.left_alone[family.index]].iloc[0]
     return family[family[RANK] <= natural]
 
 
@@ -86,7 +87,7 @@ def pairs(sweep: Sweep) -> Iterator[tuple[str, pd.Series, pd.Series]]:
     """The intervention, the cell left alone, and the one that was not."""
     for cells in _families(sweep, capped=True):
         labels = cells.apply(label, axis=1)
-        alone = cells[labels == ""]
+        alone = cells[sweep.left_alone[cells.index]]
         for name, (_, cell) in zip(labels, cells.iterrows(), strict=True):
             if name and len(alone):
                 yield name, alone.iloc[0], cell
@@ -99,4 +100,4 @@ def _families(sweep: Sweep, capped: bool = False) -> list[pd.DataFrame]:
     fixed = [s for s in sweep.free_settings if s not in INTERVENTIONS]
     cells = sweep.cells if capped else sweep.cells[sweep.cells["spectral_norm_cap"].isna()]
     groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
-    return [group for group in groups if len(group) > 1 and (group.apply(label, axis=1) == "").any()]
+    return [group for group in groups if len(group) > 1 and sweep.left_alone[group.index].any()]

@@ -76,8 +76,7 @@ def trend(
     `contrast` gives x for the hyperparameter's values in a slice: by default their `position` among the values of all
     slices, so that a slice that has some of them tells of a part of the range. `keep` may leave out some of a slice's cells.
     """
-    slices = [keep(cells.dropna(subset=[column])) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
-    slices = [cells for cells in slices if cells[hyperparameter].nunique() > 1]
+    slices = _slices(sweep, hyperparameter, column, equal_steps, keep)
     contrast = contrast or _positions(slices, hyperparameter)
     pairs = [(contrast(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)) for cells in slices]
     pairs = [(x, y) for x, y in pairs if np.ptp(x) > 1e-9]
@@ -89,10 +88,19 @@ def swing(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = Fa
 
     Beside an effect, which is a straight line, it says whether the column turns in between. NaN where no slice has all.
     """
-    slices = [cells.dropna(subset=[column]) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
+    slices = _slices(sweep, hyperparameter, column, equal_steps)
     most = max((cells[hyperparameter].nunique() for cells in slices), default=0)
     whole = [cells.assign(y=cells[column] - cells[column].mean()) for cells in slices if len(cells) == most]
-    return float(np.ptp(pd.concat(whole).groupby(hyperparameter)["y"].mean())) if whole and most > 1 else math.nan
+    return float(np.ptp(pd.concat(whole).groupby(hyperparameter)["y"].mean())) if whole else math.nan
+
+
+def _slices(
+    sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool,
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
+) -> list[pd.DataFrame]:  # fmt: skip
+    """The slices over the cells that have the column, where two values of the hyperparameter are left."""
+    slices = [keep(cells.dropna(subset=[column])) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
+    return [cells for cells in slices if cells[hyperparameter].nunique() > 1]
 
 
 def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Array], Array]:
@@ -102,8 +110,7 @@ def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Arr
 
 def slopes(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
     """(slices,) the log size of each slice and the column's change over the values tested in it."""
-    slices = [cells.dropna(subset=[column]) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
-    slices = [cells for cells in slices if cells[hyperparameter].nunique() > 1]
+    slices = _slices(sweep, hyperparameter, column, equal_steps)
     positions = _positions(slices, hyperparameter)
     sizes, found = [], []
     for cells in slices:
