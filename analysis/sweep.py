@@ -143,7 +143,7 @@ class Sweep:
         if "seed" in self.cells:
             configurations = self.cells["seed"][kept].value_counts()
             common = configurations.index[configurations >= configurations.max() / 2]
-            kept &= self.cells["seed"].isin(common)
+            kept = kept & self.cells["seed"].isin(common)
         return self if kept.all() else replace(self, cells=self.cells[kept].reset_index(drop=True))
 
     @cached_property

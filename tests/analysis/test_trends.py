@@ -166,6 +166,8 @@ def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(
     assert trend(study.design, "weight_decay", "effective_rank_W") == trend(
         simulated, "weight_decay", "effective_rank_W"
     )
+    # Asking for the design changes nothing of the study itself: the noise is of all seeds that were left alone.
+    assert study.left_alone.sum() == 108 + 18
     # Seeds that all have are all of the design, and cells that all have a cap are.
     assert simulated.design is simulated
     crossed = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True).drop(columns=[BASE_RATE])
