@@ -94,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
     published = command("publish", _publish, "the results as a folder of a few small files", of_space, of_store)
     published.add_argument("--output", metavar="DIR", required=True, help="what was published there is replaced")
+    restored = command("restore", _restore, "a store out of published results, to go on from there", of_store)
+    restored.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
     reproduced = command(
         "reproduce", _reproduce, "train and evaluate a published cell again, and compare every number with its own"
     )
@@ -276,6 +278,19 @@ def _publish(options: argparse.Namespace) -> int:
     published = publish.publish(Path(options.space), _store(options, space), Path(options.output))
     print(f"{len(published.results)} of {len(space.cells)} cells published in {options.output}")
     progress.show_account(publish.account(published))
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from raysweep import publish
+
+    published = publish.read(Path(options.published))
+    store = _store(options, published.space)
+    complete, written = publish.restore(published, store)
+    print(
+        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {written} of them were not in "
+        f"{store.location} and are now, without their checkpoints: `raysweep run` with this --store does the rest"
+    )
     return 0
 
 

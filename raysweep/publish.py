@@ -3,10 +3,12 @@
     space.yaml             the search space
     results.parquet        one row per finished cell: settings, last row of training, every metric (`raysweep results`)
     trajectories.parquet   every cell's rows over training
+    evaluations.parquet    every metric, with its task and settings
     timings.parquet        seconds of every training and evaluation
     sessions.parquet       when the sweep was worked on, where, under which versions
 
-`raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again.
+`raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again, and
+`raysweep restore` makes a store of it, on which the sweep goes on where it was published.
 """
 
 from __future__ import annotations
@@ -20,13 +22,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysweep import sessions, space, tables
+from raysweep import lock, sessions, space, sweep, tables
 from raysweep.errors import UserError
 from raysweep.space import Space
-from raysweep.store import CELLS, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import CELLS, EVALUATIONS, PLANNED, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
 
 SPACE = "space.yaml"
-TABLES = {"results": CELLS, "trajectories": TRAJECTORIES, "timings": TIMINGS, "sessions": SESSIONS}
+TABLES = {
+    "results": CELLS,
+    "trajectories": TRAJECTORIES,
+    "evaluations": EVALUATIONS,
+    "timings": TIMINGS,
+    "sessions": SESSIONS,
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Published:
     space: Space
     results: pa.Table
     trajectories: pa.Table
+    evaluations: pa.Table
     timings: pa.Table
     sessions: pa.Table
 
@@ -48,11 +57,13 @@ def publish(space_file: Path, store: Store, folder: Path) -> Published:
         raise UserError(f"no cell of {planned.name} is finished in {store.location}: `raysweep run` trains them")
     finished = results["id"].to_pylist()
     stages = [TRAIN, *(evaluation.task for evaluation in planned.evaluations)]
+    evaluated = [tables.evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in planned.evaluations]
     timings = {stage: tables.read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
     rows: dict[str, list[dict[str, Any]]] = {
         "trajectories": [
             row for cell in finished for row in store.read_rows(store.trajectory_file(cell), TRAJECTORIES) or []
         ],
+        "evaluations": [row for cell in finished for task in evaluated for row in task.get(cell, [])],
         "timings": [row for cell in finished for stage in stages for row in timings[stage].get(cell, [])],
         "sessions": sessions.read(store, planned.name),
     }  # fmt: skip
@@ -94,6 +105,59 @@ def read(folder: Path) -> Published:
             )
         found[name] = table
     return Published(space.load(folder / SPACE), **found)
+
+
+def restore(published: Published, store: Store) -> tuple[int, int]:
+    """Write to a store what it lacks of what was published, so that `raysweep run` goes on from there.
+
+    Checkpoints are not published: a cell whose evaluations are not all there is left to be trained again. How many cells
+    were complete, and how many of them were written. Raises `UserError` where the store was begun on other corpora.
+    """
+    planned = published.space
+    rows = {row["id"]: row for row in published.results.to_pylist()}
+    trajectories, timings = by_cell(published.trajectories), by_cell(published.timings)
+    evaluations = by_cell(published.evaluations)
+    store.probe()
+    with lock.Lock(store):
+        if store.read(PLANNED) is None:
+            sweep.write_plan(planned, store)
+        store.check_corpora(
+            {cell.corpus.key: rows[cell.id]["corpus_fingerprint"] for cell in planned.cells if cell.id in rows}
+        )
+        known = {(row["started"], row["host"]) for row in sessions.read(store, planned.name)}
+        for index, row in enumerate(published.sessions.to_pylist()):
+            if (row["started"], row["host"]) not in known:
+                store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
+        done = tables.finished(store)
+        complete = written = 0
+        for cell in planned.cells:
+            wanted = [(evaluation.task, evaluation.model_dump()) for evaluation in planned.evaluations]
+            measured = {
+                task: [row for row in evaluations.get(cell.id, []) if row["task"] == task] for task, _ in wanted
+            }
+            if cell.id not in rows or (rows[cell.id]["status"] == "done" and not all(measured.values())):
+                continue
+            complete += 1
+            if cell.id in done:
+                continue
+            written += 1
+            for task, settings in wanted:
+                if measured[task]:
+                    store.write_table(store.evaluation_file(cell.id, task, settings), measured[task], EVALUATIONS)
+            for row in timings.get(cell.id, []):
+                store.write_table(store.timing_file(cell.id, row["stage"]), [row], TIMINGS)
+            store.write_table(store.trajectory_file(cell.id), trajectories.get(cell.id, []), TRAJECTORIES)
+            row = {name: rows[cell.id][name] for name in CELLS.names}
+            store.write_table(store.cell_file(cell.id), [row], CELLS)  # Last: it says that the cell is done.
+    return complete, written
+
+
+def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """A published table's rows by their cell."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        found.setdefault(row["cell"], []).append(row)
+    return found
 
 
 @dataclass(frozen=True)

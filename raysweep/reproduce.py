@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raysweep import export, sweep, tables
+from raysweep import export, publish, sweep, tables
 from raysweep.errors import UserError
 from raysweep.publish import Published
 from raysweep.space import Space
@@ -48,9 +48,7 @@ def compare(published: Published, planned: Space, store: Store) -> tuple[int, li
     How many were compared, and those that differ. Raises `UserError` where the store lacks a cell.
     """
     wanted = {row["id"]: row for row in published.results.to_pylist()}
-    trajectories: dict[str, list[dict[str, Any]]] = {}
-    for row in published.trajectories.to_pylist():
-        trajectories.setdefault(row["cell"], []).append(row)
+    trajectories = publish.by_cell(published.trajectories)
     here = {row["id"]: row for row in tables.results(store, planned.cells, planned.evaluations).to_pylist()}
     count, found = 0, []
 

@@ -42,7 +42,7 @@ def recorded(store: Store, space: str) -> Iterator[None]:
         "python": platform.python_version(),
         "versions": json.dumps({name: version(name) for name in _VERSIONS}),
     }
-    path = f"{DIRECTORY}/{record['started']:%Y%m%dT%H%M%S}-{os.getpid()}.parquet"
+    path = file(record["started"], str(os.getpid()))
 
     def write(ended: bool = False) -> None:
         with suppress(StoreError):  # Out of reach for a moment; what matters is told where results are written.
@@ -63,6 +63,11 @@ def recorded(store: Store, space: str) -> Iterator[None]:
         over.set()
         thread.join()
         write(ended=True)
+
+
+def file(started: datetime.datetime, process: str) -> str:
+    """Where in the store the record of a session is."""
+    return f"{DIRECTORY}/{started:%Y%m%dT%H%M%S}-{process}.parquet"
 
 
 def read(store: Store, space: str) -> list[dict[str, Any]]:

@@ -136,9 +136,9 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
             before = _trained(before, space, store)
             space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
             if store.read(PLANNED) is None:
-                _write_plan(space, store)
+                write_plan(space, store)
         else:
-            _write_plan(space, store)
+            write_plan(space, store)
         store.running = True
         progress.announce(space, store, before)
         interrupted = False
@@ -156,7 +156,8 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         return 1 if after.left else 0
 
 
-def _write_plan(space: Space, store: Store) -> None:
+def write_plan(space: Space, store: Store) -> None:
+    """The cells as planned now; a store's first table."""
     store.write_table(PLANNED, [cell.describe() for cell in space.cells], PLAN)
 
 
