@@ -288,8 +288,8 @@ def _restore(options: argparse.Namespace) -> int:
     store = _store(options, published.space)
     complete, written = publish.restore(published, store)
     print(
-        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {written} of them were not in "
-        f"{store.location} and are now, without their checkpoints: `raysweep run` with this --store does the rest"
+        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {written} that "
+        f"{store.location} lacked are there now, without checkpoints: `raysweep run` with this --store does the rest"
     )
     return 0
 

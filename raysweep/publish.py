@@ -57,7 +57,9 @@ def publish(space_file: Path, store: Store, folder: Path) -> Published:
         raise UserError(f"no cell of {planned.name} is finished in {store.location}: `raysweep run` trains them")
     finished = results["id"].to_pylist()
     stages = [TRAIN, *(evaluation.task for evaluation in planned.evaluations)]
-    evaluated = [tables.evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in planned.evaluations]
+    evaluated = [
+        tables.evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in planned.evaluations
+    ]
     timings = {stage: tables.read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
     rows: dict[str, list[dict[str, Any]]] = {
         "trajectories": [

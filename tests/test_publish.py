@@ -14,7 +14,8 @@ from analysis import example, sweep
 from raysweep import publish, reproduce, space
 from raysweep.errors import UserError
 from raysweep.space import Space
-from raysweep.store import SESSIONS, TIMINGS, TRAJECTORIES, Store
+from raysweep.store import CELLS, SESSIONS, TIMINGS, TRAJECTORIES, Store
+from raysweep.sweep import survey
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,52 @@ def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> No
     (tmp_path / "results/results.parquet").unlink()
     with pytest.raises(UserError, match=r"results.parquet is missing: "):
         publish.read(tmp_path / "results")
+
+
+def test_a_restored_store_is_published_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    read = publish.read(folder / "results")
+    assert publish.restore(read, store) == (108, 108)
+    assert publish.restore(read, store) == (108, 0)
+    publish.publish(folder / "simulated.yaml", store, tmp_path / "again")
+    for path in (folder / "results").iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    assert all(state.complete for state in survey(store, read.space).states)
+
+
+def three(folder: Path) -> publish.Published:
+    read = publish.read(folder / "results")
+    return replace(read, space=read.space.model_copy(update={"cells": read.space.cells[:3]}))
+
+
+def test_a_cell_that_lacks_an_evaluation_is_not_restored(folder: Path, tmp_path: Path) -> None:
+    read = three(folder)
+    first = read.space.cells[0].id
+    kept = [r for r in read.evaluations.to_pylist() if (r["cell"], r["task"]) != (first, "quantized")]
+    store = Store(str(tmp_path))
+    lacking = replace(read, evaluations=pa.Table.from_pylist(kept, schema=read.evaluations.schema))
+    assert publish.restore(lacking, store) == (2, 2)
+    assert [state.cell.id for state in survey(store, read.space).left] == [first]
+
+
+def test_a_store_of_another_corpus_is_not_restored_to(folder: Path, tmp_path: Path) -> None:
+    read = three(folder)
+    store = Store(str(tmp_path))
+    store.check_corpora({read.space.cells[0].corpus.key: "another"})
+    with pytest.raises(UserError, match=r"when the store .* was begun"):
+        publish.restore(read, store)
+    assert store.files("cells") == []
+
+
+def test_what_a_store_has_is_kept(folder: Path, tmp_path: Path) -> None:
+    read = three(folder)
+    cell = read.space.cells[0].id
+    store = Store(str(tmp_path))
+    publish.restore(read, store)
+    row = (store.cell_row(cell) or {}) | {"torch_version": "mine"}
+    store.write_table(store.cell_file(cell), [row], CELLS)
+    publish.restore(read, store)
+    assert (store.cell_row(cell) or {})["torch_version"] == "mine"
 
 
 def one(folder: Path) -> tuple[publish.Published, Space, Store]:
@@ -149,7 +196,7 @@ def test_the_account_of_a_sweep() -> None:
     ]
     account = publish.account(
         publish.Published(
-            planned, pa.table({"tokens_trained": [5, 7]}), pa.table({}),
+            planned, pa.table({"tokens_trained": [5, 7]}), pa.table({}), pa.table({}),
             pa.Table.from_pylist(took, schema=TIMINGS), pa.Table.from_pylist(ran, schema=SESSIONS),
         )
     )  # fmt: skip
