@@ -286,9 +286,9 @@ def _restore(options: argparse.Namespace) -> int:
 
     published = publish.read(Path(options.published))
     store = _store(options, published.space)
-    complete, written = publish.restore(published, store)
+    complete, lacked = publish.restore(published, store)
     print(
-        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {written} that "
+        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {lacked} that "
         f"{store.location} lacked are there now, without checkpoints: `raysweep run` with this --store does the rest"
     )
     return 0

@@ -113,12 +113,12 @@ def restore(published: Published, store: Store) -> tuple[int, int]:
     """Write to a store what it lacks of what was published, so that `raysweep run` goes on from there.
 
     Checkpoints are not published: a cell whose evaluations are not all there is left to be trained again. How many cells
-    were complete, and how many of them were written. Raises `UserError` where the store was begun on other corpora.
+    are complete, and how many of them the store lacked. Raises `UserError` where it was begun on other corpora.
     """
     planned = published.space
     rows = {row["id"]: row for row in published.results.to_pylist()}
-    trajectories, timings = by_cell(published.trajectories), by_cell(published.timings)
-    evaluations = by_cell(published.evaluations)
+    parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
+    tasks = {evaluation.task: evaluation.model_dump() for evaluation in planned.evaluations}
     store.probe()
     with lock.Lock(store):
         if store.read(PLANNED) is None:
@@ -131,27 +131,24 @@ def restore(published: Published, store: Store) -> tuple[int, int]:
             if (row["started"], row["host"]) not in known:
                 store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
         done = tables.finished(store)
-        complete = written = 0
-        for cell in planned.cells:
-            wanted = [(evaluation.task, evaluation.model_dump()) for evaluation in planned.evaluations]
-            measured = {
-                task: [row for row in evaluations.get(cell.id, []) if row["task"] == task] for task, _ in wanted
-            }
-            if cell.id not in rows or (rows[cell.id]["status"] == "done" and not all(measured.values())):
+        complete = lacked = 0
+        for cell, row in rows.items():
+            trajectory, evaluations, timings = (part.get(cell, []) for part in parts.values())
+            if row["status"] == "done" and not tasks.keys() <= {metric["task"] for metric in evaluations}:
                 continue
             complete += 1
-            if cell.id in done:
+            if cell in done:
                 continue
-            written += 1
-            for task, settings in wanted:
-                if measured[task]:
-                    store.write_table(store.evaluation_file(cell.id, task, settings), measured[task], EVALUATIONS)
-            for row in timings.get(cell.id, []):
-                store.write_table(store.timing_file(cell.id, row["stage"]), [row], TIMINGS)
-            store.write_table(store.trajectory_file(cell.id), trajectories.get(cell.id, []), TRAJECTORIES)
-            row = {name: rows[cell.id][name] for name in CELLS.names}
-            store.write_table(store.cell_file(cell.id), [row], CELLS)  # Last: it says that the cell is done.
-    return complete, written
+            lacked += 1
+            for task in dict.fromkeys(metric["task"] for metric in evaluations):
+                of_task = [metric for metric in evaluations if metric["task"] == task]
+                store.write_table(store.evaluation_file(cell, task, tasks[task]), of_task, EVALUATIONS)
+            for timing in timings:
+                store.write_table(store.timing_file(cell, timing["stage"]), [timing], TIMINGS)
+            store.write_table(store.trajectory_file(cell), trajectory, TRAJECTORIES)
+            # Last: it says that the cell is done.
+            store.write_table(store.cell_file(cell), [{name: row[name] for name in CELLS.names}], CELLS)
+    return complete, lacked
 
 
 def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
