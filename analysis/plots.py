@@ -129,40 +129,36 @@ def agreement(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
 
 
 def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
-    """Quantized loss against a metric at the smallest, a middle and the largest size, and against the loss before."""
+    """The rise in loss against a metric at the smallest, a middle and the largest size, and the loss against that before."""
     column = _column(sweep, task)
-    before = "out_of_distribution_loss" if "out_of" in column else "in_distribution_loss"
-    cells = _need(sweep, column, before, metric)
+    rise, before = f"{column}_change", "before"
+    cells = _need(sweep, column, rise, metric)
+    # On the very text of the loss after: the task of the loss itself may read more.
+    cells = cells.assign(**{before: cells[column] - cells[rise]})
     sizes = _sizes(cells)
     names = list(sizes)
     chosen = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
     figure, axes = _figure(1, len(chosen) + 1)
     for ax, size in zip(axes, chosen, strict=False):
         of_size = sizes[size]
-        ax.vlines(of_size[metric], of_size[before], of_size[column], color="#bbbbbb", lw=0.8, zorder=1)
-        ax.plot(of_size[metric], of_size[before], "o", mfc="white", mec="#444444", mew=0.8)
-        ax.plot(of_size[metric], of_size[column], "o", color=_size_colours(sweep.cells)[size])
+        ax.axhline(0, color="#444444", lw=0.8, zorder=1)
+        _scatter(ax, sweep, of_size, metric, rise)
         rho = statistics.spearman(
-            of_size[metric].to_numpy(float), (of_size[column] - of_size[before]).to_numpy(float),
-            statistics.sample(len(of_size)),
-        )[0]  # fmt: skip
-        _caption(ax, f"{size}: Spearman of the rise {_signed(rho)}")
-        _label(ax, sweep.label(metric), "loss (nats per token)")
+            of_size[metric].to_numpy(float), of_size[rise].to_numpy(float), statistics.sample(len(of_size))
+        )[0]
+        _caption(ax, f"{size}: Spearman {_signed(rho)}")
+        _label(ax, sweep.label(metric), "rise in loss (nats per token)")
     last = axes[len(chosen)]
     _scatter(last, sweep, cells, before, column)
     ends = np.array([cells[before].min(), cells[before].max()])
     last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
     _caption(last, "line: no loss by quantization")
-    _label(last, sweep.label(before), sweep.label(column))
-    rises = {s: float((c[column] - c[before]).mean()) for s, c in sizes.items()}
+    _label(last, "loss before (nats per token)", sweep.label(column))
+    rises = {s: float(c[rise].mean()) for s, c in sizes.items()}
     worst = max(rises, key=lambda s: rises[s])
-    handles = [
-        Line2D([], [], ls="", marker="o", mfc="white", mec="#444444", label="before (filled: after)"),
-        *_size_legend(sweep.cells),
-    ]
-    rise = f"{rises[worst]:.3g} nats per token on average"
-    title = f"{capital(outcome(task))} is furthest above the loss before at {worst} (by {rise})"
-    return _finish(figure, title, handles)
+    by = f"{rises[worst]:.3g} nats per token on average"
+    title = f"{capital(outcome(task))} is furthest above the loss before at {worst} (by {by})"
+    return _finish(figure, title, _size_legend(sweep.cells))
 
 
 def saturation(sweep: Sweep) -> Figure:

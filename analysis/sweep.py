@@ -146,6 +146,24 @@ class Sweep:
             kept = kept & self.cells["seed"].isin(common)
         return self if kept.all() else replace(self, cells=self.cells[kept].reset_index(drop=True))
 
+    def where(self, condition: str) -> Sweep:
+        """The sweep of those cells for which a condition on their columns holds, such as `steps >= 2048 and width > 16`.
+
+        Raises `UserError` where it cannot be read, or holds for none.
+        """
+        try:
+            kept = self.cells.eval(condition, engine="python")
+            if not isinstance(kept, pd.Series) or kept.dtype != bool:
+                raise TypeError("it is not true or false for each cell")
+        except Exception as error:  # Of any kind, by what was typed.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"--where {condition!r}: {reason}; a condition on the columns of `raysweep results`, such as steps >= 2048"
+            ) from None
+        if not kept.any():
+            raise UserError(f"--where {condition!r} holds for none of the {len(kept)} finished cells")
+        return replace(self, name=f"{self.name}, {condition}", cells=self.cells[kept].reset_index(drop=True))
+
     @cached_property
     def over_seeds(self) -> Sweep:
         """The sweep with one row per configuration, the mean over its seeds: repetitions are no further configurations."""

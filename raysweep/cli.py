@@ -110,6 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
     )
     analyzed.add_argument(
+        "--where", metavar="CONDITION", help="only the cells for which it holds, such as 'steps >= 2048 and width > 16'"
+    )
+    analyzed.add_argument(
         "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
     )
     measured = command("geometry", _geometry, "measure the unembedding of a language model", for_scripts)
@@ -321,6 +324,8 @@ def _analyze(options: argparse.Namespace) -> int:
     else:
         space = _load(options)
         loaded = sweep.load(_store(options, space), space)
+    if options.where:
+        loaded = loaded.where(options.where)
     with progress.bars() as step:
         answer = analyze.analyze(loaded, Path(options.output), step)
     card = answer.claims[["claim", "verdict", "statement"]].to_dict("records")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -179,6 +180,28 @@ def test_what_is_beyond_the_paper_gets_its_figures(simulated: Sweep, tmp_path: P
     row = figures._save(extra[0], study, tmp_path)
     assert row["reason"] == ""
     assert row["title"] == "Raising the beta2 at all else equal raises the effective rank of W by 0.01"
+
+
+def test_a_condition_chooses_cells(simulated: Sweep) -> None:
+    chosen = simulated.where("width >= 256 and weight_decay == 0.1")
+    wanted = simulated.cells[(simulated.cells["width"] >= 256) & (simulated.cells["weight_decay"] == 0.1)]
+    assert 0 < len(wanted) < len(simulated.cells)
+    assert list(chosen.cells["id"]) == list(wanted["id"])
+    assert list(chosen.cells.index) == list(range(len(wanted)))
+
+
+@pytest.mark.parametrize(
+    ("condition", "says"),
+    [
+        ("stepz > 1", "name 'stepz' is not defined"),
+        ("steps >", "invalid syntax"),
+        ("steps + 1", "not true or false for each cell"),
+        ("steps < 0", "holds for none of the 108 finished cells"),
+    ],
+)
+def test_a_condition_that_chooses_nothing_is_one_clear_line(simulated: Sweep, condition: str, says: str) -> None:
+    with pytest.raises(UserError, match=rf"^--where '{re.escape(condition)}'.* {re.escape(says)}"):
+        simulated.where(condition)
 
 
 def test_an_empty_store_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:

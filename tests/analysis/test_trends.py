@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from analysis import plots
 from analysis.sweep import BASE_RATE, Sweep, from_tables
 from analysis.trends import (
     PERMUTATIONS,
@@ -172,3 +173,13 @@ def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(
     assert simulated.design is simulated
     crossed = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True).drop(columns=[BASE_RATE])
     assert len(from_tables("x", crossed.assign(spectral_norm_cap=2.0), simulated.trajectories).design.cells) == 216
+
+
+def test_the_rise_by_quantization_is_on_the_text_of_the_loss_after(simulated: Sweep) -> None:
+    """The in-distribution loss may be of more sequences: that it differs is no rise."""
+    column = "quantized_4bit_in_distribution_loss"
+    other = simulated.cells.assign(in_distribution_loss=simulated.cells["in_distribution_loss"] + 1)
+    drawn = plots.quantization(replace(simulated, cells=other), "quantized_in_distribution")
+    smallest = other[other["parameters"] == other["parameters"].min()]
+    shown = np.concatenate([line.get_ydata() for line in drawn.axes[0].lines if line.get_marker() != "None"])
+    np.testing.assert_array_equal(np.sort(shown), np.sort(smallest[f"{column}_change"]))
