@@ -9,7 +9,7 @@ from analysis import analyze, sweep
 from raysweep import publish
 
 ROOT = Path(__file__).parents[2]
-STUDIES = ["mini", "interventions", "saturation"]
+STUDIES = ["mini"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
