@@ -44,6 +44,7 @@ mini-cell: $(DONE)
 # The study's tables and figures from its committed rows.
 mini-report: $(DONE)
 	@$(BIN)/raysweep analyze results/mini --output results/mini/report
+	@$(BIN)/raysweep analyze results/mini --where 'steps >= 2048' --output results/mini/long
 
 test: $(DONE)
 	@$(BIN)/python -m pytest
