@@ -1,7 +1,8 @@
-"""What the tests share: one small corpus of real text."""
+"""What the tests share: one small corpus of real text, one simulated sweep."""
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -10,6 +11,7 @@ import torch
 from moto.server import ThreadedMotoServer
 from tiny import TINY
 
+from analysis import example
 from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 
@@ -22,6 +24,14 @@ os.environ.pop("RAYSWEEP_STORE", None)
 def corpus() -> TokenizedCorpus:
     """Two percent of the installed text, in the machine's own cache: built by the first test run on a machine."""
     return open_corpus(Corpus(**TINY))
+
+
+@pytest.fixture(scope="session")
+def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`simulated.yaml` and `store`."""
+    folder = tmp_path_factory.mktemp("example")
+    example.write(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

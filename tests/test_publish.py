@@ -19,12 +19,12 @@ from raysweep.sweep import survey
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(example_folder: Path) -> Path:
     """A simulated sweep, and its publication beside it."""
-    made = tmp_path_factory.mktemp("published")
-    example.write(made)
-    assert len(publish.publish(made / "simulated.yaml", Store(str(made / "store")), made / "results").results) == 108
-    return made
+    store = Store(str(example_folder / "store"))
+    published = publish.publish(example_folder / "simulated.yaml", store, example_folder / "results")
+    assert len(published.results) == 108
+    return example_folder
 
 
 def test_the_analysis_sees_the_same_sweep(folder: Path) -> None:

@@ -11,14 +11,6 @@ from raysweep.store import Store
 
 
 @pytest.fixture(scope="session")
-def example_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`simulated.yaml` and `store`."""
-    folder = tmp_path_factory.mktemp("example")
-    example.write(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
 def simulated(example_folder: Path) -> sweep.Sweep:
     space: Space = example.space()
     return sweep.load(Store(str(example_folder / "store")), space)
