@@ -71,7 +71,7 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     moved.to_csv(output / "interventions.csv", index=False)
     shown = [summary.of_hyperparameters(between_seeds, effects), summary.of_interventions(between_seeds, moved)]
     made = tables.tables(statistics)
-    (output / "summary.md").write_text(summary.summary(card, tests, made, shown), encoding="utf-8")
+    (output / "summary.md").write_text(summary.summary(found, card, tests, made, shown), encoding="utf-8")
     tables.write(made, output / "tables")
     drawn = figures.draw(found, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)

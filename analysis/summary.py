@@ -12,7 +12,7 @@ import pandas as pd
 from analysis.claims import COSINE, ISOTROPY, RANK
 from analysis.noise import standard_deviations
 from analysis.regressions import STATISTIC_WORDS, STATISTICS
-from analysis.sweep import capital, outcome, words
+from analysis.sweep import Sweep, capital, outcome, words
 from analysis.tables import Table, entry, number
 
 _MINUS = "\N{MINUS SIGN}"
@@ -25,9 +25,11 @@ SHOWN = (
 )  # fmt: skip
 
 
-def summary(card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]) -> str:
+def summary(sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]) -> str:
     """The Markdown text; without the scorecard where there was too little to decide any claim."""
     parts = []
+    if sweep.condition:
+        parts += [f"Only the cells for which `{sweep.condition}`: {len(sweep.cells)} of {sweep.planned}.", ""]
     if (card["verdict"] != "undecided").any():
         parts += ["### The fifteen claims", "", *scorecard(card, tests), ""]
     of_rank = [table for table in tables if table.number is not None and RANK in table.metrics]

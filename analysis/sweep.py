@@ -64,6 +64,8 @@ class Sweep:
     settings: tuple[str, ...] = tuple(PLAN.names)
     """Columns of `cells` that were decided before training."""
     units: dict[str, str] = field(default_factory=dict)
+    condition: str = ""
+    """What `where` chose the cells by."""
 
     @cached_property
     def tasks(self) -> dict[str, str]:
@@ -149,7 +151,8 @@ class Sweep:
     def where(self, condition: str) -> Sweep:
         """The sweep of those cells for which a condition on their columns holds, such as `steps >= 2048 and width > 16`.
 
-        Raises `UserError` where it cannot be read, or holds for none.
+        It is an expression of pandas, and as powerful as Python: not for text out of a file. Raises `UserError` where it
+        cannot be read, or holds for none.
         """
         try:
             kept = self.cells.eval(condition, engine="python")
@@ -162,7 +165,7 @@ class Sweep:
             ) from None
         if not kept.any():
             raise UserError(f"--where {condition!r} holds for none of the {len(kept)} finished cells")
-        return replace(self, name=f"{self.name}, {condition}", cells=self.cells[kept].reset_index(drop=True))
+        return replace(self, condition=condition, cells=self.cells[kept].reset_index(drop=True))
 
     @cached_property
     def over_seeds(self) -> Sweep:

@@ -292,7 +292,7 @@ def _restore(options: argparse.Namespace) -> int:
     complete, lacked = publish.restore(published, store)
     print(
         f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {lacked} that "
-        f"{store.location} lacked are there now, without checkpoints: `raysweep run` with this --store does the rest"
+        f"{store.location} lacked are there now, without checkpoints: `raysweep run` there does what is left"
     )
     return 0
 
@@ -324,7 +324,7 @@ def _analyze(options: argparse.Namespace) -> int:
     else:
         space = _load(options)
         loaded = sweep.load(_store(options, space), space)
-    if options.where:
+    if options.where is not None:
         loaded = loaded.where(options.where)
     with progress.bars() as step:
         answer = analyze.analyze(loaded, Path(options.output), step)

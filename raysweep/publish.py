@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,9 @@ def read(folder: Path) -> Published:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-            raise UserError(f"{path} {reason}: {folder} is not what `raysweep publish` writes") from None
+            raise UserError(
+                f"{path} {reason}: {folder} is not what `raysweep publish` writes: publish it again"
+            ) from None
         version = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
         if version != SCHEMA_VERSION or not set(schema.names) <= set(table.column_names):
             raise UserError(
@@ -110,15 +113,16 @@ def read(folder: Path) -> Published:
 
 
 def restore(published: Published, store: Store) -> tuple[int, int]:
-    """Write to a store what it lacks of what was published, so that `raysweep run` goes on from there.
+    """Write to a store the published cells that it lacks, so that `raysweep run` goes on from there.
 
-    Checkpoints are not published: a cell whose evaluations are not all there is left to be trained again. How many cells
-    are complete, and how many of them the store lacked. Raises `UserError` where it was begun on other corpora.
+    Checkpoints are not published: a cell whose evaluations are not all there, under the settings of the published search
+    space, is left to be trained again. What the store has finished is left as it is. How many cells are complete, and how
+    many of them the store lacked. Raises `UserError` where it was begun on other corpora.
     """
     planned = published.space
     rows = {row["id"]: row for row in published.results.to_pylist()}
     parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
-    tasks = {evaluation.task: evaluation.model_dump() for evaluation in planned.evaluations}
+    wanted = {(evaluation.task, _settings(evaluation.model_dump())) for evaluation in planned.evaluations}
     store.probe()
     with lock.Lock(store):
         if store.read(PLANNED) is None:
@@ -132,23 +136,30 @@ def restore(published: Published, store: Store) -> tuple[int, int]:
                 store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
         done = tables.finished(store)
         complete = lacked = 0
-        for cell, row in rows.items():
-            trajectory, evaluations, timings = (part.get(cell, []) for part in parts.values())
-            if row["status"] == "done" and not tasks.keys() <= {metric["task"] for metric in evaluations}:
+        for cell in [cell.id for cell in planned.cells if cell.id in rows]:
+            trajectory, metrics, timings = (part.get(cell, []) for part in parts.values())
+            evaluations: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for metric in metrics:
+                evaluations.setdefault((metric["task"], metric["settings"]), []).append(metric)
+            if not trajectory or (rows[cell]["status"] == "done" and not wanted <= evaluations.keys()):
                 continue
             complete += 1
             if cell in done:
                 continue
             lacked += 1
-            for task in dict.fromkeys(metric["task"] for metric in evaluations):
-                of_task = [metric for metric in evaluations if metric["task"] == task]
-                store.write_table(store.evaluation_file(cell, task, tasks[task]), of_task, EVALUATIONS)
+            for (task, settings), of_task in evaluations.items():
+                store.write_table(store.evaluation_file(cell, task, json.loads(settings)), of_task, EVALUATIONS)
             for timing in timings:
                 store.write_table(store.timing_file(cell, timing["stage"]), [timing], TIMINGS)
             store.write_table(store.trajectory_file(cell), trajectory, TRAJECTORIES)
             # Last: it says that the cell is done.
-            store.write_table(store.cell_file(cell), [{name: row[name] for name in CELLS.names}], CELLS)
+            store.write_table(store.cell_file(cell), [{name: rows[cell][name] for name in CELLS.names}], CELLS)
     return complete, lacked
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    """As they stand in `raysweep.store.EVALUATIONS`."""
+    return json.dumps(settings, sort_keys=True)
 
 
 def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -231,6 +231,11 @@ class Store:
     def evaluation_file(self, cell: str, task: str, settings: dict[str, Any]) -> str:
         return f"{self.evaluation_tables(task, settings)}/{cell}.parquet"
 
+    def evaluation_files(self, cell: str) -> list[str]:
+        """The tables of evaluations that a cell has, of whatever settings."""
+        paths = [f"evaluations/{directory}/{cell}.parquet" for directory in self.directories("evaluations")]
+        return [path for path in paths if self.read(path) is not None]
+
     @staticmethod
     def evaluation_directory(cell: str, task: str, settings: dict[str, Any]) -> str:
         """Where an evaluation may keep checkpoints of its own."""

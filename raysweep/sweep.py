@@ -7,6 +7,7 @@ account of what happened is never asked.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -21,6 +22,8 @@ from raysweep.space import Cell, Space
 from raysweep.store import FAILURES, PLAN, PLANNED, TRAIN, Store
 
 INTERRUPTED = 130
+
+log = logging.getLogger("raysweep")
 
 
 @dataclass
@@ -135,6 +138,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         if not train:
             before = _trained(before, space, store)
             space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
+            before = _with_weights(before, store)
             if store.read(PLANNED) is None:
                 write_plan(space, store)
         else:
@@ -167,6 +171,18 @@ def _trained(now: Survey, space: Space, store: Store) -> Survey:
     if not trained:
         raise UserError(f"no cell of {space.name} is trained in {store.location}: `raysweep run` trains them")
     return Survey(trained)
+
+
+def _with_weights(now: Survey, store: Store) -> Survey:
+    """The survey without the cells that lack evaluations and whose weights the store does not have."""
+    begun = set(store.directories(TRAIN))
+    gone = {state.cell.id for state in now.left} - begun
+    if gone:
+        log.warning(
+            "%d cells that lack evaluations have no weights in %s, such as %s: `raysweep run` trains them again",
+            len(gone), store.location, min(gone),
+        )  # fmt: skip
+    return Survey([state for state in now.states if state.cell.id not in gone])
 
 
 def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared: bool = False) -> dict[str, str]:

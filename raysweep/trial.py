@@ -62,10 +62,14 @@ def _complete(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[
     """Do what the store lacks of a cell; the errors. Raises `StoreError` where not even those can be written."""
     failed = []
     row = store.cell_row(cell.id)
-    if row is not None and _missing(cell, space, store) and _final(cell, store) is None:
-        # Training says so when it passes over the damaged checkpoint.
-        store.set_aside(store.cell_file(cell.id), "the cell's final weights are damaged or gone")
-        row = None
+    if (row is None or _missing(cell, space, store)) and _final(cell, store) is None:
+        if row is not None:
+            # Training says so when it passes over the damaged checkpoint.
+            store.set_aside(store.cell_file(cell.id), "the cell's final weights are damaged or gone")
+            row = None
+        for evaluation in store.evaluation_files(cell.id):
+            # Where rounding differs these would be of another model than the rest.
+            store.set_aside(evaluation, "it is of weights that are gone")
     if row is None:
         error = _attempt(store, cell, TRAIN, lambda: _train(cell, space, store, fingerprint))
         if error is not None:

@@ -15,7 +15,7 @@ from raysweep import publish, reproduce, space
 from raysweep.errors import UserError
 from raysweep.space import Space
 from raysweep.store import CELLS, SESSIONS, TIMINGS, TRAJECTORIES, Store
-from raysweep.sweep import survey
+from raysweep.sweep import run, survey
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,50 @@ def test_what_a_store_has_is_kept(folder: Path, tmp_path: Path) -> None:
     store.write_table(store.cell_file(cell), [row], CELLS)
     publish.restore(read, store)
     assert (store.cell_row(cell) or {})["torch_version"] == "mine"
+
+
+def test_what_has_no_weights_is_not_trained_by_evaluating(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = three(folder)
+    store = Store(str(tmp_path))
+    publish.restore(read, store)
+    first, *others = read.space.evaluations
+    more = read.space.model_copy(update={"evaluations": (first.model_copy(update={"sequences": 7}), *others)})
+    assert run(more, store, "again", train=False) == 1
+    assert "3 cells that lack evaluations have no weights in" in caplog.text
+    assert "`raysweep run` trains them again" in caplog.text
+    assert [state.training for state in survey(store, more).states[:4]] == ["done", "done", "done", "new"]
+
+
+def test_metrics_are_restored_under_the_settings_that_they_were_measured_with(folder: Path, tmp_path: Path) -> None:
+    """The search space was edited after it was published: nothing of it is complete any more."""
+    read = three(folder)
+    first, *others = read.space.evaluations
+    edited = read.space.model_copy(update={"evaluations": (first.model_copy(update={"sequences": 7}), *others)})
+    store = Store(str(tmp_path))
+    assert publish.restore(replace(read, space=edited), store) == (0, 0)
+    without = read.space.model_copy(update={"evaluations": tuple(others)})
+    assert publish.restore(replace(read, space=without), store) == (3, 3)
+    assert all(state.complete for state in survey(store, read.space).states[:3])
+
+
+def test_what_a_folder_lacks_is_not_restored(folder: Path, tmp_path: Path) -> None:
+    read = three(folder)
+    first, second, third = read.results.to_pylist()
+    rows = [row for row in read.trajectories.to_pylist() if row["cell"] != first["id"]]
+    lacking = replace(
+        read,
+        results=pa.Table.from_pylist([first, second, third | {"status": "diverged"}], schema=read.results.schema),
+        trajectories=pa.Table.from_pylist(rows, schema=read.trajectories.schema),
+    )
+    store = Store(str(tmp_path))
+    assert publish.restore(lacking, store) == (2, 2)
+    assert [state.training for state in survey(store, read.space).states[:3]] == ["new", "done", "diverged"]
+    shutil.copytree(folder / "results", tmp_path / "five")
+    (tmp_path / "five/evaluations.parquet").unlink()
+    with pytest.raises(UserError, match=r"evaluations.parquet is missing: .*: publish it again"):
+        publish.read(tmp_path / "five")
 
 
 def one(folder: Path) -> tuple[publish.Published, Space, Store]:

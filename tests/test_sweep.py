@@ -339,6 +339,8 @@ def test_what_is_damaged_is_set_aside_and_made_again(
     assert f"{ids[1]}.parquet is damaged" in printed
     assert "Traceback" not in printed
     assert list(store.rglob("*.damaged-*"))
+    # The weights were gone: what was measured on them is measured again, on the new ones.
+    assert list(store.glob(f"evaluations/*/{ids[0]}.parquet.damaged-*"))
     before, after = contents(undisturbed[0]), contents(store)
     assert {name: after[name] for name in before} == before
 
