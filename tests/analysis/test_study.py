@@ -44,6 +44,7 @@ def test_the_committed_tables_follow_from_the_committed_rows(
     committed = ROOT / "results" / study / folder
     for path in sorted([committed / "summary.md", *committed.glob("tables/*.md")]):
         assert path.read_text(encoding="utf-8") == (tmp_path / path.relative_to(committed)).read_text(encoding="utf-8")
+    assert {path.name for path in committed.glob("*.csv")} == {path.name for path in tmp_path.glob("*.csv")}
     for path in committed.glob("*.csv"):
         # Other processors round otherwise.
         pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(tmp_path / path.name), rtol=1e-9, atol=1e-12)
