@@ -269,9 +269,8 @@ def moved_rank(sweep: Sweep) -> Figure:
     main = next(iter(columns))
     lowest = pairs.groupby("name")["rank"].mean().idxmin()
     change = pairs[pairs["name"] == lowest][main].mean()
-    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {change:+.3f}".replace(
-        "-", "\N{MINUS SIGN}"
-    )
+    by = f"{change:+.3f}".replace("-", "\N{MINUS SIGN}")
+    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {by}"
     star = Line2D([], [], ls="", marker="*", color="#777777", label="cap on the spectral norm")
     return _finish(figure, title, [*_size_legend(sweep.cells), star])
 

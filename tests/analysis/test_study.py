@@ -10,7 +10,7 @@ from raysweep import publish
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()
-STUDIES = ["mini"]
+STUDIES = ["mini", "interventions"]
 LONG = "steps >= 2048"
 
 
