@@ -187,8 +187,8 @@ class Account:
     tokens: int
     """Trained on."""
     overhead: float
-    """Wall-clock over work / cores: 1 where every core did nothing but train and evaluate. NaN where more than the driver's
-    machine worked, or sessions are not known."""
+    """Wall-clock over the work that ended in it / cores: 1 where every core did nothing but train and evaluate. NaN where
+    more than the driver's machine worked, or sessions are not known."""
 
 
 def account(published: Published) -> Account:
@@ -197,8 +197,15 @@ def account(published: Published) -> Account:
     cores = {TRAIN: resources.train.workers * resources.train.cpus}
     timings, ran = published.timings.to_pylist(), published.sessions.to_pylist()
     work = sum(row["seconds"] * cores.get(row["stage"], resources.evaluate.cpus) for row in timings)
+    # In a store that several search spaces share, a cell may have been finished for another one.
+    here = [
+        row
+        for row in timings
+        if row["finished"] and any(session["started"] <= row["finished"] <= session["seen"] for session in ran)
+    ]
+    work_here = sum(row["seconds"] * cores.get(row["stage"], resources.evaluate.cpus) for row in here)
     available = sum((row["seen"] - row["started"]).total_seconds() * row["cores"] for row in ran)
-    alone = {row["host"] for row in timings} == {row["host"] for row in ran}
+    alone = {row["host"] for row in here} == {row["host"] for row in ran}
     return Account(
         sessions=len(ran),
         killed=sum(not row["ended"] for row in ran),
@@ -206,5 +213,5 @@ def account(published: Published) -> Account:
         wall_clock=sum((row["seen"] - row["started"]).total_seconds() for row in ran),
         work=work,
         tokens=sum(published.results["tokens_trained"].to_pylist()),
-        overhead=available / work if work and alone else math.nan,
+        overhead=available / work_here if work_here and alone else math.nan,
     )

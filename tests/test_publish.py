@@ -234,9 +234,11 @@ def test_the_account_of_a_sweep() -> None:
         for k in range(2)
     ]
     took = [
-        {"cell": "a", "stage": "train", "seconds": 7200.0, "starts": 2},
-        {"cell": "b", "stage": "train", "seconds": 1800.0, "starts": 1},
-        {"cell": "b", "stage": "quantized", "seconds": 1800.0, "starts": 1},
+        {"cell": "a", "stage": "train", "seconds": 7200.0, "starts": 2, "finished": noon + hour},
+        {"cell": "b", "stage": "train", "seconds": 1800.0, "starts": 1, "finished": noon + 5 * hour},
+        {"cell": "b", "stage": "quantized", "seconds": 1800.0, "starts": 1, "finished": noon + 6 * hour},
+        # For another search space of the same store.
+        {"cell": "c", "stage": "train", "seconds": 360.0, "starts": 1, "finished": noon + 3 * hour},
     ]
     account = publish.account(
         publish.Published(
@@ -244,4 +246,4 @@ def test_the_account_of_a_sweep() -> None:
             pa.Table.from_pylist(took, schema=TIMINGS), pa.Table.from_pylist(ran, schema=SESSIONS),
         )
     )  # fmt: skip
-    assert account == publish.Account(2, 1, 1, 7200.0, 10800.0, 12, 4 / 3)
+    assert account == publish.Account(2, 1, 1, 7200.0, 11160.0, 12, 4 / 3)
