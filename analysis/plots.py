@@ -131,10 +131,10 @@ def agreement(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
 def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
     """The rise in loss against a metric at the smallest, a middle and the largest size, and the loss against that before."""
     column = _column(sweep, task)
-    rise, before = f"{column}_change", "before"
+    rise = f"{column}_change"
     cells = _need(sweep, column, rise, metric)
     # On the very text of the loss after: the task of the loss itself may read more.
-    cells = cells.assign(**{before: cells[column] - cells[rise]})
+    cells = cells.assign(before=cells[column] - cells[rise])
     sizes = _sizes(cells)
     names = list(sizes)
     chosen = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
@@ -149,8 +149,8 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
         _caption(ax, f"{size}: Spearman {_signed(rho)}")
         _label(ax, sweep.label(metric), "rise in loss (nats per token)")
     last = axes[len(chosen)]
-    _scatter(last, sweep, cells, before, column)
-    ends = np.array([cells[before].min(), cells[before].max()])
+    _scatter(last, sweep, cells, "before", column)
+    ends = np.array([cells["before"].min(), cells["before"].max()])
     last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
     _caption(last, "line: no loss by quantization")
     _label(last, "loss before (nats per token)", sweep.label(column))
@@ -269,8 +269,7 @@ def moved_rank(sweep: Sweep) -> Figure:
     main = next(iter(columns))
     lowest = pairs.groupby("name")["rank"].mean().idxmin()
     change = pairs[pairs["name"] == lowest][main].mean()
-    by = f"{change:+.3f}".replace("-", "\N{MINUS SIGN}")
-    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {by}"
+    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {_signed(change, 3)}"
     star = Line2D([], [], ls="", marker="*", color="#777777", label="cap on the spectral norm")
     return _finish(figure, title, [*_size_legend(sweep.cells), star])
 
@@ -480,10 +479,10 @@ def _front(x: Array, y: Array, x_sign: int, y_sign: int) -> tuple[Array, Array]:
     return x[kept], y[kept]
 
 
-def _signed(value: float) -> str:
+def _signed(value: float, digits: int = 2) -> str:
     if not np.isfinite(value):
         return "undefined"
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _interval(effect: Effect, unit: str = "") -> str:

@@ -26,7 +26,18 @@ import pyarrow.parquet as pq
 from raysweep import lock, sessions, space, sweep, tables
 from raysweep.errors import UserError
 from raysweep.space import Space
-from raysweep.store import CELLS, EVALUATIONS, PLANNED, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import (
+    CELLS,
+    EVALUATIONS,
+    PLANNED,
+    SCHEMA_VERSION,
+    SESSIONS,
+    TIMINGS,
+    TRAIN,
+    TRAJECTORIES,
+    Store,
+    settings_text,
+)
 
 SPACE = "space.yaml"
 TABLES = {
@@ -122,7 +133,7 @@ def restore(published: Published, store: Store) -> tuple[int, int]:
     planned = published.space
     rows = {row["id"]: row for row in published.results.to_pylist()}
     parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
-    wanted = {(evaluation.task, _settings(evaluation.model_dump())) for evaluation in planned.evaluations}
+    wanted = {(evaluation.task, settings_text(evaluation.model_dump())) for evaluation in planned.evaluations}
     store.probe()
     with lock.Lock(store):
         if store.read(PLANNED) is None:
@@ -155,11 +166,6 @@ def restore(published: Published, store: Store) -> tuple[int, int]:
             # Last: it says that the cell is done.
             store.write_table(store.cell_file(cell), [{name: rows[cell][name] for name in CELLS.names}], CELLS)
     return complete, lacked
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    """As they stand in `raysweep.store.EVALUATIONS`."""
-    return json.dumps(settings, sort_keys=True)
 
 
 def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:

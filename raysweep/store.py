@@ -538,9 +538,14 @@ def checksum(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def settings_text(settings: dict[str, Any]) -> str:
+    """An evaluation's settings as they stand in `EVALUATIONS`."""
+    return json.dumps(settings, sort_keys=True)
+
+
 def settings_hash(settings: dict[str, Any]) -> str:
     """8 hex digits of an evaluation's settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(settings_text(settings).encode()).hexdigest()[:8]
 
 
 def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:

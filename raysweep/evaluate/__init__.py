@@ -6,7 +6,6 @@ A task is a module with `Settings` (what a search space may set, under the task'
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +87,7 @@ def run(
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `raysweep.store.EVALUATIONS`."""
     from raysweep import model
+    from raysweep.store import settings_text
     from raysweep.train import LanguageModel
 
     olmo = model.build(cell.shape, cell.sequence_length, cell.seed, device)
@@ -100,7 +100,7 @@ def run(
         {
             "cell": cell.id,
             "task": evaluation.task,
-            "settings": json.dumps(settings, sort_keys=True),
+            "settings": settings_text(settings),
             "metric": metric.name,
             "value": metric.value,
             "unit": metric.unit,
