@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from raysweep import space as spaces
+from raysweep.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
 from raysweep.space import Cell, Space
-from raysweep.store import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import TRAIN, Store
 
 SIMULATED = "simulated"
 """Stands in the simulated cells' rows for the corpus's fingerprint and the versions."""

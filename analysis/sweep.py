@@ -20,7 +20,8 @@ from raysweep.corpora import OLMO_VOCABULARY
 from raysweep.errors import UserError
 from raysweep.model import SIZES
 from raysweep.publish import Published
-from raysweep.store import PLAN, TRAJECTORIES, Store
+from raysweep.schemas import PLAN, TRAJECTORIES
+from raysweep.store import Store
 from raysweep.tables import results
 
 PAPER_TASKS = {

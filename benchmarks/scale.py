@@ -18,8 +18,9 @@ from typing import Any
 
 from benchmarks.harness import machine
 from raysweep import space as spaces
+from raysweep.schemas import CELLS, EVALUATIONS, TIMINGS, TRAJECTORIES
 from raysweep.space import Cell, Space
-from raysweep.store import CELLS, EVALUATIONS, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import TRAIN, Store
 
 EVALUATE = ("in_distribution", "out_of_distribution", "representation", "quantized", "finetune_python", "finetune_math")
 

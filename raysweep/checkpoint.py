@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from raysweep.store import SCHEMA_VERSION, Store
+from raysweep.schemas import SCHEMA_VERSION
+from raysweep.store import Store
 from raysweep.store import checksum as checksum_of
 
 if TYPE_CHECKING:

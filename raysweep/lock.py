@@ -21,7 +21,8 @@ from typing import Any
 import psutil
 
 from raysweep.errors import StoreError, UserError
-from raysweep.store import SCHEMA_VERSION, Store
+from raysweep.schemas import SCHEMA_VERSION
+from raysweep.store import Store
 
 FILE = "run.json"
 BEAT = 3.0

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import UserError
-from raysweep.store import TRAJECTORIES, Store
+from raysweep.schemas import TRAJECTORIES
+from raysweep.store import Store
 
 if TYPE_CHECKING:
     from ray import tune

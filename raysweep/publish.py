@@ -25,19 +25,9 @@ import pyarrow.parquet as pq
 
 from raysweep import lock, sessions, space, sweep, tables
 from raysweep.errors import UserError
+from raysweep.schemas import CELLS, EVALUATIONS, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.space import Space
-from raysweep.store import (
-    CELLS,
-    EVALUATIONS,
-    PLANNED,
-    SCHEMA_VERSION,
-    SESSIONS,
-    TIMINGS,
-    TRAIN,
-    TRAJECTORIES,
-    Store,
-    settings_text,
-)
+from raysweep.store import PLANNED, TRAIN, Store, settings_text
 
 SPACE = "space.yaml"
 TABLES = {

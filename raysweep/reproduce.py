@@ -10,8 +10,9 @@ from typing import Any
 from raysweep import export, publish, sweep, tables
 from raysweep.errors import UserError
 from raysweep.publish import Published
+from raysweep.schemas import TRAJECTORIES
 from raysweep.space import Space
-from raysweep.store import TRAJECTORIES, Store
+from raysweep.store import Store
 
 # Of a row of results what differs from one run to the next, or says where the row is from.
 _NOT_COMPARED = {"train_seconds", "train_tokens_per_second", "raysweep_version", "torch_version"}

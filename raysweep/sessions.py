@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import StoreError
-from raysweep.store import SESSIONS, Store
+from raysweep.schemas import SESSIONS
+from raysweep.store import Store
 
 DIRECTORY = "sessions"
 SEEN_EVERY = 60.0

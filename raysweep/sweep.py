@@ -18,8 +18,9 @@ from raysweep import cluster, lock, loggers, progress, sessions, tables
 from raysweep.corpora import Corpus
 from raysweep.devices import DEVICES
 from raysweep.errors import UserError
+from raysweep.schemas import FAILURES, PLAN
 from raysweep.space import Cell, Space
-from raysweep.store import FAILURES, PLAN, PLANNED, TRAIN, Store
+from raysweep.store import PLANNED, TRAIN, Store
 
 INTERRUPTED = 130
 

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.errors import UserError
-from raysweep.store import CELLS, EVALUATIONS, INDEX, REAL, SCHEMA_VERSION, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.schemas import CELLS, EVALUATIONS, INDEX, REAL, SCHEMA_VERSION, TIMINGS, TRAJECTORIES
+from raysweep.store import TRAIN, Store
 
 # An index is written again when so many files were not in it.
 WORTH_WRITING = 64

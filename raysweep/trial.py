@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from raysweep import __version__, cluster
 from raysweep.errors import StoreError, UserError
+from raysweep.schemas import CELLS, EVALUATIONS, FAILURES, TIMINGS, TRAJECTORIES
 from raysweep.space import Cell, Space
-from raysweep.store import CELLS, EVALUATIONS, FAILURES, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.store import TRAIN, Store
 
 if TYPE_CHECKING:
     from raysweep.checkpoint import Checkpoint

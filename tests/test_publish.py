@@ -13,8 +13,9 @@ import pytest
 from analysis import example, sweep
 from raysweep import publish, reproduce, space
 from raysweep.errors import UserError
+from raysweep.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.space import Space
-from raysweep.store import CELLS, SESSIONS, TIMINGS, TRAJECTORIES, Store
+from raysweep.store import Store
 from raysweep.sweep import run, survey
 
 

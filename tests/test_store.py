@@ -18,7 +18,8 @@ from tiny import make_cell
 from raysweep import tables
 from raysweep.errors import StoreError, UserError
 from raysweep.evaluate.in_distribution import Settings
-from raysweep.store import CELLS, EVALUATIONS, TRAJECTORIES, Store, checksum
+from raysweep.schemas import CELLS, EVALUATIONS, TRAJECTORIES
+from raysweep.store import Store, checksum
 
 ROW: dict[str, Any] = {"cell": "a", "step": 1, "tokens": 128, "train_loss": 5.0, "validation_loss": math.nan}
 

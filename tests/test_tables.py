@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from raysweep import store as stores
-from raysweep.store import FAILURES, SCHEMA_VERSION, Store
+from raysweep.schemas import FAILURES, SCHEMA_VERSION
+from raysweep.store import Store
 from raysweep.tables import WORTH_WRITING, read_all
 
 DIRECTORY = "failures/train"

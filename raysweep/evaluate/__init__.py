@@ -85,7 +85,7 @@ def run(
     cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, store: Store,
     device: torch.device,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """The rows of one task for a cell with these final weights, under `raysweep.store.EVALUATIONS`."""
+    """The rows of one task for a cell with these final weights, under `raysweep.schemas.EVALUATIONS`."""
     from raysweep import model
     from raysweep.store import settings_text
     from raysweep.train import LanguageModel

@@ -18,7 +18,8 @@ from raysweep import checkpoint, trial
 from raysweep.corpora.build import checksum
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.store import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAIN, TRAJECTORIES, Store
+from raysweep.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
+from raysweep.store import TRAIN, Store
 from raysweep.train import Run
 
 CELL = make_cell(tokens=2048)

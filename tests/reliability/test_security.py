@@ -15,7 +15,8 @@ from raysweep.corpora.build import checksum, fingerprint
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.pretrained import unembedding
-from raysweep.store import CELLS, PLAN, Store
+from raysweep.schemas import CELLS, PLAN
+from raysweep.store import Store
 from raysweep.store import checksum as store_checksum
 
 CELL = make_cell()
