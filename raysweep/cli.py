@@ -186,13 +186,13 @@ def _print_json(answer: Any) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from raysweep import progress, sweep
+    from raysweep import printing, sweep
 
     plan = sweep.plan(_load(options))
     if options.json:
         _print_json(plan)
     else:
-        progress.show_plan(plan)
+        printing.show_plan(plan)
     return 0
 
 
@@ -240,7 +240,7 @@ def _status(options: argparse.Namespace) -> int:
         from raysweep import jobs
 
         return jobs.status(jobs.Head(options.cluster), options.space, jobs.shared_store(options.store), options.json)
-    from raysweep import lock, progress, sweep
+    from raysweep import lock, printing, sweep
 
     space = _load(options)
     store = _store(options, space)
@@ -251,17 +251,17 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(counts | {"versions": now.versions()})
     else:
-        progress.show_status(space, store, now, counts, driver)
+        printing.show_status(space, store, now, counts, driver)
     return 0
 
 
 def _results(options: argparse.Namespace) -> int:
-    from raysweep import progress, tables
+    from raysweep import printing, tables
 
     space = _load(options)
     store = _store(options, space)
     if options.output is None:
-        progress.show_results(store, space)
+        printing.show_results(store, space)
         return 0
     table = tables.results(store, space.cells, space.evaluations)
     import pyarrow.parquet as pq
@@ -275,12 +275,12 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _publish(options: argparse.Namespace) -> int:
-    from raysweep import progress, publish
+    from raysweep import printing, publish
 
     space = _load(options)
     published = publish.publish(Path(options.space), _store(options, space), Path(options.output))
     print(f"{len(published.results)} of {len(space.cells)} cells published in {options.output}")
-    progress.show_account(publish.account(published))
+    printing.show_account(publish.account(published))
     return 0
 
 
@@ -298,7 +298,7 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _reproduce(options: argparse.Namespace) -> int:
-    from raysweep import progress, publish, reproduce
+    from raysweep import printing, publish, reproduce
     from raysweep.store import Store
 
     folder = Path(options.published)
@@ -309,13 +309,13 @@ def _reproduce(options: argparse.Namespace) -> int:
     found = reproduce.reproduce(published, folder, options.cell, store, shlex.join(again))
     if found is None:
         return 1
-    progress.show_differences(*found, folder, store)
+    printing.show_differences(*found, folder, store)
     return 1 if found[1] else 0
 
 
 def _analyze(options: argparse.Namespace) -> int:
     from analysis import analyze, sweep
-    from raysweep import progress, publish
+    from raysweep import printing, progress, publish
 
     if Path(options.space).is_dir():
         if options.store:
@@ -332,7 +332,7 @@ def _analyze(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({"cells": {"planned": answer.planned, "analysed": answer.analysed}, "claims": card})
     else:
-        progress.show_claims(card)
+        printing.show_claims(card)
         print(f"{answer.analysed} of {answer.planned} cells analysed; open {Path(options.output) / 'report.html'}")
     return 0
 
@@ -380,7 +380,7 @@ def _corpora(options: argparse.Namespace, stream: bool = False) -> list[Tokenize
 
 
 def _corpus_list(options: argparse.Namespace) -> int:
-    from raysweep import progress
+    from raysweep import printing
     from raysweep.corpora import PRESETS
     from raysweep.corpora.published import preset
 
@@ -389,7 +389,7 @@ def _corpus_list(options: argparse.Namespace) -> int:
         shown = ("repository", "revision", "splits", "fields", "licence", "gated", "size", "documented", "note")
         _print_json({name: {key: getattr(known, key) for key in shown} for name, known in presets.items()})
     else:
-        progress.show_presets(presets)
+        printing.show_presets(presets)
     return 0
 
 
@@ -403,7 +403,7 @@ def _corpus_build(options: argparse.Namespace) -> int:
 
 
 def _corpus_show(options: argparse.Namespace) -> int:
-    from raysweep import progress
+    from raysweep import printing
     from raysweep.corpora import show
 
     corpora = _corpora(options)
@@ -411,7 +411,7 @@ def _corpus_show(options: argparse.Namespace) -> int:
         _print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
     else:
         for corpus in corpora:
-            progress.show_corpus(
+            printing.show_corpus(
                 corpus, options.shard, show.heaviest(corpus, options.shard), show.documents(corpus, options.shard)
             )
     return 0

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from raysweep import cluster, lock, loggers, progress, sessions, tables
+from raysweep import cluster, lock, loggers, printing, progress, sessions, tables
 from raysweep.corpora import Corpus
 from raysweep.devices import DEVICES
 from raysweep.errors import UserError
@@ -145,7 +145,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
         else:
             write_plan(space, store)
         store.running = True
-        progress.announce(space, store, before)
+        printing.announce(space, store, before)
         interrupted = False
         if before.left:
             try:
@@ -155,9 +155,9 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
                 interrupted = True
         after = survey(store, space)
         if after.left and interrupted:
-            progress.interrupted(after, resume_command)
+            printing.interrupted(after, resume_command)
             return INTERRUPTED
-        progress.conclude(space, store, after)
+        printing.conclude(space, store, after)
         return 1 if after.left else 0
 
 
