@@ -63,7 +63,9 @@ def _complete(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[
     """Do what the store lacks of a cell; the errors. Raises `StoreError` where not even those can be written."""
     failed = []
     row = store.cell_row(cell.id)
-    if (row is None or _missing(cell, space, store)) and _final(cell, store) is None:
+    # A finished cell's missing evaluations need its weights; those that an unfinished one has must be of its weights.
+    of_weights = _missing(cell, space, store) if row is not None else store.evaluation_files(cell.id)
+    if of_weights and _final(cell, store) is None:
         if row is not None:
             # Training says so when it passes over the damaged checkpoint.
             store.set_aside(store.cell_file(cell.id), "the cell's final weights are damaged or gone")
