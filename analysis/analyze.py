@@ -69,7 +69,7 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
     effects.to_csv(output / "effects.csv", index=False)
     moved = interventions.interventions(found, between_seeds)
     moved.to_csv(output / "interventions.csv", index=False)
-    shown = [summary.of_hyperparameters(between_seeds, effects), summary.of_interventions(between_seeds, moved)]
+    shown = [summary.of_hyperparameters(between_seeds, effects), *summary.of_interventions(between_seeds, moved)]
     made = tables.tables(statistics)
     (output / "summary.md").write_text(summary.summary(found, card, tests, made, shown), encoding="utf-8")
     tables.write(made, output / "tables")

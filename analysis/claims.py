@@ -56,6 +56,19 @@ STATEMENTS = {
     15: "No metric adds predictive R² beyond size, compute and tokens, on any task.",
 }
 
+PLACES = {
+    1: "Figure 2, Table 2",
+    2: "Figure 2",
+    3: "Figure 3, Table 3",
+    4: "Figure 4, Table 4",
+    5: "Figure 5",
+    6: "Figure 6, Tables 6-7",
+    7: "Figure 7, Tables 8-9",
+    **{claim: f"Figure {claim}" for claim in range(8, 15)},
+    15: "Tables 2-9",
+}
+"""Where the paper shows each claim; the statements are ours."""
+
 COLUMNS = ("claim", "statement", "verdict", "effect", "value", "low", "high", "n", "rule", "reason")
 
 LITTLE = 0.3
@@ -497,11 +510,16 @@ def _of_effect(name: str, rule: str, found: Effect) -> Finding:
     return Finding(name, rule, found.value, found.low, found.high, found.n)
 
 
+def few_steps(cells: pd.DataFrame) -> pd.Series:
+    """(n,) of each cell, whether it was trained for at most half the median steps of its size."""
+    return cells["steps"] <= cells.groupby("parameters")["steps"].transform("median") / 2
+
+
 def _percentile_of_short_runs(cells: pd.DataFrame, column: str) -> Callable[[Array], Array]:
     by_size = cells.groupby("parameters")
     percentile = (by_size[column].rank() - 0.5) / by_size[column].transform("size")
-    few_steps = cells["steps"] <= by_size["steps"].transform("median") / 2
-    short = (few_steps & (cells["batch_size"] > by_size["batch_size"].transform("median"))).to_numpy(float)
+    large = cells["batch_size"] > by_size["batch_size"].transform("median")
+    short = (few_steps(cells) & large).to_numpy(float)
     return lambda w: (w * short) @ percentile.to_numpy(float) / (w * short).sum(axis=1)
 
 

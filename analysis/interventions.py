@@ -6,6 +6,9 @@ same order. The change of a column is the mean over pairs, and its interval come
 ways or in 20,000 of them (`analysis.trends.effect`). The slope is that of a column on the effective rank, over the cells
 that a penalty did not raise above the one left alone: what lowers the rank and what raises it need not lie on one line.
 It is shared by all sizes and seeds, each with a level of its own.
+
+A penalty acts by more than the rank it leads to. Where one of the same strength leaves the rank nearly where it was, it is
+the control: the others are held against it too, again with the seed and all else equal.
 """
 
 from __future__ import annotations
@@ -25,47 +28,59 @@ from analysis.trends import effect
 Array = npt.NDArray[np.float64]
 
 COLUMNS = (
-    "intervention", "column", "change", "low", "high", "comparisons", "sizes", "seed_standard_deviations", "size",
+    "intervention", "against", "column", "change", "low", "high", "comparisons", "sizes", "seed_standard_deviations", "size",
 )  # fmt: skip
+
+HELD = 0.03
+"""A penalty that moves the effective rank by less than this on average is a control."""
 
 
 def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """One row for each intervention and column, over all sizes and for each size; `slope` is per unit of effective rank.
+
+    `against` names the control that it is held against, and is empty where that is the cell left alone. The isotropy under a
+    cap is left out: it is taken over eigenvectors, which equal singular values do not determine.
 
     Empty where no cell has an intervention. `noise` is that of `analysis.noise.seed_noise`: each size is held against its
     own. Columns: `COLUMNS`.
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}
     rows = []
-    found = list(pairs(sweep))
+    found = [(name, "", alone, cell) for name, alone, cell in pairs(sweep)]
+    found += _against_controls(found)
     lowered = [_not_raised(sweep, family) for family in _families(sweep)]
-    names = sorted({name for name, _, _ in found})
+    names = sorted({(against, name) for name, against, _, _ in found})
     for column in outcomes(sweep) if found else []:
-        for size in ["", *dict.fromkeys(alone["size"] for _, alone, _ in found)]:
+        for size in ["", *dict.fromkeys(before["size"] for _, _, before, _ in found)]:
             deviation = deviations.get(size, {}).get(column, 0.0)
-            for name in names:
-                chosen = [(a, b) for n, a, b in found if n == name and size in ("", a["size"])]
+            for against, name in names:
+                chosen = [
+                    (before, after)
+                    for n, a, before, after in found
+                    if (n, a) == (name, against) and size in ("", before["size"])
+                    if not (column.startswith("isotropy") and _capped(after))
+                ]
                 swaps = [(a["size"], np.array([0.0, 1.0]), np.array([a[column], b[column]], float)) for a, b in chosen]
-                rows.append(_row(name, column, swaps, deviation, size))
+                rows.append(_row(name, against, column, swaps, deviation, size))
             trends = [
                 (group["size"].iloc[0], group[RANK].to_numpy(float), group[column].to_numpy(float))
                 for group in lowered
                 if size in ("", group["size"].iloc[0])
             ]
             if column != RANK:
-                rows.append(_row("slope", column, trends, 0.0, size))
+                rows.append(_row("slope", "", column, trends, 0.0, size))
     return pd.DataFrame([row for row in rows if row is not None], columns=COLUMNS)
 
 
 def _row(
-    name: str, column: str, slices: list[tuple[str, Array, Array]], deviation: float, size: str
+    name: str, against: str, column: str, slices: list[tuple[str, Array, Array]], deviation: float, size: str
 ) -> tuple[object, ...] | None:  # fmt: skip
     kept = [(of, x, y) for of, x, y in slices if len(x) > 1 and np.isfinite(y).all()]
     if not kept:
         return None
     found = effect((x, y) for _, x, y in kept)
     times = found.value / deviation if deviation else math.nan
-    return name, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
+    return name, against, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
 
 
 def _not_raised(sweep: Sweep, family: pd.DataFrame) -> pd.DataFrame:
@@ -91,6 +106,37 @@ def pairs(sweep: Sweep) -> Iterator[tuple[str, pd.Series, pd.Series]]:
         for name, (_, cell) in zip(labels, cells.iterrows(), strict=True):
             if name and len(alone):
                 yield name, alone.iloc[0], cell
+
+
+def _against_controls(
+    found: list[tuple[str, str, pd.Series, pd.Series]],
+) -> list[tuple[str, str, pd.Series, pd.Series]]:
+    """The penalty, its control's name, the cell of the control, and the cell of the penalty."""
+    penalised = [
+        (name, alone, cell) for name, _, alone, cell in found if cell["effective_rank_penalty"] and not _capped(cell)
+    ]
+    moves: dict[float, dict[str, list[float]]] = {}
+    for name, alone, cell in penalised:
+        moves.setdefault(cell["effective_rank_penalty"], {}).setdefault(name, []).append(abs(cell[RANK] - alone[RANK]))
+    controls = {}
+    for strength, by_name in moves.items():
+        least = min(by_name, key=lambda name: float(np.mean(by_name[name])))
+        if np.mean(by_name[least]) < HELD:
+            controls[strength] = least
+    held = {
+        (alone["id"], cell["effective_rank_penalty"]): cell
+        for name, alone, cell in penalised
+        if controls.get(cell["effective_rank_penalty"]) == name
+    }
+    return [
+        (name, controls[strength], held[alone["id"], strength], cell)
+        for name, alone, cell in penalised
+        if (alone["id"], strength := cell["effective_rank_penalty"]) in held and name != controls[strength]
+    ]
+
+
+def _capped(cell: pd.Series) -> bool:
+    return bool(pd.notna(cell.get("spectral_norm_cap")))
 
 
 def _families(sweep: Sweep, capped: bool = False) -> list[pd.DataFrame]:

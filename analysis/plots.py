@@ -22,9 +22,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis import interventions, statistics
-from analysis.claims import NEAR_LINEAR, NO_LINE, RANK, late_rise
+from analysis.claims import NEAR_LINEAR, NO_LINE, RANK, few_steps, late_rise
 from analysis.sweep import Sweep, capital, outcome, short, words
-from analysis.trends import Effect, trend
+from analysis.trends import TURN, Effect, swing, trend
 
 Array = npt.NDArray[np.float64]
 
@@ -57,20 +57,23 @@ class NoData(Exception):
 
 
 def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
-    """The task's loss against one metric, a panel for each size, coloured by batch size, marked by weight decay."""
+    """The task's loss against one metric, a panel for each size: coloured by batch size, marked by weight decay, hollow
+    where few steps were trained."""
     column = _column(sweep, task)
     cells = _need(sweep, column, metric)
     sizes = _sizes(cells)
     rows, columns = _grid(len(sizes))
     figure, axes = _figure(rows, columns)
+    few = few_steps(cells)
     batches = sorted(cells["batch_size"].unique())
     decays = sorted(cells["weight_decay"].unique())
     colours = dict(zip(batches, _colours(len(batches)), strict=True))
     markers = dict(zip(decays, _MARKERS, strict=False))
     for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
-        for (batch, decay), group in of_size.groupby(["batch_size", "weight_decay"]):
-            marker = markers.get(decay, "o")
-            ax.plot(group[metric], group[column], marker, color=colours[batch], alpha=0.9, mec="white", mew=0.4)
+        for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few]):
+            marker, colour = markers.get(decay, "o"), colours[batch]
+            face = {"mfc": "none", "mec": colour, "mew": 1.1} if short_run else {"mec": "white", "mew": 0.4}
+            ax.plot(group[metric], group[column], marker, color=colour, alpha=0.9, **face)
         rho = _spearman(of_size, metric, column)
         _caption(ax, f"{size}: Spearman {_signed(rho)}" if len(of_size) > 2 and np.isfinite(rho) else size)
         _label(ax, sweep.label(metric), sweep.label(column))
@@ -78,8 +81,13 @@ def loss_by_size(sweep: Sweep, task: str, metric: str) -> Figure:
     handles = [_dot(colours[b], "o", f"batch {b:,}") for b in batches]
     if len(decays) > 1:
         handles += [_dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
+    if few.any():
+        hollow = Line2D(
+            [], [], ls="", marker="o", mfc="none", mec="#777777", mew=1.1, ms=6, label="at most half the median steps"
+        )
+        handles.append(hollow)
     rho = _spearman(cells, metric, column)
-    return _finish(figure, _direction(rho, words(metric), outcome(task)), handles)
+    return _finish(figure, _direction(rho, words(metric), outcome(task), ", over all sizes"), handles)
 
 
 def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: str = "") -> Figure:
@@ -89,7 +97,7 @@ def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: st
         raise NoData(f"no two cells have both {outcome(task)} and a metric")
     rows, columns = _grid(len(pairs), widest=3 if len(pairs) in (3, 5, 6) else 4)
     figure, axes = _figure(rows, columns)
-    seen: list[tuple[float, str]] = []
+    seen: list[tuple[float, str, str]] = []
     for ax, (x, y) in zip(axes, pairs, strict=False):
         cells = _need(sweep, x, y)
         _scatter(ax, sweep, cells, x, y)
@@ -103,13 +111,13 @@ def against(sweep: Sweep, task: str, pairs: Sequence[tuple[str, str]], title: st
         else:
             rho = _spearman(cells, x, y)
             _caption(ax, f"Spearman {_signed(rho)}")
-            seen.append((rho, x))
+            seen.append((rho, x, y))
     _hide(axes[len(pairs) :])
     seen = [found for found in seen if np.isfinite(found[0])]
     if not title and seen:
         strongest = max(seen, key=lambda found: abs(found[0]))
         title = (
-            f"{capital(outcome(task))} goes most with the {words(strongest[1])} "
+            f"{capital(words(strongest[2]))} goes most with the {words(strongest[1])} "
             f"(Spearman {_signed(strongest[0])}), sizes and training choices mixed"
         )
     return _finish(figure, title, _size_legend(sweep.cells))
@@ -165,7 +173,7 @@ def saturation(sweep: Sweep) -> Figure:
     """Validation loss, effective rank and spectral norm over training, at the smallest size.
 
     Of the runs that are equal in all but their blocks, batch size, tokens and seed: those that differ most. Where they make
-    too many lines, only those of one budget are drawn. Seeds share a colour.
+    too many lines, only those of one budget are drawn. Seeds share a line's look; blocks differ by its dashes.
     """
     rows = sweep.trajectories
     columns = [c for c in ("validation_loss", RANK, "spectral_norm_W") if c in rows and rows[c].notna().any()]
@@ -183,15 +191,21 @@ def saturation(sweep: Sweep) -> Figure:
         chosen = chosen[chosen["tokens"] == max(lines, key=lambda tokens: (lines[tokens], tokens))]
     varied = [s for s in compared if chosen[s].nunique() > 1] or compared[-1:]
     runs = list(chosen.sort_values(varied).groupby(varied, sort=False))
+    # A colour for each batch size and budget, a dash for each kind of block.
+    coloured = [tuple(v for s, v in zip(varied, values, strict=True) if s != "block") for values, _ in runs]
+    kinds = sorted(set(coloured))
+    colours = dict(zip(kinds, _colours(len(kinds)), strict=True))
     figure, axes = _figure(1, len(columns))
     handles = []
-    for (values, of_one), colour in zip(runs, _colours(len(runs)), strict=True):
+    for kind, (values, of_one) in zip(coloured, runs, strict=True):
+        dash = "--" if "block" in of_one and of_one["block"].iloc[0] == "parallel" else "-"
         for cell in of_one["id"]:
             run = rows[rows["cell"] == cell].sort_values("tokens")
             for ax, column in zip(axes, columns, strict=True):
-                ax.plot(run["tokens"], run[column], color=colour, lw=1.2)
+                ax.plot(run["tokens"], run[column], dash, color=colours[kind], lw=1.1)
         name = ", ".join(f"{words(s)} {short(v)}" for s, v in zip(varied, values, strict=True))
-        handles.append(Line2D([], [], color=colour, label=name))
+        seeds = f", {len(of_one)} seeds" if len(of_one) > 1 else ""
+        handles.append(Line2D([], [], ls=dash, color=colours[kind], label=name.removeprefix("block ") + seeds))
     for ax, column in zip(axes, columns, strict=True):
         ax.set_xscale("log")
         _label(ax, "training tokens", sweep.label(column))
@@ -242,7 +256,13 @@ def moved_rank(sweep: Sweep) -> Figure:
     }
     pairs = pd.DataFrame(
         [
-            {"name": name, "size": cell["size"], "parameters": cell["parameters"], "rank": cell[RANK]}
+            {
+                "name": name,
+                "size": cell["size"],
+                "parameters": cell["parameters"],
+                "rank": cell[RANK],
+                "from": alone[RANK],
+            }
             | {column: cell[column] - alone[column] for column in wanted if column in cell}
             for name, alone, cell in interventions.pairs(sweep)
         ]
@@ -254,6 +274,7 @@ def moved_rank(sweep: Sweep) -> Figure:
     colours, markers = _size_colours(sweep.cells), _size_markers(sweep.cells)
     for ax, column in zip(axes, columns, strict=True):
         ax.axhline(0, color="#444444", lw=0.8)
+        ax.axvline(pairs["from"].mean(), color="#444444", lw=0.8, ls=":")
         for size, of_size in _sizes(pairs).items():
             capped = of_size["name"].str.contains("cap")
             ax.plot(
@@ -269,9 +290,16 @@ def moved_rank(sweep: Sweep) -> Figure:
     main = next(iter(columns))
     lowest = pairs.groupby("name")["rank"].mean().idxmin()
     change = pairs[pairs["name"] == lowest][main].mean()
-    title = f"Moving the rank alone ({lowest}) changes the {words(main)} by {_signed(change, 3)}"
-    star = Line2D([], [], ls="", marker="*", color="#777777", label="cap on the spectral norm")
-    return _finish(figure, title, [*_size_legend(sweep.cells), star])
+    before, after = (pairs[pairs["name"] == lowest][rank].mean() for rank in ("from", "rank"))
+    pushed = f"Pushing the effective rank of W from {before:.2f} to {after:.2f}"
+    title = f"{pushed} changes the {words(main)} by {_signed(change, 3)}"
+    handles = [
+        *_size_legend(sweep.cells),
+        Line2D([], [], color="#777777", lw=1.3, label="mean over seeds"),
+        Line2D([], [], ls="", marker="*", ms=9, color="#777777", label="the same, spectral norm capped"),
+        Line2D([], [], color="#444444", lw=0.8, ls=":", label="rank of the models left alone"),
+    ]
+    return _finish(figure, title, handles)
 
 
 def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps: bool = False) -> Figure:
@@ -298,13 +326,14 @@ def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps:
         y = "scaled loss (1 = the size's best)" if column == "scaled_loss" else sweep.label(column)
         _label(ax, sweep.label(name), y)
         effect = trend(sweep, name, main if column == "scaled_loss" else column, equal_steps=equal_steps)
-        unit = " nats" if column == "scaled_loss" else ""
-        _caption(ax, "" if effect is None else f"lowest to highest: {_interval(effect, unit)}")
+        what, unit = ("loss, ", " nats") if column == "scaled_loss" else ("", "")
+        _caption(ax, "" if effect is None else f"{what}lowest to highest: {_interval(effect, unit)}")
     _hide(axes[len(panels) :])
     first = columns[0] if columns else main
     found = trend(sweep, name, first, equal_steps=equal_steps)
-    equal = "equal steps" if equal_steps else "all else equal"
-    title = f"Raising the {words(name)} at {equal} {_does(found, words(first))}"
+    equal = "equal steps, by larger batches," if equal_steps else "all else equal"
+    turns = swing(sweep, name, first, equal_steps)
+    title = f"Raising the {words(name)} at {equal} {_does(found, turns, words(first))}"
     handles = _size_legend(sweep.cells)
     handles += [
         Line2D([], [], ls=dash, color="#777777", lw=1, label=label) for dash, label in dict.fromkeys(lines) if label
@@ -359,7 +388,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[Axes]]:
 def _finish(figure: Figure, title: str, handles: Sequence[Line2D]) -> Figure:
     with mpl.rc_context(_STYLE):
         width = max(40, int(figure.get_figwidth() * 11.5))
-        figure.suptitle("\n".join(textwrap.wrap(title, width)), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+        figure.suptitle(_wrapped(title, width), x=0.01, ha="left", fontsize=10.5, fontweight="bold")
         figure.legend(handles=list(handles), loc="outside right center")
     return figure
 
@@ -417,8 +446,23 @@ def _caption(ax: Axes, text: str) -> None:
 
 
 def _label(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlabel("\n".join(textwrap.wrap(x, 44)))
-    ax.set_ylabel("\n".join(textwrap.wrap(y, 40)))
+    ax.set_xlabel(_wrapped(x, 40))
+    ax.set_ylabel(_wrapped(y, 40))
+
+
+def _wrapped(text: str, width: int) -> str:
+    """The text in as few lines as that takes, a unit in brackets on the second of two, others of much the same length."""
+    if len(text) <= width:
+        return text
+    name, bracket, unit = text.rpartition(" (")
+    if bracket and unit.endswith(")") and len(name) <= width:
+        return f"{name}\n({unit}"
+    lines = textwrap.wrap(text, width)
+    for narrower in range(-(-len(text) // len(lines)), width):
+        even = textwrap.wrap(text, narrower)
+        if len(even) == len(lines):
+            return "\n".join(even)
+    return "\n".join(lines)
 
 
 def _scale(ax: Axes, values: list[float]) -> None:
@@ -492,17 +536,22 @@ def _interval(effect: Effect, unit: str = "") -> str:
     return f"{value} [{effect.low:.3g}, {effect.high:.3g}]".replace("-", "\N{MINUS SIGN}")
 
 
-def _does(effect: Effect | None, what: str) -> str:
+def _does(effect: Effect | None, swing: float, what: str) -> str:
+    """What an effect is in words; `swing` is the largest difference between two values of the hyperparameter."""
     if effect is None or not np.isfinite(effect.low):
         return f"has too few comparisons to show an effect on the {what}"
+    turns = swing > TURN * abs(effect.value)
     if effect.low <= 0 <= effect.high:
-        return f"has no clear effect on the {what}"
-    return f"{'raises' if effect.value > 0 else 'lowers'} the {what} by {abs(effect.value):.2g}"
+        line = "straight-line effect" if turns else "effect"
+        seen = f"has no clear {line} on the {what}"
+    else:
+        seen = f"{'raises' if effect.value > 0 else 'lowers'} the {what} by {abs(effect.value):.2g}"
+    return f"{seen}; its values differ by up to {swing:.2g}" if turns else seen
 
 
-def _direction(rho: float, x: str, y: str) -> str:
+def _direction(rho: float, x: str, y: str, over: str = "") -> str:
     if not np.isfinite(rho):
         return f"{capital(x)} and {y}: one of them is the same for all cells"
     if abs(rho) < 0.1:
-        return f"{capital(x)} and {y} hardly go together (Spearman {_signed(rho)})"
-    return f"Higher {x} goes with {'higher' if rho > 0 else 'lower'} {y} (Spearman {_signed(rho)})"
+        return f"{capital(x)} and {y} hardly go together (Spearman {_signed(rho)}{over})"
+    return f"Higher {x} goes with {'higher' if rho > 0 else 'lower'} {y} (Spearman {_signed(rho)}{over})"

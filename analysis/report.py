@@ -19,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from analysis.claims import PLACES
 from analysis.example import SIMULATED
 from analysis.regressions import STATISTIC_WORDS
 from analysis.summary import Effects, interval
@@ -41,6 +42,7 @@ def render(
         simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
         sweep=sweep,
         numbers=_numbers(sweep),
+        places=PLACES,
         claims=[row | {"bar": _bar(row), "tests": _of_claim(tests, row["claim"])} for row in card.to_dict("records")],
         tables=tables,
         statistic_words=STATISTIC_WORDS,
@@ -165,10 +167,11 @@ def _explorer(sweep: Sweep) -> dict[str, Any]:
     rows = sweep.trajectories
     over = [c for c in rows if c.endswith(("_loss", "_W", "_H")) or c in ("learning_rate", "gradient_norm")]
     over = [c for c in over if rows[c].notna().any()]
+    analysed = set(sweep.cells["id"])
     runs = {
         cell: {c: _plain(run[c]) for c in ("tokens", *over)}
         for cell, run in rows.sort_values("step").groupby("cell", sort=False)
-        if cell in set(sweep.cells["id"])
+        if cell in analysed
     }
     return {
         "columns": {c: _plain(sweep.cells[c]) for c in columns if c in sweep.cells},

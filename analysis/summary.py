@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.claims import COSINE, ISOTROPY, RANK
+from analysis.claims import COSINE, ISOTROPY, PLACES, RANK
 from analysis.noise import standard_deviations
 from analysis.regressions import STATISTIC_WORDS, STATISTICS
 from analysis.sweep import Sweep, capital, outcome, words
 from analysis.tables import Table, entry, number
+from analysis.trends import TURN
 
 _MINUS = "\N{MINUS SIGN}"
 
 # What the table of effects shows of the columns of `effects.csv`, where the sweep has them.
 SHOWN = (
-    RANK, COSINE, ISOTROPY, "effective_rank_H", "in_distribution_loss", "validation_loss", "out_of_distribution_loss",
-    "quantized_4bit_in_distribution_loss_change", "finetune_python_loss", "forgetting_python_loss_change",
-    "finetune_math_loss", "forgetting_math_loss_change",
+    RANK, COSINE, ISOTROPY, "spectral_norm_W", "effective_rank_H", "in_distribution_loss", "validation_loss",
+    "out_of_distribution_loss", "quantized_4bit_in_distribution_loss_change", "quantized_3bit_in_distribution_loss_change",
+    "finetune_python_loss", "forgetting_python_loss_change", "finetune_math_loss", "forgetting_math_loss_change",
 )  # fmt: skip
 
 
@@ -57,11 +58,12 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         decided = f"{row['effect']}: {interval(row['value'], row['low'], row['high'])}, claimed {row['rule']}"
         if row["reason"]:
             decided = f"{row['effect']}: {row['reason']}"
-        lines.append(f"| {row['claim']} | {row['statement']} | **{row['verdict']}** | {_cell(decided)} | {held} |")
+        says = f"{row['statement']} ({PLACES[row['claim']]})"
+        lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {_cell(decided)} | {held} |")
     note = (
         "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "
-        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. The bounds are "
-        "raysweep's (`analysis/claims.py`). No correction for the number of claims."
+        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. The wording "
+        "and the bounds are raysweep's (`analysis/claims.py`). No correction for the number of claims."
     )
     return [*lines, "", note]
 
@@ -75,6 +77,14 @@ def digest(tables: list[Table]) -> list[str]:
         lines.append(f"| {table.number}: {outcome(table.task)} | " + " | ".join(entries) + " |")
     note = "In brackets: bootstrap 95% intervals over configurations. All metrics are in `tables/`."
     return [*lines, "", note]
+
+
+# What the tables of effects have in common.
+_BOLD = "bold where that leaves out zero (with no effect, one in twenty does so by chance)"
+_NOISE = "the same over the standard deviation of one run between seeds"
+_BETWEEN = (
+    "Between seeds: that standard deviation, pooled over the sizes, and in brackets the least and the most of one size."
+)
 
 
 @dataclass(frozen=True)
@@ -99,43 +109,58 @@ class Effects:
     """What an entry is."""
     names: list[str]
     """Of the columns."""
-    rows: list[tuple[str, float, list[Entry]]]
-    """Column, its standard deviation between seeds (NaN without seeds), and an entry for each name."""
+    rows: list[tuple[str, str, list[Entry]]]
+    """Column, its standard deviation between seeds (a dash without seeds), and an entry for each name."""
 
 
 def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
     """The tables of `analysis.noise` as what is shown of them."""
     note = (
-        "Each entry: the slope of a straight line over the values tested, times their range, all else equal, with its 95% "
-        "permutation interval, bold where that leaves out zero (of twenty that are nothing, one does so by chance); the "
-        "same over the standard deviation of one run between seeds; and where the column turns in between (more than half "
-        "as far again as the line goes, and more than two standard deviations), the largest difference between two values. "
-        "Tokens at equal steps."
+        "Each entry: the slope of a straight line over the values tested, taken as equally spaced, from the lowest to the "
+        f"highest, all else equal; its 95% permutation interval, {_BOLD}; {_NOISE}; and where the column turns in between "
+        "(more than half as far again as the line goes, and more than two standard deviations), the largest difference "
+        "between two values. Cells that have some of the values tell of their part of the line. Tokens at equal steps, so "
+        f"that the batch size goes with them. {_BETWEEN}"
     )
     return _effects("Effects against the noise of seeds", note, noise, effects)
 
 
-def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> Effects:
-    """The table of `analysis.interventions`, all sizes together."""
-    note = (
-        "Each entry: the mean change of a cell by the intervention, seed and all else equal, with its 95% permutation "
-        "interval over pairs, bold where that leaves out zero (of twenty that are nothing, one does so by chance); and the "
-        "change over the standard deviation of one run between seeds. Slope: the change per unit of effective rank, over "
-        "the cells whose rank was not raised above the one left alone."
-    )
+def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> list[Effects]:
+    """The table of `analysis.interventions`, all sizes together: against the cells left alone, and against controls."""
     together = moved[moved["size"] == ""].rename(columns={"intervention": "hyperparameter", "change": "effect"})
-    return _effects("When the rank is pushed", note, noise, together.assign(swing=math.nan))
+    together = together.assign(swing=math.nan)
+    note = (
+        "Each entry: the mean change of a cell by the intervention, seed and all else equal; its 95% permutation interval "
+        f"over pairs, {_BOLD}; {_NOISE}. Slope: the change per unit of effective rank, over the cells whose rank was not "
+        f"raised above the one left alone. {_BETWEEN}"
+    )
+    tables = [_effects("When the rank is pushed", note, noise, together[together["against"] == ""])]
+    for control, of_control in together[together["against"] != ""].groupby("against"):
+        note = (
+            f"The same against the cells under the control, {control}, which has the penalty and leaves the rank nearly "
+            "where it was."
+        )
+        tables.append(_effects(f"When the rank is pushed, against {control}", note, noise, of_control))
+    return tables
 
 
 def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
-    deviation = standard_deviations(noise)
     names = list(dict.fromkeys(effects["hyperparameter"]))
     rows = []
     for column in [c for c in SHOWN if c in set(effects["column"])]:
         found = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
         entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "", "") for name in names]
-        rows.append((column, deviation.get(column, math.nan), entries))
+        rows.append((column, _between(noise, column), entries))
     return Effects(title, note, [words(name) for name in names], rows)
+
+
+def _between(noise: pd.DataFrame, column: str) -> str:
+    pooled = standard_deviations(noise)
+    if column not in pooled:
+        return "\N{EN DASH}"
+    of_sizes = [standard_deviations(noise, size).get(column) for size in noise["size"].unique() if size]
+    found = [deviation for deviation in of_sizes if deviation is not None]
+    return f"{pooled[column]:.2g}" + (f" ({min(found):.2g} to {max(found):.2g})" if len(found) > 1 else "")
 
 
 def _entry(effect: dict[str, Any]) -> Entry:
@@ -149,7 +174,7 @@ def _entry(effect: dict[str, Any]) -> Entry:
 
 
 def _swing(effect: float, swing: float, times: float) -> str:
-    if not (math.isfinite(times) and effect != 0 and swing > 1.5 * abs(effect)):
+    if not (math.isfinite(times) and effect != 0 and swing > TURN * abs(effect)):
         return ""
     deviations = abs(swing * times / effect)
     return f"turns: {swing:.3g}, {deviations:.1f} sd" if deviations > 2 else ""
@@ -158,8 +183,8 @@ def _swing(effect: float, swing: float, times: float) -> str:
 def effects_table(shown: Effects) -> list[str]:
     """A pipe table of it."""
     lines = ["| | between seeds | " + " | ".join(shown.names) + " |", "|---" * (len(shown.names) + 2) + "|"]
-    for column, deviation, entries in shown.rows:
-        texts = [f"{deviation:.2g}" if math.isfinite(deviation) else "\N{EN DASH}"]
+    for column, between, entries in shown.rows:
+        texts = [between]
         for one in entries:
             text = f"**{one.text}**" if one.beyond_zero else one.text
             texts.append("<br>".join(part for part in (text, one.noise, one.swing) if part))

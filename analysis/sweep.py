@@ -303,5 +303,5 @@ def short(value: object) -> str:
     number = float(value)
     for least, unit, name in ((1e9, 1e9, "B"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(number) >= least:
-            return f"{number / unit:.4g}{name}"
+            return f"{number / unit:.3g}{name}"
     return f"{number:g}"

@@ -29,6 +29,10 @@ PERMUTATIONS = 20_000
 """All permutations are taken where there are no more than these, else so many at random."""
 
 
+TURN = 1.5
+"""Where the largest difference between two values is so many times what the straight line says, the column turns."""
+
+
 @dataclass(frozen=True)
 class Effect:
     """An effect with its 95% interval; infinite ends where there are too few permutations to have any."""

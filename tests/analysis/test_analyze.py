@@ -96,6 +96,42 @@ def test_every_figure_of_the_paper_is_drawn(output: Path) -> None:
     assert drawn["title"].str.len().min() > 20
 
 
+def test_a_title_names_the_correlation_that_it_prints(output: Path, simulated: Sweep) -> None:
+    """Figure 7 has panels of the loss after fine-tuning and of its change."""
+    title = pd.read_csv(output / "figures" / "figures.csv").set_index("name").loc["forgetting", "title"]
+    parts = re.fullmatch(r"(.+) goes most with the (.+) \(Spearman (.+)\), sizes and training choices mixed", title)
+    assert parts is not None
+    columns = {sweep.words(column).lower(): column for column in simulated.cells}
+    y, x = (simulated.cells[columns[part.lower()]] for part in parts.groups()[:2])
+    assert float(parts[3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(x.corr(y, "spearman"), abs=0.0051)
+
+
+def test_runs_of_few_steps_are_hollow(simulated: Sweep) -> None:
+    figure = plots.loss_by_size(simulated, "in_distribution", "effective_rank_W")
+    hollow = {
+        (x, y)
+        for ax in figure.axes
+        for line in ax.get_lines()
+        if line.get_markerfacecolor() == "none"
+        for x, y in line.get_xydata()
+    }
+    few = simulated.cells["steps"] <= 61_036  # half of the 122,070 that most have
+    expected = simulated.cells[few][["effective_rank_W", "in_distribution_loss"]]
+    assert hollow == set(expected.itertuples(index=False, name=None))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("in-distribution loss", ["in-distribution loss"]),
+        ("effective rank of W (fraction of the width)", ["effective rank of W", "(fraction of the width)"]),
+        ("one two three four five six seven eight nine", ["one two three four five", "six seven eight nine"]),
+    ],
+)
+def test_a_long_label_has_no_word_alone_on_a_line(text: str, lines: list[str]) -> None:
+    assert plots._wrapped(text, 40).split("\n") == lines
+
+
 def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [tmp_path / "figures" / "flow_chart.png", tmp_path / "tables" / "my_table.tex"]
     old = [tmp_path / "figures" / "figure_02_before.png", tmp_path / "tables" / "further_task.csv"]
@@ -299,11 +335,12 @@ def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: 
     figure = plots.saturation(saturating(simulated))
     lines = figure.axes[0].get_lines()
     assert len(lines) == 8
-    assert len({line.get_color() for line in lines}) == 4
+    assert len({line.get_color() for line in lines}) == 2
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 4
     (legend,) = figure.legends
     assert sorted(text.get_text() for text in legend.get_texts()) == [
-        "block parallel, batch size 1024", "block parallel, batch size 32", "block sequential, batch size 1024",
-        "block sequential, batch size 32",
+        "parallel, batch size 1024, 2 seeds", "parallel, batch size 32, 2 seeds",
+        "sequential, batch size 1024, 2 seeds", "sequential, batch size 32, 2 seeds",
     ]  # fmt: skip
 
 

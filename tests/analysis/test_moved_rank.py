@@ -13,6 +13,10 @@ TARGETS = (0.5, 0.7, 0.95)
 ALONE = 0.86
 PENALTY = {0.5: 0.08, 0.7: 0.02, 0.95: 0.0}
 SLOPE = -0.3
+MEASURED = {
+    "effective_rank_W", "cosine_W", "isotropy_W", "in_distribution_loss", "forgetting_python_loss",
+    "forgetting_python_loss_change",
+}  # fmt: skip
 RAISED = 5.0
 """What raising the rank adds to forgetting: off the line of those that lower it."""
 
@@ -20,7 +24,10 @@ RAISED = 5.0
 def moved(simulated: Sweep) -> Sweep:
     """Three sizes x four seeds, left alone, pushed to three targets, and capped, with planted changes and little noise."""
     columns = ["effective_rank_target", "effective_rank_penalty", "spectral_norm_cap"]
-    plain = simulated.cells.drop(columns=[sweep.BASE_RATE, *(c for c in columns if c in simulated.cells)])
+    measured = [
+        c for c in simulated.cells if c.endswith(("_loss", "_loss_change", "_byte", "_W", "_H")) and c not in MEASURED
+    ]
+    plain = simulated.cells.drop(columns=[sweep.BASE_RATE, *measured, *(c for c in columns if c in simulated.cells)])
     base = plain[(plain["tokens"] == 32e9) & (plain["batch_size"] == 128)].groupby("size").head(1).head(3)
     rng = np.random.default_rng(0)
     rows = []
@@ -109,6 +116,40 @@ def test_penalties_of_other_strengths_are_other_interventions(simulated: Sweep) 
         assert row["change"] == pytest.approx(change, abs=0.004)
 
 
+def test_what_a_penalty_does_by_itself_is_taken_off(simulated: Sweep) -> None:
+    """A penalty whose target is where the rank ends anyway, and which costs as much loss as the others' own part."""
+    study = moved(simulated)
+    cost = 0.05
+    alone = study.cells["effective_rank_target"].isna() & study.cells["spectral_norm_cap"].isna()
+    control = study.cells[alone].assign(
+        id=study.cells["id"] + "-held",
+        effective_rank_target=0.865,
+        effective_rank_penalty=100.0,
+        effective_rank_W=0.865,
+    )
+    cells = pd.concat([study.cells, control], ignore_index=True).drop(columns=[sweep.BASE_RATE])
+    cells["in_distribution_loss"] += cost * cells["effective_rank_target"].notna()
+    with_control = sweep.from_tables("x", cells, study.trajectories)
+    found = interventions.interventions(with_control, noise.seed_noise(with_control))
+    of_all = found[found["size"] == ""].set_index(["intervention", "against", "column"])["change"]
+    for target, change in PENALTY.items():
+        name = f"rank {target:g} x 100"
+        assert of_all[name, "", "in_distribution_loss"] == pytest.approx(change + cost, abs=0.004)
+        assert of_all[name, "rank 0.865 x 100", "in_distribution_loss"] == pytest.approx(change, abs=0.004)
+    assert of_all["rank 0.865 x 100", "", "in_distribution_loss"] == pytest.approx(cost)
+    against = {(name, control) for name, control, _ in of_all.index if control}
+    assert against == {(f"rank {target:g} x 100", "rank 0.865 x 100") for target in TARGETS}
+    # Where none leaves the rank where it was there is nothing to take off.
+    assert set(interventions.interventions(study, noise.seed_noise(study))["against"]) == {""}
+
+
+def test_the_isotropy_under_a_cap_is_left_out(simulated: Sweep) -> None:
+    study = moved(simulated)
+    found = set(interventions.interventions(study, noise.seed_noise(study)).set_index(["intervention", "column"]).index)
+    assert ("cap 15", "isotropy_W") not in found
+    assert {("cap 15", "effective_rank_W"), ("rank 0.5 x 100", "isotropy_W")} <= found
+
+
 def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
     assert not len(interventions.interventions(simulated, noise.seed_noise(simulated)))
     with pytest.raises(plots.NoData, match="no cell has an intervention"):
@@ -117,6 +158,8 @@ def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
 
 def test_the_figure_has_a_line_for_each_size(simulated: Sweep) -> None:
     figure = plots.moved_rank(moved(simulated))
-    assert [len(ax.get_lines()) for ax in figure.axes] == [1 + 3 * 3] * len(figure.axes)
-    assert "rank 0.5 x 100" in figure.get_suptitle()
-    assert "+0.08" in figure.get_suptitle()
+    assert [len(ax.get_lines()) for ax in figure.axes] == [2 + 3 * 3] * len(figure.axes)
+    title = " ".join(figure.get_suptitle().split())
+    assert title.startswith(
+        "Pushing the effective rank of W from 0.86 to 0.50 changes the in-distribution loss by +0.08"
+    )
