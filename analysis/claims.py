@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from analysis import statistics
 from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
@@ -81,10 +82,15 @@ ADDS_NOTHING = 0.05
 """Added R² below this is nothing: the largest that the paper prints."""
 LATE_RISE = 0.01
 """A rise above the lowest loss of the run by this fraction of it counts as saturation."""
+WINDOWS = 20
+"""Parts of the training over which the validation loss is averaged before its rise is taken."""
 OVER_TRAINED = 200
 """Tokens for each parameter from which a run is long enough to saturate: ten times the compute-optimal (Hoffmann 2022)."""
 COLLAPSE = 0.1
 """A difference in effective rank from which it counts as collapsed, a fraction of the width."""
+
+FEWEST_SLOPES = 6
+"""Comparisons of one hyperparameter from which their mean change is resampled."""
 
 RANK, COSINE, ISOTROPY = "effective_rank_W", "cosine_W", "isotropy_W"
 
@@ -123,7 +129,8 @@ def claims(sweep: Sweep, regressions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
 
     `regressions` is the first table of `analysis.regressions.regressions`.
     """
-    evidence = _Evidence(sweep, regressions)
+    keys = ["task", "metric", "statistic"]
+    evidence = _Evidence(sweep, regressions.set_index(keys) if len(regressions) else regressions)
     card, tests = [], []
     for number, statement in STATEMENTS.items():
         found = list(getattr(evidence, f"claim_{number}")())
@@ -136,15 +143,26 @@ def claims(sweep: Sweep, regressions: pd.DataFrame) -> tuple[pd.DataFrame, pd.Da
     return pd.DataFrame(card, columns=COLUMNS), pd.DataFrame(tests, columns=COLUMNS)
 
 
+@dataclass(frozen=True)
 class _Evidence:
     """The tests of each claim."""
 
-    def __init__(self, sweep: Sweep, regressions: pd.DataFrame) -> None:
-        self.sweep = sweep
-        self.cells = sweep.cells
-        self.loss = sweep.tasks.get(sweep.main_task, "")
-        self.loss_words = outcome(sweep.main_task)
-        self._regressions = regressions.set_index(["task", "metric", "statistic"]) if len(regressions) else regressions
+    sweep: Sweep
+    regressions: pd.DataFrame
+    """By task, metric and statistic."""
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        return self.sweep.cells
+
+    @property
+    def loss(self) -> str:
+        """Its column; empty where there is none."""
+        return self.sweep.tasks.get(self.sweep.main_task, "")
+
+    @property
+    def loss_words(self) -> str:
+        return outcome(self.sweep.main_task)
 
     def claim_1(self) -> Iterator[Finding]:
         yield self._regression(self.sweep.main_task, RANK, "raw_spearman", "< 0")
@@ -181,8 +199,9 @@ class _Evidence:
             return np.asarray((near @ spread / near.sum(axis=1)) / (pairs @ spread / pairs.sum(axis=1)))
 
         # There are many pairs of cells: some resamples at a time.
+        at_once = max(1, 10_000_000 // max(1, len(first)))
         return lambda weights: np.concatenate(
-            [ratio(some) for some in np.array_split(weights, -(-len(weights) // 100))]
+            [ratio(some) for some in np.array_split(weights, -(-len(weights) // at_once))]
         )
 
     def claim_3(self) -> Iterator[Finding]:
@@ -230,21 +249,28 @@ class _Evidence:
         return cells[cells["parameters"].isin(sizes[: (len(sizes) + 1) // 2])]
 
     def claim_5(self) -> Iterator[Finding]:
+        # The claim is about sequential blocks: the models that saturate have parallel ones.
+        chosen = self.cells["tokens"] >= OVER_TRAINED * self.cells["parameters"]
+        if "block" in self.cells:
+            chosen &= self.cells["block"] == "sequential"
+        late = replace(self, sweep=self.sweep.of(chosen))
+        runs = f"of runs of at least {OVER_TRAINED} tokens for each parameter"
+
         def extremes(cells: pd.DataFrame) -> pd.DataFrame:
             return cells[cells["batch_size"].isin([cells["batch_size"].min(), cells["batch_size"].max()])]
 
-        yield self._trend("batch_size", RANK, "effective rank", f"> {COLLAPSE}", keep=extremes)
-        smallest = [cells["id"].iloc[0] for cells in self.sweep.slices("batch_size")] if len(self.cells) else []
+        yield late._trend("batch_size", RANK, f"effective rank {runs}", f"> {COLLAPSE}", keep=extremes)
+        name = (
+            f"mean rise of the validation loss above its lowest, at the smallest batch, {runs} (fraction of the loss)"
+        )
         rise = late_rise(self.sweep.trajectories)
-        chosen = self.cells.assign(rise=self.cells["id"].map(rise))
-        # The claim is about sequential blocks: the models that saturate have parallel ones.
-        chosen = chosen[chosen["id"].isin(smallest) & (chosen.get("block", "sequential") != "parallel")]
-        chosen = chosen[chosen["tokens"] >= OVER_TRAINED * chosen["parameters"]]
-        yield self._resampled(
-            "mean rise of the validation loss above its lowest, at the smallest batch, of runs of at least "
-            f"{OVER_TRAINED} tokens for each parameter (fraction of the loss)",
-            f"< {LATE_RISE}", ("rise",), lambda cells: _mean(cells["rise"]), cells=chosen, fewest=3,
-        )  # fmt: skip
+        smallest = [cells["id"].iloc[0] for cells in late.sweep.slices("batch_size")]
+        rises = late.cells.assign(rise=late.cells["id"].map(rise))[late.cells["id"].isin(smallest)].dropna(
+            subset=["rise"]
+        )
+        # Seeds of a configuration are one observation.
+        means = rises.groupby(late.sweep.configurations[rises.index])["rise"].mean().to_numpy(float)
+        yield _of_mean(name, f"< {LATE_RISE}", means)
 
     def claim_6(self) -> Iterator[Finding]:
         tasks = [t for t in self.sweep.tasks if t.startswith("finetune_")]
@@ -354,12 +380,16 @@ class _Evidence:
 
     def _isotropy_and_decay(self) -> Finding:
         name = "mean |change| of isotropy over the range of weight decay minus over any other hyperparameter's"
-        found = {
-            h: np.abs(slopes(self.sweep, h, ISOTROPY)[1]) for h in self.sweep.hyperparameters if ISOTROPY in self.cells
-        }
+        found = {}
+        for h in self.sweep.hyperparameters if ISOTROPY in self.cells else ():
+            changes = np.abs(slopes(self.sweep, h, ISOTROPY, self.sweep.at_equal_steps(h))[1])
+            # Resamples of fewer differ too little among each other for an interval.
+            if len(changes) >= FEWEST_SLOPES:
+                found[h] = changes
         decay = found.pop("weight_decay", np.array([]))
-        if len(decay) < 3 or not found:
-            return Finding(name, "> 0", reason="weight decay and another hyperparameter are needed, at 3 sizes")
+        if not len(decay) or not found:
+            needed = f"weight decay and another hyperparameter are needed, with {FEWEST_SLOPES} comparisons of each"
+            return Finding(name, "> 0", reason=needed)
         rng = np.random.default_rng(SEED)
 
         def means(changes: Array) -> Array:
@@ -380,10 +410,10 @@ class _Evidence:
         )  # fmt: skip
 
     def claim_15(self) -> Iterator[Finding]:
-        if not len(self._regressions):
+        if not len(self.regressions):
             yield Finding("R² added", f"< {ADDS_NOTHING}", reason="no task has both a loss and a metric")
             return
-        added = self._regressions.xs("predictive_r2", level="statistic").sort_values("high", ascending=False)
+        added = self.regressions.xs("predictive_r2", level="statistic").sort_values("high", ascending=False)
         # What the paper measured, where that was measured here: every further column would be a further chance to be wrong.
         papers = [(t, m) for t, m in added.index if t in PAPER_TASKS.values() and m in PAPER_METRICS]
         for task, metric in papers or added.index:
@@ -393,9 +423,9 @@ class _Evidence:
 
     def _regression(self, task: str, metric: str, statistic: str, rule: str) -> Finding:
         name = f"{STATISTIC_WORDS[statistic]}, {words(metric)} and {outcome(task)}"
-        if (task, metric, statistic) not in self._regressions.index:
+        if (task, metric, statistic) not in self.regressions.index:
             return Finding(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
-        row = self._regressions.loc[(task, metric, statistic)]
+        row = self.regressions.loc[(task, metric, statistic)]
         return Finding(
             name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
         )
@@ -423,11 +453,11 @@ class _Evidence:
 
     def _resampled(
         self, name: str, rule: str, columns: tuple[str, ...],
-        statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None, cells: pd.DataFrame | None = None,
+        statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None,
         fewest: int = 8, basic: bool = False, only: list[float] | None = None,
     ) -> Finding:  # fmt: skip
         """A statistic of the cells that have `columns`, and its bootstrap interval over configurations."""
-        cells = self.cells if cells is None else cells
+        cells = self.cells
         if missing := [c for c in columns if c not in cells]:
             return Finding(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
         cells = cells.dropna(subset=list(columns))
@@ -435,7 +465,8 @@ class _Evidence:
             cells = cells[cells["parameters"].isin(only)]
         groups = self.sweep.configurations[cells.index]
         count = len(np.unique(groups))
-        if count < fewest * max(1, len(only or ())) or statistic is None:
+        of_kind = [count] if only is None else [len(np.unique(groups[cells["parameters"] == size])) for size in only]
+        if min(of_kind) < fewest or statistic is None:
             reason = f"{count} configurations; at least {fewest} of a kind are needed"
             return Finding(name, rule, n=len(cells), reason=reason)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -497,10 +528,25 @@ def _where_factor(cells: pd.DataFrame, of: Callable[[Any, float], Any], bound: f
 
 
 def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:
-    """Cell -> how far its last validation loss is above its lowest, as a fraction of the lowest."""
-    known = trajectories.dropna(subset=["validation_loss"]).sort_values("step")
-    losses = known.groupby("cell")["validation_loss"]
-    return dict((losses.last() / losses.min() - 1).items())
+    """Cell -> how far its validation loss ends above its lowest, as a fraction of the lowest.
+
+    Over the means of each twentieth of the training: the lowest of many noisy readings is low by chance.
+    """
+    known = trajectories.dropna(subset=["validation_loss"])
+    known = known[known["step"] > 0]
+    share = known["step"] / known.groupby("cell")["step"].transform("max")
+    part = np.ceil(share * WINDOWS - 1e-9).astype(int)
+    means = known.groupby(["cell", part.rename("part")])["validation_loss"].mean().groupby("cell")
+    return dict((means.last() / means.min() - 1).items())
+
+
+def _of_mean(name: str, rule: str, values: Array) -> Finding:
+    """A mean with Student's t interval."""
+    if len(values) < 3:
+        return Finding(name, rule, n=len(values), reason=f"{len(values)} configurations; at least 3 are needed")
+    value, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return Finding(name, rule, value, value - reach, value + reach, n=len(values))
 
 
 def _of_effect(name: str, rule: str, found: Effect) -> Finding:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
-from analysis.sweep import Sweep
+from analysis.sweep import Sweep, of_domain
 from analysis.trends import swing, trend
 
 NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations", "size")
@@ -63,14 +63,14 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     """What each hyperparameter does to each task and metric, lowest to highest value, and in seeds' standard deviations.
 
     An effect is the slope of a straight line over the values tested, times their range; `swing` is the largest difference
-    between two of the values. Token budgets are compared at equal steps, as the paper does. `sweep` is a `Sweep.design`.
-    Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
+    between two of the values. Token budgets are compared at equal steps where they can be, as the paper does. `sweep` is a
+    `Sweep.design`. Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
     """
     deviation = standard_deviations(noise)
     rows = []
     for name in sweep.hyperparameters:
         for column in outcomes(sweep):
-            equal_steps = name == "tokens"
+            equal_steps = sweep.at_equal_steps(name)
             found = trend(sweep, name, column, equal_steps=equal_steps)
             if found is None:
                 continue
@@ -83,6 +83,8 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
 def outcomes(sweep: Sweep) -> list[str]:
     """Tasks and metrics, and the changes of tasks."""
     changes = [
-        c for c in sweep.cells if c.endswith("_loss_change") and c.removesuffix("_change") in sweep.tasks.values()
+        c
+        for c in sweep.cells
+        if c.endswith("_loss_change") and c.removesuffix("_change") in sweep.tasks.values() and not of_domain(c)
     ]
     return [c for c in dict.fromkeys([*sweep.tasks.values(), *changes, *sweep.metrics]) if sweep.cells[c].notna().any()]

@@ -48,6 +48,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+# What a tick's label takes of an axis.
+_LABEL = 0.09
+
 # Lines that can be told apart in one panel.
 _MOST_LINES = 8
 
@@ -215,7 +218,9 @@ def saturation(sweep: Sweep) -> Figure:
 
 def revisions(measured: Sequence[dict[str, Any]]) -> Figure:
     """The same of a published model's revisions, as `raysweep geometry --json` prints them; `step1000` is step 1,000."""
-    steps = [re.search(r"(\d+)$", str(row.get("revision", ""))) for row in measured]
+    names = [str(row.get("revision", "")) for row in measured]
+    # A commit may end in digits, too.
+    steps = [re.search(r"step[_-]?(\d+)", name) or re.fullmatch(r"[A-Za-z_-]*(\d{1,12})", name) for name in names]
     if len(measured) < 2 or not all(steps):
         raise NoData("several revisions are needed whose names end in their step")
     at = [int(step[1]) for step in steps if step]
@@ -311,7 +316,9 @@ def hyperparameter(sweep: Sweep, name: str, columns: Sequence[str], equal_steps:
         raise NoData(f"no two cells differ in {words(name)} with all else equal")
     main = _column(sweep, sweep.main_task)
     columns = [c for c in columns if c in sweep.cells and sweep.cells[c].notna().any()]
-    cells = sweep.cells.assign(scaled_loss=sweep.cells[main] / sweep.cells.groupby("parameters")[main].transform("min"))
+    # Of the size, whatever the hyperparameter does to the number of parameters.
+    shape = [s for s in ("width", "depth", "heads", "vocabulary") if s in sweep.cells and s != name] or ["size"]
+    cells = sweep.cells.assign(scaled_loss=sweep.cells[main] / sweep.cells.groupby(shape)[main].transform("min"))
     colours, markers = _size_colours(cells), _size_markers(cells)
     panels = [*columns, "scaled_loss"]
     rows, across = _grid(len(panels), widest=3)
@@ -476,9 +483,20 @@ def _scale(ax: Axes, values: list[float]) -> None:
     else:
         ax.set_xscale("symlog", linthresh=min(positive))
         ax.set_xticks(values)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    shown = _apart(values, ax)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value) if value in shown else ""))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.minorticks_off()
+
+
+def _apart(values: list[float], ax: Axes) -> set[float]:
+    """The values whose labels do not run into each other: from the largest down, those far enough from the one before."""
+    at = ax.xaxis.get_transform().transform(np.array(values, float))
+    kept = [len(values) - 1]
+    for i in range(len(values) - 2, -1, -1):
+        if at[kept[-1]] - at[i] >= _LABEL * (at[-1] - at[0]):
+            kept.append(i)
+    return {values[i] for i in kept}
 
 
 def _grid(count: int, widest: int = 3) -> tuple[int, int]:

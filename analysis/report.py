@@ -69,7 +69,7 @@ def _beyond_the_design(sweep: Sweep) -> list[tuple[str, str]]:
 
 def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
     """What the sweep was, for the head of the page."""
-    cells = sweep.cells
+    cells, varied = sweep.cells, [*sweep.hyperparameters, *sweep.kinds]
     seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
     rows = [
         ("cells analysed", f"{len(cells)} of {sweep.planned} planned"),
@@ -81,7 +81,7 @@ def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
         ("training compute", f"{cells['flops'].sum():.3g} FLOP"),
         (
             "varied at equal size",
-            ", ".join(f"{words(h)} {_levels(cells[h])}" for h in sweep.hyperparameters) or "nothing",
+            ", ".join(f"{words(h)} {_levels(cells[h])}" for h in varied) or "nothing",
         ),
         ("tasks", ", ".join(outcome(t) for t in sweep.tasks)),
         ("metrics", ", ".join(words(m) for m in sweep.metrics)),
@@ -160,8 +160,9 @@ def _explorer(sweep: Sweep) -> dict[str, Any]:
     """What the interactive plots draw: columns with their labels, cells and trajectories."""
     tasks = {column: outcome(task) for task, column in sweep.tasks.items()}
     metrics = {m: sweep.label(m) for m in sweep.metrics}
-    colours = {"size": "size", **{h: words(h) for h in sweep.hyperparameters}}
-    settings = ["id", "size", *sweep.hyperparameters]
+    varied = [*sweep.hyperparameters, *sweep.kinds]
+    colours = {"size": "size", **{h: words(h) for h in varied}}
+    settings = ["id", "size", *varied]
     changes = {c: words(c) for c in sweep.cells if c.endswith("_loss_change")}
     columns = [*dict.fromkeys([*settings, "parameters", *tasks, *changes, *metrics])]
     rows = sweep.trajectories
@@ -178,7 +179,7 @@ def _explorer(sweep: Sweep) -> dict[str, Any]:
         "tasks": tasks | changes,
         "metrics": metrics,
         "colours": colours,
-        "labels": {h: words(h) for h in sweep.hyperparameters},
+        "labels": {h: words(h) for h in varied},
         "over_training": {c: sweep.label(c) for c in over},
         "runs": runs,
         "task": sweep.tasks.get(sweep.main_task, next(iter(tasks), "")),

@@ -120,7 +120,7 @@ def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
         f"highest, all else equal; its 95% permutation interval, {_BOLD}; {_NOISE}; and where the column turns in between "
         "(more than half as far again as the line goes, and more than two standard deviations), the largest difference "
         "between two values. Cells that have some of the values tell of their part of the line. Tokens at equal steps, so "
-        f"that the batch size goes with them. {_BETWEEN}"
+        f"that the batch size goes with them, where they were varied so. {_BETWEEN}"
     )
     return _effects("Effects against the noise of seeds", note, noise, effects)
 

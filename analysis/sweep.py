@@ -71,7 +71,9 @@ class Sweep:
     @cached_property
     def tasks(self) -> dict[str, str]:
         """Task -> its column, the paper's tasks first."""
-        found = [c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK]
+        found = [
+            c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK and not of_domain(c)
+        ]
         found = [c for c in found if self.cells[c].notna().any()]
         measured = {c: self.cells[c].notna().sum() for c in found}
         if measured.get("in_distribution_loss", 0) > measured.get("validation_loss", 0) / 2:
@@ -88,7 +90,7 @@ class Sweep:
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
-        found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any()]
+        found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any() and not of_domain(c)]
         own = [c for c in found if not c.startswith(("finetune_", "forgetting_"))]
         return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
 
@@ -100,9 +102,19 @@ class Sweep:
 
     @cached_property
     def hyperparameters(self) -> list[str]:
-        """What was varied at equal size and with everything else equal, except the seed."""
+        """The numbers that were varied at equal size and with everything else equal, except the seed."""
         others = [s for s in self.free_settings if s not in ("width", "seed")]
-        return [s for s in others if self.slices(s)]
+        return [s for s in others if self.over_seeds.slices(s, self.at_equal_steps(s))]
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The settings that are no numbers and differ between cells, such as the block or the corpus."""
+        texts = [s for s in self.free_settings if not pd.api.types.is_numeric_dtype(self.cells[s])]
+        return [s for s in texts if self.cells[s].nunique() > 1]
+
+    def at_equal_steps(self, hyperparameter: str) -> bool:
+        """Whether its values are compared at equal steps: token budgets are, as in the paper, where any two can be."""
+        return hyperparameter == "tokens" and bool(self.over_seeds.slices(hyperparameter, equal_steps=True))
 
     @cached_property
     def controls(self) -> pd.DataFrame:
@@ -147,7 +159,11 @@ class Sweep:
             configurations = self.cells["seed"][kept].value_counts()
             common = configurations.index[configurations >= configurations.max() / 2]
             kept = kept & self.cells["seed"].isin(common)
-        return self if kept.all() else replace(self, cells=self.cells[kept].reset_index(drop=True))
+        return self if kept.all() else self.of(kept)
+
+    def of(self, kept: pd.Series) -> Sweep:
+        """The sweep of those cells for which `kept` (n,) is true."""
+        return replace(self, cells=self.cells[kept].reset_index(drop=True))
 
     def where(self, condition: str) -> Sweep:
         """The sweep of those cells for which a condition on their columns holds, such as `steps >= 2048 and width > 16`.
@@ -166,17 +182,21 @@ class Sweep:
             ) from None
         if not kept.any():
             raise UserError(f"--where {condition!r} holds for none of the {len(kept)} finished cells")
-        return replace(self, condition=condition, cells=self.cells[kept].reset_index(drop=True))
+        return replace(self.of(kept), condition=condition)
 
     @cached_property
     def over_seeds(self) -> Sweep:
-        """The sweep with one row per configuration, the mean over its seeds: repetitions are no further configurations."""
+        """The sweep with one row per configuration, the mean over its seeds: repetitions are no further configurations.
+
+        Which seeds those were no longer counts.
+        """
         if len(np.unique(self.configurations)) == len(self.cells):
-            return self
+            return replace(self, cells=self.cells.assign(seed=0))
         by_configuration = self.cells.groupby(self.configurations, sort=False)
         cells = by_configuration.first()
         for column in self.cells.select_dtypes("number"):
-            if column not in self.settings:
+            # What all seeds share is taken as it is: the mean of equal numbers may differ from them in the last bit.
+            if column not in (*self.settings, BASE_RATE):
                 cells[column] = by_configuration[column].mean()
         return replace(self, cells=cells.assign(seed=0))
 
@@ -250,6 +270,13 @@ def from_tables(
         # `4M` is a width of 64 under the paper's vocabulary; under another it is a model of another size.
         other = kept["size"].isin(SIZES) & (kept["vocabulary"] != OLMO_VOCABULARY)
         kept = kept.assign(size=kept["size"].where(~other, "d" + kept["width"].astype(str)))
+    if {"corpus", "tokenizer", "vocabulary", "corpus_fingerprint"} <= set(kept):
+        # One name may stand for several texts: another fraction of them, another mixture.
+        fingerprints = kept.groupby(["corpus", "tokenizer", "vocabulary"], dropna=False)[
+            "corpus_fingerprint"
+        ].transform("nunique")
+        several = kept["corpus"] + "-" + kept["corpus_fingerprint"].astype(str).str[:8]
+        kept = kept.assign(corpus=kept["corpus"].where(fingerprints <= 1, several))
     if {"learning_rate", "learning_rate_factor"} <= set(kept):
         # Rounded, so that two ways to compute one rate make one rate.
         base = kept["learning_rate"] / kept["learning_rate_factor"]
@@ -258,6 +285,14 @@ def from_tables(
         name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),
         planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
     )  # fmt: skip
+
+
+def of_domain(column: str) -> bool:
+    """Whether a column is of one domain of a task, whose name may be anything."""
+    _, task, rest = column.partition("out_of_distribution_")
+    measure = next((m for m in ("loss_", "bits_per_byte_") if rest.startswith(m)), "")
+    # The change by quantization is of all domains.
+    return bool(task and measure) and not (rest == "loss_change" and column != "out_of_distribution_loss_change")
 
 
 def _finite(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import sys
@@ -182,7 +183,16 @@ def _store(options: argparse.Namespace, space: Space) -> Store:
 
 
 def _print_json(answer: Any) -> None:
-    print(json.dumps(answer, indent=1))
+    print(json.dumps(_finite(answer), indent=1, allow_nan=False))
+
+
+def _finite(answer: Any) -> Any:
+    """The answer with null for NaN and infinities, which JSON does not have."""
+    if isinstance(answer, dict):
+        return {key: _finite(value) for key, value in answer.items()}
+    if isinstance(answer, list | tuple):
+        return [_finite(value) for value in answer]
+    return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -42,18 +42,20 @@ def export(
     from raysweep.corpora.loader import open_corpus
     from raysweep.corpora.shared import obtain
 
-    if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: choose another --output")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: choose another --output")
+    if cell.shape.block != "sequential":
+        raise UserError(f"{cell.id} has {cell.shape.block} blocks, which no model of transformers has in this form")
     fingerprint = store.corpora().get(cell.corpus.key)
     # What was trained on, which is not built anew for its tokenizer; `installed` can always be.
     built = fingerprint is not None and cell.corpus.name != "installed"
     corpus = obtain(cell.corpus, str(fingerprint), store) if built else open_corpus(cell.corpus)
-    weights = _weights(space, store, cell, corpus, form, step)
+    weights, reached = _weights(space, store, cell, corpus, form, step)
     model = to_llama(cell, weights, int(corpus.manifest["end_of_text"]))
     try:
         model.save_pretrained(folder)
         _tokenizer(cell, corpus).save_pretrained(folder)
-        (folder / "README.md").write_text(_card(space, store, cell, form, step), encoding="utf-8")
+        (folder / "README.md").write_text(_card(space, store, cell, form, reached), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
 
@@ -63,8 +65,6 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = cell.shape
-    if shape.block != "sequential":
-        raise UserError(f"{cell.id} has {shape.block} blocks, which no model of transformers has in this form")
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
@@ -104,7 +104,8 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
 
 def _weights(
     space: Space, store: Store, cell: Cell, corpus: TokenizedCorpus, form: str, step: int | None
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], int]:
+    """The weights, and the step of their training that they are of."""
     from raysweep import evaluate, model
     from raysweep.train import LanguageModel
 
@@ -112,19 +113,23 @@ def _weights(
     if form.startswith("finetune_"):
         evaluation = _evaluation(space, form, form)
         directory = store.evaluation_directory(cell.id, form, evaluation.model_dump())
-        return _checkpoint(store, directory, step, f"{form} of {cell.id}").model
-    found = _checkpoint(store, directory, step, cell.id)
-    if form == "trained":
-        return found.model
+        steps = evaluate.finetune.finetuning(cell, evaluation).steps
+        found = _checkpoint(store, directory, step, steps, f"{form} of {cell.id}")
+        return found.model, found.position.step
     width = form.removeprefix("quantized_").removesuffix("bit")
-    if form != f"quantized_{width}bit" or not width.isdigit():
-        raise UserError(f"no form {form!r}: there are trained, finetune_python, finetune_math, quantized_<b>bit")
+    if form != "trained" and (form != f"quantized_{width}bit" or width not in "2345678" or len(width) != 1):
+        raise UserError(
+            f"no form {form!r}: there are trained, finetune_python, finetune_math, quantized_<b>bit with 2 to 8 bits"
+        )
+    found = _checkpoint(store, directory, step, cell.steps, cell.id)
+    if form == "trained":
+        return found.model, found.position.step
     evaluation = _evaluation(space, "quantized", form)
     olmo = model.build(cell.shape, cell.sequence_length, cell.seed)
     olmo.load_state_dict(found.model)
     subject: Subject = evaluate.Subject(cell, LanguageModel(olmo), corpus, store, "")
     evaluate.quantized.gptq(subject, int(width), evaluation)
-    return {name: tensor.detach() for name, tensor in olmo.state_dict().items()}
+    return {name: tensor.detach() for name, tensor in olmo.state_dict().items()}, found.position.step
 
 
 def _evaluation(space: Space, task: str, form: str) -> Any:
@@ -134,15 +139,16 @@ def _evaluation(space: Space, task: str, form: str) -> Any:
     raise UserError(f"the form {form!r} needs the evaluation {task}, which {space.name} does not have")
 
 
-def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Checkpoint:
+def _checkpoint(store: Store, directory: str, step: int | None, steps: int, what: str) -> Checkpoint:
+    """That of a step, or of the end of a training of `steps`."""
     from raysweep import checkpoint
 
     names = checkpoint.names(store, directory)
-    steps = sorted({checkpoint.step_of(name) for name in names})
+    kept = sorted({checkpoint.step_of(name) for name in names})
     if not names:
         raise UserError(f"{store.location} holds no weights of {what}: run the sweep first")
-    if step is not None and step not in steps:
-        there = ", ".join(map(str, steps))
+    if step is not None and step not in kept:
+        there = ", ".join(map(str, kept))
         raise UserError(
             f"{store.location} holds {what} at step {there}, not {step}; resources.train.keep_checkpoints: all keeps more"
         )
@@ -151,7 +157,13 @@ def _checkpoint(store: Store, directory: str, step: int | None, what: str) -> Ch
         # Never an older one unasked.
         if checkpoint.step_of(name) == step or (step is None and not damaged):
             try:
-                return checkpoint.read(store, f"{directory}/{name}", optimizer=False)
+                found = checkpoint.read(store, f"{directory}/{name}", optimizer=False)
+                if step is None and not found.position.ends(steps):
+                    raise UserError(
+                        f"{what} is at step {found.position.step} of {steps}: `raysweep run` goes on with it; "
+                        f"--step {found.position.step} exports it as it is"
+                    )
+                return found
             except checkpoint.Unfinished:
                 continue
             except checkpoint.Damaged as error:
@@ -172,7 +184,7 @@ def _tokenizer(cell: Cell, corpus: TokenizedCorpus) -> Any:
     )
 
 
-def _card(space: Space, store: Store, cell: Cell, form: str, step: int | None) -> str:
+def _card(space: Space, store: Store, cell: Cell, form: str, step: int) -> str:
     """A model card: what the model is, how it was trained, what was measured of it."""
     from raysweep import __version__
     from raysweep.tables import results
@@ -193,7 +205,7 @@ def _card(space: Space, store: Store, cell: Cell, form: str, step: int | None) -
         f"# {cell.id}",
         "",
         f"A language model of the sweep `{space.name}`, trained and exported by raysweep {__version__}"
-        f" ({form}{'' if step is None else f', step {step}'}). It is the object of a study, not made for use.",
+        f" ({form}, step {step}). It is the object of a study, not made for use.",
         "",
         "## Configuration",
         "",

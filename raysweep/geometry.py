@@ -25,11 +25,16 @@ _EXPONENT = 300.0
 def measure(matrix: torch.Tensor) -> dict[str, float]:
     """All of them at once, in two passes: effective_rank, cosine, isotropy, isotropy_symmetric, spectral_norm."""
     _check(matrix)
+    if matrix.element_size() == 1:  # PyTorch has no arithmetic for numbers of 8 bits.
+        matrix = matrix.to(torch.float32)
     scale = float(matrix.detach().abs().max())
     if not math.isfinite(scale):
         return dict.fromkeys(("effective_rank", "cosine", "isotropy", "isotropy_symmetric", "spectral_norm"), math.nan)
     directions = _directions(matrix, scale)
     singular_values, log_z = _project(matrix, directions, scale)
+    if directions.shape[1] < matrix.shape[1]:
+        # Every row is at a right angle to the directions that are left: Z is the number of rows there.
+        log_z = torch.cat([log_z, torch.full_like(log_z[:, :1], math.log(len(matrix)))], dim=1)
     positive = log_z[0]
     return {
         "effective_rank": _effective_rank(singular_values, matrix.shape[1]),

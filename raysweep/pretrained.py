@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,9 +95,13 @@ def unembedding(model: str, revision: str | None = None) -> torch.Tensor:
     if revision is not None and path.exists():
         raise UserError(f"{model} is on disk and has no revisions; --revision is for models on the hub")
     if path.is_file():
-        weight = _from_files([path], tied=True)
+        # One part of several may hold the embedding of a model whose unembedding is in another part.
+        part = re.search(r"-\d+-of-\d+\.", path.name) is not None and not (path.parent / "config.json").exists()
+        weight = _from_files([path], tied=_tied(path.parent) and not part)
         if weight is None:
-            raise UserError(f"{model} holds no unembedding; looked for {', '.join(UNEMBEDDINGS)}")
+            raise UserError(
+                f"{model} holds no unembedding; looked for {', '.join(UNEMBEDDINGS)}: give the model's folder"
+            )
         return weight
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))

@@ -27,7 +27,7 @@ from raysweep import lock, sessions, space, sweep, tables
 from raysweep.errors import UserError
 from raysweep.schemas import CELLS, EVALUATIONS, SCHEMA_VERSION, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.space import Space
-from raysweep.store import PLANNED, TRAIN, Store, settings_text
+from raysweep.store import PLANNED, TRAIN, Store, read_parquet, settings_text
 
 SPACE = "space.yaml"
 TABLES = {
@@ -97,7 +97,7 @@ def read(folder: Path) -> Published:
     for name, schema in TABLES.items():
         path = folder / f"{name}.parquet"
         try:
-            table = pq.read_table(path)
+            table = read_parquet(path)
         except (OSError, pa.ArrowException) as error:
             reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
             raise UserError(

@@ -119,10 +119,12 @@ def test_what_is_not_there_is_named(swept: tuple[Space, Store, Cell, Run], tmp_p
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     for message, arguments in {
-        "is not empty": (tmp_path / "full",),
+        "full is not an empty folder": (tmp_path / "full",),
+        "file is not an empty folder": (tmp_path / "full" / "file",),
         r"holds .* at step 0, 1, .*32, not 6": (tmp_path / "a", "trained", 6),
         "needs the evaluation finetune_python": (tmp_path / "b", "finetune_python"),
         "no form 'tuned'": (tmp_path / "c", "tuned"),
+        "no form 'quantized_1bit'": (tmp_path / "c", "quantized_1bit"),
     }.items():
         with pytest.raises(UserError, match=message):
             export.export(space, store, cell, *arguments)  # type: ignore[arg-type]
@@ -132,6 +134,27 @@ def test_what_is_not_there_is_named(swept: tuple[Space, Store, Cell, Run], tmp_p
     with pytest.raises(UserError, match="has no cell with 'nonsense'"):
         export.find(space, "nonsense")
     assert export.find(space, cell.id[-8:]) == cell
+    parallel = make_cell(block="parallel")
+    with pytest.raises(UserError, match="has parallel blocks"):  # Whether it was trained or not.
+        export.export(space, store, parallel, tmp_path / "e")
+
+
+def test_a_model_that_is_not_finished_is_exported_only_when_asked_for(
+    swept: tuple[Space, Store, Cell, Run], corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    space, _, cell, _ = swept
+    store = Store(str(tmp_path / "store"))
+    run = Run(cell, corpus)
+    rows = run.rows()
+    while run.position.step == 0:
+        next(rows)
+    checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), [])
+    step = run.position.step
+    assert 0 < step < cell.steps
+    with pytest.raises(UserError, match=f"is at step {step} of {cell.steps}.*--step {step} exports it"):
+        export.export(space, store, cell, tmp_path / "a")
+    export.export(space, store, cell, tmp_path / "b", step=step)
+    assert f"(trained, step {step})" in (tmp_path / "b" / "README.md").read_text(encoding="utf-8")
 
 
 def test_geometry_and_loss_of_an_exported_folder(

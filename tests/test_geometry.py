@@ -47,10 +47,10 @@ def test_against_the_definitions_written_out(rows: int, columns: int) -> None:
     assert effective_rank(matrix) == pytest.approx(slow_effective_rank(matrix), abs=1e-12)
     assert mean_cosine(small) == pytest.approx(slow_cosine(small), abs=1e-12)
     assert spectral_norm(matrix) == pytest.approx(float(np.linalg.norm(matrix.numpy(), 2)), rel=1e-12)
-    if rows >= columns:  # Below, the null space's basis is arbitrary.
-        one_sided, symmetric = slow_isotropies(matrix)
-        assert isotropy(matrix) == pytest.approx(one_sided, rel=1e-9)
-        assert isotropy_symmetric(matrix) == pytest.approx(symmetric, rel=1e-9)
+    # Where there are fewer rows than columns, Z is the same over the whole null space, whatever its basis.
+    one_sided, symmetric = slow_isotropies(matrix)
+    assert isotropy(matrix) == pytest.approx(one_sided, rel=1e-9)
+    assert isotropy_symmetric(matrix) == pytest.approx(symmetric, rel=1e-9)
 
 
 def test_orthogonal_columns_have_full_rank() -> None:
@@ -196,3 +196,14 @@ def test_large_exponents_are_taken_as_logarithms() -> None:
     assert measured["isotropy"] == pytest.approx((1 + math.e) * math.exp(-800), rel=1e-9, abs=0)
     shifted = measure(torch.tensor([[700.0, 0.0], [0.0, 690.0]], dtype=torch.float64))
     assert shifted["isotropy"] == pytest.approx(math.exp(-10), rel=1e-9)
+
+
+def test_numbers_of_eight_bits_are_measured_as_what_they_are() -> None:
+    small = random_matrix(40, 6).to(torch.float8_e4m3fn)
+    assert measure(small) == measure(small.to(torch.float64))
+
+
+def test_more_equal_rows_change_no_isotropy() -> None:
+    """Of one row, of as many as columns, and of more: min Z is at the null space, exp(|w|) times lower than along w."""
+    for rows in (1, 3, 5):
+        assert isotropy(torch.ones(rows, 3)) == pytest.approx(math.exp(-math.sqrt(3)), rel=1e-12)

@@ -103,3 +103,27 @@ def test_what_is_no_model_gives_one_clear_line(tmp_path: Path, case: str, monkey
 def test_user_error_names_the_model() -> None:
     with pytest.raises(UserError, match="no/such"):
         unembedding("/no/such/model")
+
+
+def test_a_part_that_holds_the_embedding_alone_is_not_taken_for_the_unembedding(tmp_path: Path) -> None:
+    model = small_models()[0]
+    model.save_pretrained(tmp_path, max_shard_size="2KB")  # type: ignore[operator]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    part = tmp_path / index["model.embed_tokens.weight"]
+    assert index["lm_head.weight"] != part.name
+    for _ in range(2):  # With the configuration beside it, and without.
+        with pytest.raises(UserError, match=r"holds no unembedding.*give the model's folder"):
+            unembedding(str(part))
+        (tmp_path / "config.json").unlink(missing_ok=True)
+    assert torch.equal(
+        unembedding(str(tmp_path / index["lm_head.weight"])),
+        model.get_output_embeddings().weight,  # type: ignore[operator]
+    )
+
+
+def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
+    save_file({"lm_head.weight": torch.full((4, 2), float("nan"))}, tmp_path / "m.safetensors")
+    done = run(str(tmp_path / "m.safetensors"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert "NaN" not in done.stdout
+    assert set(json.loads(done.stdout).values()) == {None}

@@ -21,14 +21,15 @@ class Settings(Strict):
     """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
 
 
-def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
-    """The shards out of distribution that hold a sequence; of a published collection some may not.
-
-    Raises `UserError` where there is none.
-    """
+def present(corpus: TokenizedCorpus, length: int) -> list[str]:
+    """The shards out of distribution that hold a sequence; of a published collection some may not."""
     shards = corpus.manifest["shards"].items()
-    found = [name for name, shard in sorted(shards) if name.startswith(PREFIX) and shard["tokens"] > length]
-    if not found:
+    return [name for name, shard in sorted(shards) if name.startswith(PREFIX) and shard["tokens"] > length]
+
+
+def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
+    """The same; raises `UserError` where there is none."""
+    if not (found := present(corpus, length)):
         raise UserError(
             f"the corpus {corpus.folder.name} has no domain out of distribution with a sequence of {length} tokens: drop "
             "that evaluation"

@@ -42,7 +42,10 @@ class Settings(Strict):
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
-    """`quantized_<b>bit_...` and `round_to_nearest_<b>bit_...`: both losses, and their change by the quantization."""
+    """`quantized_<b>bit_...` and `round_to_nearest_<b>bit_...`: the losses, and their change by the quantization.
+
+    That out of distribution only where the corpus has such domains.
+    """
     from raysweep.evaluate import Metric
 
     olmo = subject.language_model.olmo
@@ -60,11 +63,11 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
 
 
 def _losses(subject: Subject, sequences: int) -> dict[str, float]:
-    outside = out_of_distribution.mean(out_of_distribution.losses(subject, sequences))
-    return {
-        "in_distribution_loss": in_distribution.loss(subject, sequences),
-        "out_of_distribution_loss": outside[0],
-    }
+    found = {"in_distribution_loss": in_distribution.loss(subject, sequences)}
+    if out_of_distribution.present(subject.corpus, subject.cell.sequence_length):
+        outside = out_of_distribution.mean(out_of_distribution.losses(subject, sequences))
+        found["out_of_distribution_loss"] = outside[0]
+    return found
 
 
 def gptq(subject: Subject, bits: int, settings: Settings) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Settings(Strict):
     task: Literal["representation"] = "representation"
     sequences: Annotated[Count, Field(gt=1)] = 1024
-    """Rows of H: sequences of the in-distribution test split (`Sequences.sample`); all where there are fewer."""
+    """Rows of H: sequences of the in-distribution test split (`Sequences.sample`); all where there are fewer. The effective
+    rank of n rows is low by about d / 8n by the sampling alone, so take several times the width d."""
 
 
 def last_states(subject: Subject, sequences: int) -> torch.Tensor:

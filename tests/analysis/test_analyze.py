@@ -364,3 +364,5 @@ def test_revisions_over_their_steps() -> None:
     )
     with pytest.raises(plots.NoData, match="names end in their step"):
         plots.revisions([{"revision": "main"}, {"revision": "step1"}])
+    with pytest.raises(plots.NoData, match="names end in their step"):  # Commits are no steps.
+        plots.revisions([{"revision": digits * 10} for digits in ("aaa7", "bb12")])

@@ -1,6 +1,9 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from analysis import claims, regressions, sweep
 from analysis.claims import Finding
@@ -130,6 +133,8 @@ def test_runs_that_are_not_over_trained_say_nothing_of_saturation(
     rise = list(claims._Evidence(short, main_regressions).claim_5())[1]
     assert (rise.verdict, rise.n) == ("undecided", 0)
     assert rise.reason.startswith("0 configurations")
+    # Nor does their rank: both halves of the claim are about the same runs.
+    assert next(claims._Evidence(short, main_regressions).claim_5()).n == 0
     assert list(claims._Evidence(simulated, main_regressions).claim_5())[1].verdict == "supported"
 
 
@@ -163,3 +168,50 @@ def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated
     evidence = list(claims._Evidence(flat, pd.DataFrame()).claim_10())
     assert [test.verdict for test in evidence[:2]] == ["supported"] * 2
     assert [test.n for test in evidence[:2]] == [12, 12]
+
+
+def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simulated: Sweep) -> None:
+    """The batch size moves the rank of parallel blocks alone, planted."""
+    plain = simulated.cells.drop(columns=[sweep.BASE_RATE])
+    collapsing = 0.1 * np.log2(plain["batch_size"] / 32)
+    cells = pd.concat(
+        [
+            plain.assign(block="sequential", effective_rank_W=0.5),
+            plain.assign(block="parallel", effective_rank_W=0.3 + collapsing, id=plain["id"] + "-p"),
+        ],
+        ignore_index=True,
+    )
+    both = sweep.from_tables("blocks", cells, simulated.trajectories)
+    rank = next(claims._Evidence(both, pd.DataFrame()).claim_5())
+    assert (rank.value, rank.verdict) == (pytest.approx(0, abs=1e-12), "contradicted")
+
+
+def test_the_lowest_of_many_noisy_losses_is_no_bottom() -> None:
+    """A loss that only falls, read 200 times with noise of 1%: the lowest reading lies some 2% below the last on average."""
+    rng = np.random.default_rng(0)
+    steps = np.arange(1, 201)
+    runs = [
+        pd.DataFrame({"cell": str(i), "step": steps, "validation_loss": (4 - steps / 1000) * (1 + 0.01 * noise)})
+        for i, noise in enumerate(rng.standard_normal((50, 200)))
+    ]
+    rises = list(claims.late_rise(pd.concat(runs)).values())
+    assert np.mean(rises) < 0.003
+    lowest = [run["validation_loss"].iloc[-1] / run["validation_loss"].min() - 1 for run in runs]
+    assert np.mean(lowest) > 0.015
+    rising = runs[0].assign(validation_loss=3 + steps / 100)
+    # The mean of the last twentieth over that of the first.
+    assert claims.late_rise(rising)["0"] == pytest.approx((3 + 1.955) / (3 + 0.055) - 1)
+
+
+def test_a_mean_has_student_s_interval() -> None:
+    values = np.array([0.01, 0.03, 0.02, 0.06])
+    found = claims._of_mean("mean", "> 0", values)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((0.03, expected.low, expected.high))
+    assert claims._of_mean("mean", "> 0", values[:2]).verdict == "undecided"
+
+
+def test_few_comparisons_decide_nothing_about_isotropy_and_decay(simulated: Sweep) -> None:
+    assert math.isfinite(claims._Evidence(simulated, pd.DataFrame())._isotropy_and_decay().low)
+    five = simulated.of(simulated.cells["width"] > simulated.cells["width"].min())
+    assert "with 6 comparisons of each" in claims._Evidence(five, pd.DataFrame())._isotropy_and_decay().reason

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import plots
+from analysis import noise, plots
 from analysis.sweep import BASE_RATE, Sweep, from_tables
 from analysis.trends import (
     PERMUTATIONS,
@@ -183,3 +183,85 @@ def test_the_rise_by_quantization_is_on_the_text_of_the_loss_after(simulated: Sw
     smallest = other[other["parameters"] == other["parameters"].min()]
     shown = np.concatenate([line.get_ydata() for line in drawn.axes[0].lines if line.get_marker() != "None"])
     np.testing.assert_array_equal(np.sort(shown), np.sort(smallest[f"{column}_change"]))
+
+
+def test_a_seed_less_takes_no_cell_out_of_its_slice(simulated: Sweep) -> None:
+    """The mean of three equal rates differs from that of two in the last bit, at widths 384 and 768."""
+    seeds = [simulated.cells.assign(seed=seed, id=simulated.cells["id"] + f"-{seed}") for seed in range(6)]
+    cells = pd.concat(seeds, ignore_index=True).drop(columns=[BASE_RATE])
+    lost = cells.groupby("size")["id"].idxmin()
+    unequal = from_tables("x", cells.drop(index=lost), simulated.trajectories)
+    for name in ("weight_decay", "learning_rate_factor", "final_learning_rate_fraction"):
+        assert [len(s) for s in unequal.over_seeds.slices(name)] == [3] * 6
+
+
+def test_configurations_may_have_other_seeds(simulated: Sweep) -> None:
+    """A planted effect is found whatever seeds the values have, and whether or not some have several."""
+    cells = simulated.cells.assign(cosine_W=simulated.cells["weight_decay"]).drop(columns=[BASE_RATE])
+    cells["seed"] = np.arange(len(cells))
+    again = cells.head(1).assign(seed=1000, id="again")
+    for of in (cells, pd.concat([cells, again], ignore_index=True)):
+        found = trend(from_tables("x", of, simulated.trajectories), "weight_decay", "cosine_W")
+        assert found is not None
+        assert found.slices == 6
+    assert "weight_decay" in from_tables("x", cells, simulated.trajectories).hyperparameters
+
+
+def test_one_name_for_two_corpora_makes_two_configurations(simulated: Sweep) -> None:
+    plain = simulated.cells.drop(columns=[BASE_RATE])
+    half = plain.assign(
+        corpus_fingerprint="abcdefgh", id=plain["id"] + "-half", effective_rank_W=plain["effective_rank_W"] + 5
+    )
+    both = from_tables("x", pd.concat([plain, half], ignore_index=True), simulated.trajectories)
+    assert len(np.unique(both.configurations)) == 216
+    assert both.kinds == ["corpus"]
+    found, alone = (trend(s, "batch_size", "effective_rank_W") for s in (both, simulated))
+    assert found is not None
+    assert alone is not None
+    assert (found.value, found.slices) == (pytest.approx(alone.value), 2 * alone.slices)
+    assert simulated.kinds == []
+
+
+@pytest.mark.parametrize("equal_steps", [True, False])
+def test_budgets_are_a_hyperparameter_however_they_were_varied(simulated: Sweep, equal_steps: bool) -> None:
+    """Only with the batch size, in as many steps; and only at one batch size."""
+    cells = simulated.cells
+    chosen = cells["steps"] == 122_070 if equal_steps else cells["batch_size"] == 128
+    study = simulated.of(chosen & (cells["weight_decay"] == 0.1) & (cells["learning_rate_factor"] == 1))
+    assert study.at_equal_steps("tokens") == equal_steps
+    assert "tokens" in study.hyperparameters
+    table = noise.effects(study, noise.seed_noise(study))
+    assert set(table[table["hyperparameter"] == "tokens"]["comparisons"]) == {6}
+
+
+def test_a_column_of_one_domain_is_no_task_or_metric_by_its_name(simulated: Sweep) -> None:
+    names = (
+        "out_of_distribution_loss_George_H",
+        "out_of_distribution_bits_per_byte_weight_loss",
+        "out_of_distribution_loss_change",
+    )
+    odd = replace(simulated, cells=simulated.cells.assign(**dict.fromkeys(names, 1.0)))
+    assert odd.tasks == simulated.tasks
+    assert odd.metrics == simulated.metrics
+    assert noise.outcomes(odd) == noise.outcomes(simulated)
+    assert "quantized_4bit_out_of_distribution_loss_change" in noise.outcomes(simulated)
+
+
+def test_scaled_losses_are_of_the_size_where_depth_changes_the_parameters(simulated: Sweep) -> None:
+    cells = simulated.cells[simulated.cells["weight_decay"] == 0.1].drop(columns=[BASE_RATE])
+    deeper = cells.assign(
+        depth=12, id=cells["id"] + "-deep", parameters=cells["parameters"] * 2, learning_rate=cells["learning_rate"],
+        in_distribution_loss=cells["in_distribution_loss"] * 0.9,
+    )  # fmt: skip
+    both = from_tables("x", pd.concat([cells, deeper], ignore_index=True), simulated.trajectories)
+    figure = plots.hyperparameter(both, "depth", ("effective_rank_W",))
+    drawn = np.concatenate([line.get_ydata() for line in figure.axes[1].lines])
+    assert drawn.min() == pytest.approx(1)
+    assert np.ptp(drawn) > 0.1
+
+
+def test_labels_that_would_run_into_each_other_are_left_out() -> None:
+    figure, (ax, *_) = plots._figure(1, 1)
+    plots._scale(ax, [0, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0])
+    figure.canvas.draw()
+    assert [label.get_text() for label in ax.get_xticklabels() if label.get_text()] == ["0", "0.01", "0.1", "0.5", "1"]
