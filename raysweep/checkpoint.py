@@ -41,7 +41,7 @@ class Position:
     step: int = 0
     """Optimizer steps taken."""
     loss_sum: float = 0.0
-    """Sum of the steps' losses since the last row."""
+    """Sum of the steps' losses since the last row, the mean over workers."""
     loss_steps: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The trajectory so far."""
@@ -49,6 +49,8 @@ class Position:
     seconds: float = 0.0
     """Wall-clock spent so far, what a kill took included only up to its last checkpoint."""
     starts: int = 0
+    base: str = ""
+    """SHA-256 of the weights that a fine-tuning began with; empty for training from the beginning."""
 
     def ends(self, steps: int) -> bool:
         """Whether training of `steps` steps is over here."""
@@ -63,6 +65,11 @@ class Checkpoint:
     """Empty where only the weights were asked for."""
 
 
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors by their names."""
+    return hashlib.sha256(save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})).hexdigest()
+
+
 def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
     """Write the three files into a folder of the store; the state comes last and makes it whole."""
     sums = {}
@@ -70,7 +77,8 @@ def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
         content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         store.write(f"{folder}/{name}", content)
         sums[name] = hashlib.sha256(content).hexdigest()
-    body = {"schema": SCHEMA_VERSION, "position": asdict(checkpoint.position), "sha256": sums}
+    position = {key: value for key, value in asdict(checkpoint.position).items() if key != "base" or value}
+    body = {"schema": SCHEMA_VERSION, "position": position, "sha256": sums}
     store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
 

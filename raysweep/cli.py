@@ -218,7 +218,8 @@ def _run(options: argparse.Namespace) -> int:
     from raysweep import sweep
 
     space = _load(options)
-    return sweep.run(space, _store(options, space), _again("run", options))
+    store = _store(options, space)
+    return sweep.run(space, store, _again("run", options, store))
 
 
 def _stop(options: argparse.Namespace) -> int:
@@ -238,11 +239,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     from raysweep import sweep
 
     space = _load(options)
-    return sweep.run(space, _store(options, space), _again("evaluate", options), train=False)
+    store = _store(options, space)
+    return sweep.run(space, store, _again("evaluate", options, store), train=False)
 
 
-def _again(command: str, options: argparse.Namespace) -> str:
-    return shlex.join(["raysweep", command, options.space] + (["--store", options.store] if options.store else []))
+def _again(command: str, options: argparse.Namespace, store: Store) -> str:
+    """The command that goes on, in another terminal too."""
+    return shlex.join(["raysweep", command, options.space, "--store", store.location])
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -261,7 +264,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(counts | {"versions": now.versions()})
     else:
-        printing.show_status(space, store, now, counts, driver)
+        printing.show_status(space, store, now, counts, driver, store.age(lock.FILE) or 0.0)
     return 0
 
 

@@ -87,7 +87,7 @@ def watch(ending: threading.Event) -> None:
     Left to itself Ray waits for a minute, or for ever.
     """
     own = psutil.Process()
-    pillars = [process for process in own.children(recursive=True) if process.name() in ("raylet", "gcs_server")]
+    pillars = [process for process in own.children(recursive=True) if _name(process) in ("raylet", "gcs_server")]
     while not ending.wait(1.0):
         if all(map(_alive, pillars)) or ending.wait(1.0):
             continue
@@ -102,6 +102,13 @@ def watch(ending: threading.Event) -> None:
             flush=True,
         )
         os._exit(1)
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:  # It lived for a moment.
+        return ""
 
 
 def _alive(process: psutil.Process) -> bool:

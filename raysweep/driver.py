@@ -19,9 +19,11 @@ from raysweep.errors import StoreError, UserError
 from raysweep.gauges import Gauges
 from raysweep.lock import Lock
 from raysweep.loggers import OfThisProcess
+from raysweep.progress import LOST
 from raysweep.space import Space
+from raysweep.store import TRAIN, Store
 from raysweep.sweep import Survey
-from raysweep.trial import run_cell
+from raysweep.trial import record_failure, run_cell
 
 # How often, in seconds, a sweep looks which nodes there are.
 LOOK_EVERY = 5.0
@@ -31,8 +33,12 @@ LOOK_EVERY = 5.0
 class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 
-def train(before: Survey, space: Space, location: str, fingerprints: dict[str, str], held: Lock) -> bool:
+def train(
+    before: Survey, space: Space, location: str, fingerprints: dict[str, str], held: Lock, train: bool
+) -> bool:  # fmt: skip
     """Run the cells that are left `before` as Tune trials; True if a signal stopped it.
+
+    Without `train` a cell whose weights turn out to be damaged is not trained again.
 
     Raises `UserError` where the cluster can never hold a cell, `StoreError` where the store is lost.
     """
@@ -44,7 +50,7 @@ def train(before: Survey, space: Space, location: str, fingerprints: dict[str, s
         largest_first = sorted(before.left, key=lambda state: -state.cell.flops)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_cell, space=space, location=location, fingerprints=fingerprints),
+                tune.with_parameters(run_cell, space=space, location=location, fingerprints=fingerprints, train=train),
                 # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
                 tune.PlacementGroupFactory([{"memory": 300e6} | room.driver]),
             ),
@@ -67,11 +73,13 @@ def train(before: Survey, space: Space, location: str, fingerprints: dict[str, s
                 storage_path=context.address_info["session_dir"],
             ),
         )
-        # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does; which what Ray starts, a job too, has blocked.
+        # As `sweep.run` has it; Ray has set its own. What Ray starts, a job too, has Ctrl-C's signal blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
         with display.live():
             tuner.fit()
+        for cell in display.lost:
+            record_failure(Store(location), cell, TRAIN, LOST)
         if display.stopped:
             raise StoreError(display.stopped)
         return display.interrupted

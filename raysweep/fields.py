@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _number(value: Any) -> Any:
@@ -14,17 +14,33 @@ def _number(value: Any) -> Any:
         raise ValueError("a number is needed")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a finite number is needed")
-    return value
+    # -0.0 equals 0.0 and is written otherwise, which would make another id.
+    return 0.0 if isinstance(value, float) and value == 0 else value
+
+
+def _share_of_one(gpus: float) -> float:
+    """Ray counts shares of a GPU in ten-thousandths."""
+    if gpus and not 1e-4 <= gpus <= 1:
+        raise ValueError("0, 1, or a share of at least 0.0001 is needed: each process works on one GPU")
+    return gpus
+
+
+def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values; refuses one that is there twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("one is there twice")
+    return values
 
 
 Integer = Annotated[int, BeforeValidator(_number)]
 """Also a float that is whole, such as 8e9."""
 Real = Annotated[float, BeforeValidator(_number)]
 
-Count = Annotated[Integer, Field(gt=0)]
+Count = Annotated[Integer, Field(gt=0, lt=2**63)]
 Number = Annotated[Real, Field(ge=0)]
 Positive = Annotated[Real, Field(gt=0)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
+Gpus = Annotated[Number, AfterValidator(_share_of_one)]
 
 
 class Strict(BaseModel):

@@ -179,8 +179,9 @@ def _swiglu(wide: torch.Tensor) -> torch.Tensor:
 def _swiglu_backward(wide: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient of `wide`, which it overwrites, and the forward's output again."""
     rows, columns = wide.shape
+    grad = grad.contiguous()
     out = torch.empty_like(grad)
-    _run(rows, "swiglu_backward", _p(wide), _p(grad.contiguous()), _p(out), columns // 2)
+    _run(rows, "swiglu_backward", _p(wide), _p(grad), _p(out), columns // 2)
     return wide, out
 
 
@@ -209,9 +210,10 @@ def _attention_backward(
     qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, grad: torch.Tensor, batch: int, length: int, heads: int,
     cosine: torch.Tensor, sine: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
+    grad = grad.contiguous()
     dqkv = torch.empty_like(qkv)
     _run(
-        batch * heads, "attention_backward", _p(qkv), _p(cosine), _p(sine), _p(out), _p(lse), _p(grad.contiguous()),
+        batch * heads, "attention_backward", _p(qkv), _p(cosine), _p(sine), _p(out), _p(lse), _p(grad),
         _p(dqkv), length, heads, qkv.shape[1] // 3 // heads,
     )  # fmt: skip
     return dqkv
@@ -266,7 +268,9 @@ def _library() -> ctypes.CDLL | None:
         (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None
     )
     if compiler is None:
-        log.info("no C compiler (cc, gcc or clang): small models train with PyTorch's own kernels, about half as fast")
+        log.warning(
+            "no C compiler (cc, gcc or clang): small models train with PyTorch's own kernels, about half as fast"
+        )
         return None
     key = hashlib.sha256(f"{source.read_text()} {_FLAGS} {compiler} {_processor()}".encode()).hexdigest()[:16]
     library = cache_directory() / "kernels" / f"{key}.so"
@@ -279,7 +283,7 @@ def _library() -> ctypes.CDLL | None:
             _compile(compiler, source, library)
             loaded = ctypes.CDLL(str(library))
     except (OSError, subprocess.SubprocessError) as error:
-        log.info("kernels.c could not be compiled (%s): small models train with PyTorch's own kernels", error)
+        log.warning("kernels.c could not be compiled (%s): small models train with PyTorch's own kernels", error)
         return None
     for name in ("exponential_sums", "rms_norm_forward", "rms_norm_backward", "swiglu_forward", "swiglu_backward"):
         getattr(loaded, name).restype = None

@@ -31,9 +31,10 @@ SETTLE = 0.5
 
 
 def machine() -> str:
-    """This machine since its last boot."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}"
+    """This machine since its last boot, and which of its processes can be seen: a container has numbers of its own."""
+    boot, processes = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    seen = os.readlink(processes) if os.path.lexists(processes) else ""
+    return f"{socket.gethostname()}/{boot.read_text().strip() if boot.exists() else ''}/{seen}"
 
 
 def holder(store: Store) -> dict[str, Any] | None:

@@ -33,6 +33,9 @@ MEASURED = (
     "isotropy_W",
 )
 
+# Seconds after which a driver that says nothing may be gone.
+SILENT = 60.0
+
 # More rows than this are for `raysweep results`.
 LONGEST_TABLE = 120
 
@@ -73,11 +76,11 @@ def announce(space: Space, store: Store, before: Survey) -> None:
     missing = sum(outcome != "done" for state in before.states for outcome in state.evaluations.values())
     parts.append(f"{missing} evaluations to do" if missing else "every evaluation done")
     say(f"[bold]{space.name}[/]: {', '.join(parts)}")
-    say(f"store {store.location}")
+    say(f"store {escape(store.location)}")
 
 
-def conclude(space: Space, store: Store, after: Survey) -> None:
-    """The results as a table, then what failed."""
+def conclude(space: Space, store: Store, after: Survey, retry: str) -> None:
+    """The results as a table, then what failed; `retry` says what does what is left."""
     show_results(store, space)
     show_versions(after)
     failed = [(state.cell.id, stage, error) for state in after.states for stage, error in state.errors.items()]
@@ -89,7 +92,7 @@ def conclude(space: Space, store: Store, after: Survey) -> None:
     if cells["diverged"]:
         line += f", {cells['diverged']} diverged"
     line += f", {evaluations['done']} of {evaluations['planned']} evaluations done"
-    say(f"[bold]{line}[/]" + ("" if not after.left else "; run the same command again to retry what failed"))
+    say(f"[bold]{line}[/]" + ("" if not after.left else f"; {retry}"))
 
 
 def interrupted(after: Survey, resume_command: str) -> None:
@@ -100,10 +103,12 @@ def interrupted(after: Survey, resume_command: str) -> None:
     )
 
 
-def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any], driver: dict[str, Any] | None) -> None:
-    """`raysweep status` for a person."""
+def show_status(
+    space: Space, store: Store, now: Survey, counts: dict[str, Any], driver: dict[str, Any] | None, silent: float
+) -> None:
+    """`raysweep status` for a person; of a driver that has been `silent` for so many seconds it says so."""
     cells, evaluations = counts["cells"], counts["evaluations"]
-    say(f"[bold]{space.name}[/] in {store.location}")
+    say(f"[bold]{space.name}[/] in {escape(store.location)}")
     say("cells        " + ", ".join(f"{number} {name}" for name, number in cells.items()))
     say("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
     show_versions(now)
@@ -112,6 +117,10 @@ def show_status(space: Space, store: Store, now: Survey, counts: dict[str, Any],
     else:
         live = driver.get("progress", {})
         say(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
+        if silent > SILENT:
+            say(
+                f"[yellow]not heard from for {duration(silent)}[/]: should it be gone, `raysweep run` finds out and goes on"
+            )
         if live.get("dashboard"):
             say(f"dashboard {live['dashboard']}")
         if live.get("waiting"):

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from raysweep.sweep import CellState, Survey
 
 LINE_EVERY = 30.0
+
+# Why a trial failed that could not say so itself.
+LOST = "its process was lost again and again"
+
 # Ray drops gauges that are not set for 20 s.
 TELL_EVERY = 5.0
 
@@ -51,6 +55,8 @@ class Display:
         self._running: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
+        self.lost: list[str] = []
+        """The cells whose process was."""
         self._unreachable = ""
         self.waiting = ""
         """Why nothing can start at present."""
@@ -100,7 +106,8 @@ class Display:
         return self._share()
 
     def crashed(self, cell: str) -> None:
-        self._end(cell, ["its process was lost again and again"])
+        self.lost.append(cell)
+        self._end(cell, [LOST])
 
     def _end(self, cell: str, errors: list[str]) -> None:
         last = self._running.pop(cell, {"cell": cell})
@@ -137,7 +144,7 @@ class Display:
 
     def _counts(self) -> dict[str, int]:
         """The cells that this run is to complete, by state."""
-        starting = sum(cell.get("starting", False) for cell in self._running.values())
+        starting = sum(cell.get("starting", False) for cell in list(self._running.values()))
         ended = len(self._finished) + len(self._failed)
         return {
             "done": len(self._finished),
@@ -186,8 +193,8 @@ class Display:
 
     def _pace(self) -> dict[str, Any]:
         elapsed = 0.0 if self._begun is None else time.monotonic() - self._begun
-        done = sum(self._latest[cell] - self._first[cell] for cell in self._latest)
-        position = sum(self._latest.values())
+        done = sum(tokens - self._first[cell] for cell, tokens in list(self._latest.items()))
+        position = sum(list(self._latest.values()))
         if elapsed < SETTLED:
             # The first reports come after few tokens and a long start; what the workers measure tells more.
             rate = sum(cell.get("tokens_per_second", 0.0) for cell in list(self._running.values()))

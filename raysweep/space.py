@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from raysweep import corpora, evaluate, model
 from raysweep.errors import UserError
-from raysweep.fields import Count, Fraction, Integer, Number, Positive, Strict
+from raysweep.fields import Count, Fraction, Gpus, Integer, Number, Positive, Strict, different
 
 
 class Size(Strict):
@@ -95,7 +95,7 @@ class Cell(Strict):
     """AdamW's, on every parameter."""
     beta1: Annotated[Fraction, Field(lt=1)] = 0.9
     beta2: Annotated[Fraction, Field(lt=1)] = 0.95
-    epsilon: Positive = 1e-8
+    epsilon: Annotated[Positive, Field(ge=1e-30)] = 1e-8
     gradient_clipping: Positive = 1.0
     """Largest L2 norm of the gradient."""
     block: Literal["sequential", "parallel"] = "sequential"
@@ -121,6 +121,12 @@ class Cell(Strict):
                 f"tokens {self.tokens} is less than one step of batch_size {self.batch_size} x "
                 f"sequence_length {self.sequence_length} = {self.tokens_per_step}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _rate_in_range(self) -> Cell:
+        if not 1e-37 < self.peak_learning_rate < 1e38:  # As float32 has it.
+            raise ValueError(f"the peak learning rate would be {self.peak_learning_rate:g}: learning_rate x factor")
         return self
 
     @model_validator(mode="after")
@@ -196,8 +202,8 @@ class TrainResources(Strict):
     """Data-parallel Ray Train workers of a cell."""
     cpus: Count = 1
     """Cores of each worker; also its torch threads."""
-    gpus: Number = 0
-    """GPUs of each worker; a fraction only with one worker."""
+    gpus: Gpus = 0
+    """GPU of each worker; a fraction only with one worker."""
     micro_batch_size: Count | None = None
     """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
     keep_checkpoints: Count | Literal["all"] = 2
@@ -216,7 +222,7 @@ class EvaluateResources(Strict):
     """What one evaluation task asks of the cluster."""
 
     cpus: Count = 1
-    gpus: Number = 0
+    gpus: Gpus = 0
 
 
 class Resources(Strict):
@@ -231,7 +237,7 @@ class Space(Strict):
     cells: tuple[Cell, ...]
     evaluations: tuple[evaluate.Evaluation, ...] = ()
     resources: Resources = Resources()
-    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    loggers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], AfterValidator(different)] = ()
 
 
 # Beyond this an axis is a mistake, and making the cells would only hang.
@@ -404,7 +410,12 @@ def _explain(error: ValidationError, where: str, root: Any) -> str:
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])
         return f"{key}: unknown field{_hint(name, _siblings(first['loc'], root))}"
-    message = str(context["error"]) if "error" in context else first["msg"][:1].lower() + first["msg"][1:]
+    if "error" in context:
+        message = str(context["error"])
+    elif kind == "tuple_type":
+        message = "a list is needed"
+    else:
+        message = first["msg"][:1].lower() + first["msg"][1:]
     if kind == "value_error" and isinstance(found, BaseModel | dict):
         return f"{key}: {message}" if key else message
     return f"{key}: {message}, not {_show(found)}"
@@ -468,11 +479,16 @@ def _short(count: int) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `32e9` as text and keeps the last of two equal keys; a search space means neither."""
+    """YAML 1.1 reads `32e9` as text, `010` as 8 and `1:30` as 90, and keeps the last of two equal keys; a search space means
+    none of that."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, "merge keys (<<) are not for search spaces: write the keys out", key_node.start_mark
+                )
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is no name", key_node.start_mark)
@@ -485,3 +501,15 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+def _plain_integer(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    text = loader.construct_scalar(node)
+    if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", text):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{text!r} is not written as a whole number is in decimal", node.start_mark
+        )
+    return int(text.replace("_", ""))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _plain_integer)

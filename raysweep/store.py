@@ -24,6 +24,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 import uuid
@@ -249,6 +250,11 @@ class Store:
         infos = self._patiently(lambda: self.fs.get_file_info(selector), self._unreadable)
         return {info.path.removeprefix(f"{full}/"): info.size for info in infos if info.type == pafs.FileType.File}
 
+    def age(self, path: str) -> float | None:
+        """Seconds since a file was written, None where there is none."""
+        info = self._patiently(lambda: self.fs.get_file_info(f"{self.root}/{path}"), self._unreadable)
+        return None if info.mtime_ns is None else max(0.0, time.time() - info.mtime_ns / 1e9)
+
     def probe(self) -> None:
         """Raise `StoreError` unless a file can be written, and removed again, right now."""
         # Larger than the little that a full disk may still take.
@@ -428,6 +434,8 @@ def settings_hash(settings: dict[str, Any]) -> str:
 
 
 def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
+    if slip := re.match(r"(s3|gs|gcs|hdfs|file):/?(?!/)", location):
+        raise UserError(f"the store {location} is no address: write {slip[1]}://...")
     if "://" not in location:
         return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
     if "@" in location.partition("://")[2].partition("/")[0]:
@@ -436,6 +444,9 @@ def _filesystem(location: str) -> tuple[pafs.FileSystem, str]:
             f"the address of the store, {kind}://..., holds credentials: leave them out and set them in the environment "
             "or in the cloud's own configuration file, where they are in no log"
         )
+    if location.startswith("gs://") and "retry_limit_seconds" not in location:
+        # By itself Google's client tries for a quarter of an hour, and a sweep waits in its own way (PATIENCE).
+        location += f"{'&' if '?' in location else '?'}retry_limit_seconds=10"
     try:
         fs, root = pafs.FileSystem.from_uri(location)
     except (pa.ArrowException, ValueError) as error:

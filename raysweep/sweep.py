@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep import cluster, lock, loggers, printing, progress, sessions, tables
 from raysweep.corpora import Corpus
@@ -21,6 +23,9 @@ from raysweep.errors import UserError
 from raysweep.schemas import FAILURES, PLAN
 from raysweep.space import Cell, Space
 from raysweep.store import PLANNED, TRAIN, Store
+
+if TYPE_CHECKING:
+    from raysweep.corpora.loader import TokenizedCorpus
 
 INTERRUPTED = 130
 
@@ -133,6 +138,9 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     anything is started where the store, its lock, the corpus or the cluster stand in the way.
     """
     loggers.check(space)
+    if threading.current_thread() is threading.main_thread():
+        # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
+        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
     store.probe()
     with lock.Lock(store) as held:
         before = survey(store, space)
@@ -143,21 +151,30 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
             if store.read(PLANNED) is None:
                 write_plan(space, store)
         else:
+            if again := _without_weights(before, store):
+                log.warning(
+                    "%d cells lack evaluations and have no weights in %s, such as %s: they are trained again, and what "
+                    "they had been evaluated to is set aside", len(again), store.location, min(again),
+                )  # fmt: skip
             write_plan(space, store)
         store.running = True
-        printing.announce(space, store, before)
+        if before.states:
+            printing.announce(space, store, before)
         interrupted = False
         if before.left:
             try:
                 with sessions.recorded(store, space.name):
-                    interrupted = _train(before, space, store, held)
+                    interrupted = _train(before, space, store, held, train)
             except KeyboardInterrupt:
                 interrupted = True
         after = survey(store, space)
         if after.left and interrupted:
             printing.interrupted(after, resume_command)
             return INTERRUPTED
-        printing.conclude(space, store, after)
+        retry = "run the same command again to retry what failed"
+        if not train and _without_weights(after, store):
+            retry = "`raysweep run` trains again what has no weights"
+        printing.conclude(space, store, after, retry)
         return 1 if after.left else 0
 
 
@@ -176,14 +193,26 @@ def _trained(now: Survey, space: Space, store: Store) -> Survey:
 
 def _with_weights(now: Survey, store: Store) -> Survey:
     """The survey without the cells that lack evaluations and whose weights the store does not have."""
-    begun = set(store.directories(TRAIN))
-    gone = {state.cell.id for state in now.left} - begun
+    gone = _without_weights(now, store)
     if gone:
         log.warning(
             "%d cells that lack evaluations have no weights in %s, such as %s: `raysweep run` trains them again",
             len(gone), store.location, min(gone),
         )  # fmt: skip
     return Survey([state for state in now.states if state.cell.id not in gone])
+
+
+def _without_weights(now: Survey, store: Store) -> set[str]:
+    """The trained cells that lack evaluations and whose final weights the store does not have."""
+    from raysweep import checkpoint
+
+    begun = set(store.directories(TRAIN))
+
+    def steps(cell: Cell) -> set[int]:
+        names = checkpoint.names(store, store.run_directory(cell.id)) if cell.id in begun else []
+        return {checkpoint.step_of(name) for name in names}
+
+    return {s.cell.id for s in now.left if s.training == "done" and s.cell.steps not in steps(s.cell)}
 
 
 def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared: bool = False) -> dict[str, str]:
@@ -193,7 +222,6 @@ def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared
 
     A cluster that is `shared` has nodes that find it in the store.
     """
-    from raysweep.corpora.loader import open_corpus
     from raysweep.corpora.shared import publish
     from raysweep.evaluate import out_of_distribution
 
@@ -202,7 +230,7 @@ def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared
     for state in left:
         lengths.setdefault(state.cell.corpus, set()).add(state.cell.sequence_length)
     for corpus, needed in lengths.items():
-        opened = open_corpus(corpus)
+        opened = _opened(corpus, store)
         for shard in _read_by(tasks):
             opened.sequences(shard, max(needed))
         if "out_of_distribution" in tasks:
@@ -217,6 +245,25 @@ def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared
     return fingerprints
 
 
+def _opened(corpus: Corpus, store: Store) -> TokenizedCorpus:
+    """The corpus, built if need be; where its text is gone, as it was built for this store."""
+    from raysweep.corpora.loader import open_corpus
+    from raysweep.corpora.shared import obtain
+
+    try:
+        return open_corpus(corpus)
+    except UserError as error:
+        known = store.corpora().get(corpus.key)
+        if known is None:
+            raise
+        try:
+            opened = obtain(corpus, known, store)
+        except UserError:
+            raise error from None
+        log.warning("%s: going on with the corpus as it was built before, %s", error, known)
+        return opened
+
+
 def _read_by(tasks: Iterable[str]) -> list[str]:
     """The shards that training and these tasks read."""
     shards = ["pretraining/train", "pretraining/validation"]
@@ -228,7 +275,7 @@ def _read_by(tasks: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(shards))
 
 
-def _train(before: Survey, space: Space, store: Store, held: lock.Lock) -> bool:
+def _train(before: Survey, space: Space, store: Store, held: lock.Lock, train: bool) -> bool:
     """Run what is left as Tune trials; True if a signal stopped it."""
     from raysweep.trial import TRAIN_ENVIRONMENT
 
@@ -239,4 +286,4 @@ def _train(before: Survey, space: Space, store: Store, held: lock.Lock) -> bool:
     )
     from raysweep import driver
 
-    return driver.train(before, space, store.location, fingerprints, held)
+    return driver.train(before, space, store.location, fingerprints, held, train)

@@ -114,7 +114,8 @@ class Run:
 
     It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each share of its
     steps in `reports` (by default those of the cell). With several workers every worker makes its own Run with its `rank`
-    and wraps the model by `distribute`. Raises `UserError` where the corpus is too small for one sequence of the cell.
+    and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises `UserError` where the corpus is
+    too small for one sequence of the cell.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Run:
         rank: int = 0,
         workers: int = 1,
         micro_batch_size: int | None = None,
+        gpu_share: float = 1.0,
         compile: bool = False,
         distribute: Callable[[LanguageModel], nn.Module] = lambda language_model: language_model,
         checkpoint: Checkpoint | None = None,
@@ -136,7 +138,7 @@ class Run:
         self.cell = cell
         self.device = torch.device(device)
         self.rank, self.workers = rank, workers
-        self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device)
+        self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device, gpu_share)
         self.reports = report_steps(cell.steps, report_shares(cell.reports) if reports is None else reports)
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
@@ -192,9 +194,9 @@ class Run:
                 if position.step in checks:
                     break
             # One look at the device, and one exchange between workers, per check rather than per step.
-            position.loss_sum = float(losses)
+            position.loss_sum = self._mean_over_workers(float(losses))
             norm = float(gradient_norm)
-            position.diverged = not (math.isfinite(self._mean_over_workers(position.loss_sum)) and math.isfinite(norm))
+            position.diverged = not (math.isfinite(position.loss_sum) and math.isfinite(norm))
             if position.step in reports or position.diverged:
                 yield self._report(norm)
             elif pause(position.step):
@@ -241,7 +243,7 @@ class Run:
     def _report(self, gradient_norm: float | None) -> dict[str, Any] | None:
         """The row of this position, appended to the trajectory; None except on rank 0."""
         position = self.position
-        train_loss = self._mean_over_workers(position.loss_sum) / position.loss_steps if position.loss_steps else None
+        train_loss = position.loss_sum / position.loss_steps if position.loss_steps else None
         position.loss_sum, position.loss_steps = 0.0, 0
         if self.rank:
             return None

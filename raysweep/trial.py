@@ -43,29 +43,34 @@ TRAIN_ENVIRONMENT = {
 }
 
 
-def run_cell(config: dict[str, Any], space: Space, location: str, fingerprints: dict[str, str]) -> None:
+def run_cell(
+    config: dict[str, Any], space: Space, location: str, fingerprints: dict[str, str], train: bool
+) -> None:  # fmt: skip
     """The Tune function.
 
-    `config["cell"]` is a cell as `Cell.describe` has it, `location` the store, `fingerprints` those of its corpora.
+    `config["cell"]` is a cell as `Cell.describe` has it, `location` the store, `fingerprints` those of its corpora. Without
+    `train` a trained cell is only evaluated.
     """
     from ray import tune
 
     cell = next(cell for cell in space.cells if cell.id == config["cell"]["id"])
     try:
-        failed = _complete(cell, space, Store(location, running=True), fingerprints[cell.corpus.key])
+        failed = _complete(cell, space, Store(location, running=True), fingerprints[cell.corpus.key], train)
     except StoreError as error:
         tune.report({"cell": cell.id, "unreachable": str(error)})
         return
     tune.report({"cell": cell.id, "failed": failed, "finished": True})
 
 
-def _complete(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[str]:
+def _complete(cell: Cell, space: Space, store: Store, fingerprint: str, train: bool) -> list[str]:
     """Do what the store lacks of a cell; the errors. Raises `StoreError` where not even those can be written."""
     failed = []
     row = store.cell_row(cell.id)
     # A finished cell's missing evaluations need its weights; those that an unfinished one has must be of its weights.
     of_weights = _missing(cell, space, store) if row is not None else store.evaluation_files(cell.id)
     if of_weights and _final(cell, store) is None:
+        if not train:
+            return ["its final weights are damaged or gone: `raysweep run` trains it again"]
         if row is not None:
             # Training says so when it passes over the damaged checkpoint.
             store.set_aside(store.cell_file(cell.id), "the cell's final weights are damaged or gone")
@@ -97,11 +102,16 @@ def _attempt(store: Store, cell: Cell, stage: str, work: Any) -> str | None:
         time.sleep(SHUTDOWN)
         # Where the store is at fault after all this raises, and no cell is blamed.
         store.probe()
-        row = {"cell": cell.id, "stage": stage, "error": line, "failed": _now()}
-        store.write_table(store.failure_file(cell.id, stage), [row], FAILURES)
+        record_failure(store, cell.id, stage, line)
         return line
     store.delete(store.failure_file(cell.id, stage))
     return None
+
+
+def record_failure(store: Store, cell: str, stage: str, error: str) -> None:
+    """Put the last error of what is not done into the store; `stage` is `train` or an evaluation's task."""
+    row = {"cell": cell, "stage": stage, "error": error, "failed": _now()}
+    store.write_table(store.failure_file(cell, stage), [row], FAILURES)
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -231,6 +241,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         rank=rank,
         workers=workers,
         micro_batch_size=resources["micro_batch_size"],
+        gpu_share=min(resources["gpus"] or 1.0, 1.0),
         compile=resources["compile"],
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
         checkpoint=found[1] if found else None,
@@ -328,17 +339,19 @@ def _evaluate(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[
     import ray
 
     wanted = space.resources.evaluate
-    task = ray.remote(evaluate_cell).options(
+    task = ray.remote(
         num_cpus=wanted.cpus,
         num_gpus=wanted.gpus,
+        # A process that has used a GPU keeps some of its memory, and would use the same one again whatever it is given.
+        max_calls=1 if wanted.gpus else 0,
         # A crashed process or a lost node is tried again, an error in the task is not.
         max_retries=3,
         # Left to itself a task started in a trial is confined to the trial's own placement group, which has no CPU.
         scheduling_strategy="DEFAULT",
-    )
+    )(evaluate_cell)
 
     def start(evaluation: Evaluation) -> Any:
-        return task.remote(cell, evaluation, store.location, fingerprint, wanted.cpus)
+        return task.remote(cell, evaluation, store.location, fingerprint, wanted.cpus, wanted.gpus)
 
     def outcome(evaluation: Evaluation, running: list[Any]) -> str | None:
         def result() -> None:
@@ -359,7 +372,9 @@ def _missing(cell: Cell, space: Space, store: Store) -> list[Evaluation]:
     ]
 
 
-def evaluate_cell(cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, cpus: int) -> None:
+def evaluate_cell(
+    cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, cpus: int, gpus: float
+) -> None:  # fmt: skip
     """The Ray task: one evaluation of one trained cell, from its weights in the store to its rows in the store."""
     import torch
 
@@ -369,11 +384,13 @@ def evaluate_cell(cell: Cell, evaluation: Evaluation, location: str, fingerprint
     begun = time.monotonic()
     torch.set_num_threads(cpus)
     store = Store(location, running=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # A task that asked for no GPU sees those of its node all the same.
+    device = torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
     final = _final(cell, store)
     if final is None:
         raise RuntimeError("the final weights of the cell are gone")
-    rows = evaluate.run(cell, evaluation, final.model, obtain(cell.corpus, fingerprint, store), store, device)
+    corpus = obtain(cell.corpus, fingerprint, store)
+    rows = evaluate.run(cell, evaluation, final.model, corpus, store, device, min(gpus or 1.0, 1.0))
     settings = evaluation.model_dump()
     _write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
     store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)

@@ -149,3 +149,15 @@ def test_of_two_that_looked_before_either_wrote_one_wins(tmp_path: Path, monkeyp
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["held", "refused"]
+
+
+def test_processes_that_cannot_be_seen_are_not_taken_for_dead(tmp_path: Path) -> None:
+    """A container with the host's name has process numbers of its own."""
+    store = Store(str(tmp_path))
+    foreign(store, 1)
+    record = json.loads(store.read(FILE) or b"")
+    name, boot, seen = lock.machine().split("/")
+    for machine, alive in ((lock.machine(), False), (f"{name}/{boot}/pid:[1]", True)):
+        store.write(FILE, json.dumps(record | {"machine": machine, "pid": 2**22 + 1}).encode())
+        assert (holder(store) is not None) == alive
+    assert seen.startswith("pid:[")

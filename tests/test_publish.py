@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import example, sweep
-from raysweep import publish, reproduce, space
+from raysweep import publish, reproduce, space, trial
+from raysweep import sweep as sweeps
 from raysweep.errors import UserError
 from raysweep.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.space import Space
@@ -109,17 +110,28 @@ def test_what_a_store_has_is_kept(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_has_no_weights_is_not_trained_by_evaluating(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read = three(folder)
     store = Store(str(tmp_path))
     publish.restore(read, store)
     first, *others = read.space.evaluations
     more = read.space.model_copy(update={"evaluations": (first.model_copy(update={"sequences": 7}), *others)})
+    # What a fine-tuning left is no weights of the cell.
+    done = read.results["id"].to_pylist()
+    (tmp_path / "train" / done[0] / "finetune_math-0a1b2c3d").mkdir(parents=True)
     assert run(more, store, "again", train=False) == 1
     assert "3 cells that lack evaluations have no weights in" in caplog.text
     assert "`raysweep run` trains them again" in caplog.text
-    assert [state.training for state in survey(store, more).states[:4]] == ["done", "done", "done", "new"]
+    assert "`raysweep run` trains again what has no weights" in capsys.readouterr().out
+    before = survey(store, more)
+    assert [state.training for state in before.states[:4]] == ["done", "done", "done", "new"]
+    assert sweeps._without_weights(before, store) == set(done)
+    # Weights that turn out to be damaged only in the trial: nothing is set aside there either.
+    cell = next(cell for cell in more.cells if cell.id == done[0])
+    failed = trial._complete(cell, more, store, "", train=False)
+    assert failed == ["its final weights are damaged or gone: `raysweep run` trains it again"]
+    assert survey(store, more) == before
 
 
 def test_metrics_are_restored_under_the_settings_that_they_were_measured_with(folder: Path, tmp_path: Path) -> None:

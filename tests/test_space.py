@@ -233,6 +233,11 @@ def test_numbers_of_evaluations_are_read_alike(tmp_path: Path) -> None:
     assert loaded.evaluations[0].tokens == 4_000_000  # type: ignore[union-attr]
 
 
+def test_minus_zero_is_zero(tmp_path: Path) -> None:
+    ids = {load(tmp_path, space_with(base=BASE | {"weight_decay": zero})).cells[0].id for zero in (0, 0.0, -0.0)}
+    assert len(ids) == 1
+
+
 # What is refused.
 
 
@@ -287,6 +292,21 @@ REFUSED: list[tuple[Any, list[str]]] = [
     (space_with(base=BASE | {"corpus": {"name": "installed", "fraction": "all"}}), ["base.corpus.fraction", "number"]),
     (space_with(resources={"train": {"gpu": 1}}), ["resources.train.gpu", "unknown", "did you mean 'gpus'"]),
     (space_with(resources={"train": {"workers": 2, "gpus": 0.5}}), ["resources.train", "share a GPU"]),
+    ("name: x\nbase: {seed: 010}\n", ["'010'", "whole number", "decimal"]),
+    ("name: x\nbase: {seed: 1:30}\n", ["'1:30'", "decimal"]),
+    ("name: x\nbase: {<<: {seed: 1}}\n", ["merge keys", "write the keys out"]),
+    (space_with(base=BASE | {"tokens": 10**25}), ["base.tokens", "less than"]),
+    (
+        space_with(base=BASE | {"learning_rate": 1e30, "learning_rate_factor": 1e20}),
+        ["peak learning rate would be 1e+50"],
+    ),
+    (space_with(base=BASE | {"learning_rate": 1e-30, "learning_rate_factor": 1e-20}), ["peak learning rate", "1e-50"]),
+    (space_with(base=BASE | {"epsilon": 1e-60}), ["base.epsilon", "1e-60"]),
+    (space_with(evaluations="in_distribution"), ["evaluations", "a list is needed"]),
+    (space_with(evaluations=[{"task": "quantized", "bits": [4, 4]}]), ["evaluations[0].bits", "twice"]),
+    (space_with(loggers=["mlflow", "mlflow"]), ["loggers", "twice"]),
+    (space_with(resources={"train": {"gpus": 1.5}}), ["resources.train.gpus", "one GPU", "1.5"]),
+    (space_with(resources={"evaluate": {"gpus": 1e-9}}), ["resources.evaluate.gpus", "0.0001"]),
     (space_with(resources={"train": {"workers": 3}}), ["resources.train.workers", "batch_size 4", "3 workers"]),
 ]
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import make_cell
 
+from raysweep import store as stores
 from raysweep import tables
 from raysweep.errors import StoreError, UserError
 from raysweep.evaluate.in_distribution import Settings
@@ -238,3 +240,36 @@ def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: 
     assert table.schema.field("in_distribution_loss").metadata == {b"unit": b"nats per token"}
     # Other settings are another result.
     assert "in_distribution_loss" not in tables.results(store, cells, [Settings(sequences=9)]).column_names
+
+
+def test_an_address_with_a_slash_too_few_is_no_folder() -> None:
+    with pytest.raises(UserError, match=r"store s3:/bucket/x is no address: write s3://"):
+        Store("s3:/bucket/x")
+
+
+def test_google_s_client_leaves_waiting_to_the_store() -> None:
+    fs, root = stores._filesystem("gs://bucket/x")
+    assert root == "bucket/x"
+    assert "10" in str(fs.__reduce__()[1])
+    assert fs.__reduce__() != stores._filesystem("gs://bucket/x?retry_limit_seconds=5")[0].__reduce__()
+
+
+def test_how_long_ago_a_file_was_written(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert store.age("file") is None
+    store.write("file", b"x")
+    os.utime(tmp_path / "file", (time.time() - 100,) * 2)
+    assert store.age("file") == pytest.approx(100, abs=2)
+
+
+def test_no_time_zones_of_the_system_are_needed(tmp_path: Path) -> None:
+    """A bare container has none; the timings' times are in UTC all the same."""
+    code = (
+        "import sys, datetime; from raysweep.schemas import TIMINGS; from raysweep.store import Store; "
+        "row = dict.fromkeys(TIMINGS.names) | {'finished': datetime.datetime.now(datetime.UTC)}; "
+        "store = Store(sys.argv[1]); store.write_table('t.parquet', [row], TIMINGS); "
+        "print(len(store.read_rows('t.parquet', TIMINGS)))"
+    )
+    environment = os.environ | {"PYTHONTZPATH": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("1\n", "")

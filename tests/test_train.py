@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,14 +124,17 @@ def train_one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     corpus = TokenizedCorpus(Path((Path(folder) / "corpus").read_text()))
-    run = Run(
-        Cell.model_validate_json((Path(folder) / "cell").read_text()),
-        corpus,
-        rank=rank,
-        workers=2,
-        micro_batch_size=1,
-        distribute=DistributedDataParallel,
-    )
+    cell = Cell.model_validate_json((Path(folder) / "cell").read_text())
+    make = partial(
+        Run, cell, corpus, rank=rank, workers=2, micro_batch_size=1, distribute=DistributedDataParallel
+    )  # fmt: skip
+    # Stopped between two rows, and gone on from what the first of them wrote.
+    run = make()
+    next(None for _ in run.rows(pause=lambda step: step == 6) if run.position.step == 6)
+    if rank == 0:
+        checkpoint.write(run.checkpoint(), Store(folder), "half")
+    torch.distributed.barrier()
+    run = make(checkpoint=checkpoint.read(Store(folder), "half"))
     list(run.rows())
     checkpoint.write(run.checkpoint(), Store(folder), str(rank))
     torch.distributed.destroy_process_group()
@@ -141,13 +145,15 @@ MOVED = {"effective_rank_target": 0.5, "effective_rank_penalty": 10.0, "spectral
 
 @pytest.mark.parametrize("changes", [{}, MOVED], ids=["plain", "interventions"])
 def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path, changes: dict[str, float]) -> None:
-    cell = make_cell(tokens=1024, **changes)
+    cell = make_cell(tokens=1024, reports=2, **changes)
+    assert {4, 8} <= set(report_steps(cell.steps, report_shares(2))) <= {0, 1, 2, 4, 8}
     (tmp_path / "corpus").write_text(str(corpus.folder))
     (tmp_path / "cell").write_text(cell.model_dump_json())
     torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
     first, second = (checkpoint.read(Store(str(tmp_path)), str(rank)) for rank in (0, 1))
     assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
-    assert second.position.rows == []
+    # Rows are the first worker's: the second has those that it went on from.
+    assert second.position.rows == [row for row in first.position.rows if row["step"] <= 6] != []
     for one, two in zip(trained(Run(cell, corpus)), first.position.rows, strict=True):
         assert two.keys() == one.keys()
         # Isotropy is taken over eigenvectors, and rounding alone chooses those of singular values that are all at the cap.

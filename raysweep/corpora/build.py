@@ -51,7 +51,7 @@ ROLES = ("finetune_python", "finetune_math", "out_of_distribution", "pretraining
 
 def cache() -> Path:
     """Where corpora are kept on this machine."""
-    return Path(os.environ.get("RAYSWEEP_CACHE") or Path.home() / ".cache" / "raysweep").expanduser()
+    return Path(os.environ.get("RAYSWEEP_CACHE") or Path.home() / ".cache" / "raysweep").expanduser().absolute()
 
 
 def build(corpus: Corpus, stream: bool = False) -> Path:

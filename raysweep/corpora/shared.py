@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from raysweep.corpora import Corpus
-from raysweep.corpora.build import cache, folder_of
+from raysweep.corpora.build import cache
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.store import Store
@@ -42,13 +42,11 @@ def publish(corpus: TokenizedCorpus, store: Store, progress: Callable[[str, int,
 def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
     """The corpus of that fingerprint on this node: as built here, as copied before, or copied from the store now.
 
-    Raises `UserError` where none of these can be.
+    What it was built of is not looked at: that may have changed or gone since. Raises `UserError` where it cannot be had.
     """
-    built = None
-    with suppress(UserError):  # Made of a folder that is on another node only.
-        built = folder_of(corpus)
-    if built is not None and _fingerprint(built) == fingerprint:
-        return TokenizedCorpus(built)
+    for built in sorted((cache() / "corpora").glob(f"{corpus.name}-????????????")):
+        if _fingerprint(built) == fingerprint:
+            return TokenizedCorpus(built)
     folder = cache() / "corpora" / f"{corpus.name}-{fingerprint}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -76,8 +74,8 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
     there = directory(fingerprint)
     if store.read(f"{there}/{MANIFEST}") is None:
         raise UserError(
-            f"{socket.gethostname()} has not the corpus {corpus.name} as the sweep was started with ({fingerprint}), and "
-            f"neither has the store: install the versions of constraints.txt on every node"
+            f"{socket.gethostname()} has not the corpus {corpus.name} as the sweep was started with ({fingerprint}) in "
+            f"{cache()}, and neither has the store: start the sweep again, which puts it there"
         )
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:

@@ -75,6 +75,15 @@ class Subject:
     store: Store
     directory: str
     """Where in the store the task may keep checkpoints of its own."""
+    gpu_share: float = 1.0
+    """What of a GPU the task may use."""
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences of the cell's length per forward pass."""
+        from raysweep.train import fitting_micro_batch
+
+        return fitting_micro_batch(self.cell, self.device, self.gpu_share)
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +92,7 @@ class Subject:
 
 def run(
     cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, store: Store,
-    device: torch.device,
+    device: torch.device, gpu_share: float = 1.0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `raysweep.schemas.EVALUATIONS`."""
     from raysweep import model
@@ -94,7 +103,7 @@ def run(
     olmo.load_state_dict(weights)
     settings = evaluation.model_dump()
     directory = store.evaluation_directory(cell.id, evaluation.task, settings)
-    subject = Subject(cell, LanguageModel(olmo), corpus, store, directory)
+    subject = Subject(cell, LanguageModel(olmo), corpus, store, directory, gpu_share)
     metrics = TASKS[evaluation.task].evaluate(subject, evaluation)
     return [
         {

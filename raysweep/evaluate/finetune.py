@@ -57,14 +57,13 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
     from raysweep.evaluate import Metric
     from raysweep.geometry import measure
-    from raysweep.train import fitting_micro_batch, mean_loss
+    from raysweep.train import mean_loss
 
     name = settings.task.removeprefix("finetune_")
     held_out = subject.corpus.sequences(f"{settings.task}/test", subject.cell.sequence_length)
-    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
 
     def loss() -> float:
-        return mean_loss(subject.language_model, held_out, settings.sequences, micro_batch_size)
+        return mean_loss(subject.language_model, held_out, settings.sequences, subject.micro_batch_size)
 
     before, remembered = loss(), in_distribution.loss(subject, settings.sequences)
     run = _train(subject, settings)
@@ -88,7 +87,12 @@ def _train(subject: Subject, settings: Settings) -> Run:
     from raysweep.train import Run
 
     store, directory = subject.store, subject.directory
+    base = checkpoint.digest(subject.language_model.olmo.state_dict())
     found = checkpoint.latest(store, directory)
+    if found is not None and found[1].position.base not in ("", base):
+        # The cell was trained again since, and where rounding differs to other weights.
+        store.delete_directory(directory)
+        found = None
     run = Run(
         finetuning(subject.cell, settings),
         subject.corpus,
@@ -96,8 +100,10 @@ def _train(subject: Subject, settings: Settings) -> Run:
         weights=subject.language_model.olmo.state_dict(),
         reports=(),
         device=subject.device,
+        gpu_share=subject.gpu_share,
         checkpoint=found[1] if found else None,
     )
+    run.position.base = base
     if run.finished:
         return run
     saved = time.monotonic()

@@ -20,11 +20,10 @@ class Settings(Strict):
 
 def loss(subject: Subject, sequences: int) -> float:
     """Mean next-token cross-entropy over the first `sequences`, in nats per token."""
-    from raysweep.train import fitting_micro_batch, mean_loss
+    from raysweep.train import mean_loss
 
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
-    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
-    return mean_loss(subject.language_model, shard, sequences, micro_batch_size)
+    return mean_loss(subject.language_model, shard, sequences, subject.micro_batch_size)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:

@@ -39,13 +39,12 @@ def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
 
 def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
     """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
-    from raysweep.train import fitting_micro_batch, mean_loss
+    from raysweep.train import mean_loss
 
-    micro_batch_size = fitting_micro_batch(subject.cell, subject.device)
     found = {}
     for shard in domains(subject.corpus, subject.cell.sequence_length):
         read = subject.corpus.sequences(shard, subject.cell.sequence_length)
-        loss = mean_loss(subject.language_model, read, sequences, micro_batch_size)
+        loss = mean_loss(subject.language_model, read, sequences, subject.micro_batch_size)
         # What the loss was taken over.
         targets = read.read(read.sample(sequences))[:, 1:]
         content = int(subject.corpus.token_bytes[targets].sum())

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from raysweep.evaluate import in_distribution, out_of_distribution
-from raysweep.fields import Count, Integer, Positive, Strict
+from raysweep.fields import Count, Integer, Positive, Strict, different
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 class Settings(Strict):
     task: Literal["quantized"] = "quantized"
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1)] = (4, 3)
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(different)] = (4, 3)
     """Widths of the quantized weights, each evaluated on its own."""
     calibration_sequences: Count = 128
     """Sequences of the training split that GPTQ sees, at the cell's length."""
@@ -117,12 +117,10 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
     import numpy as np
     import torch
 
-    from raysweep.train import fitting_micro_batch
-
     olmo = subject.language_model.olmo
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
     chosen = shard.sample(sequences)
-    parts = np.array_split(chosen, -(-len(chosen) // fitting_micro_batch(subject.cell, subject.device)))
+    parts = np.array_split(chosen, -(-len(chosen) // subject.micro_batch_size))
     with torch.no_grad():
         states = [
             olmo.transformer.wte(torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device))  # type: ignore[union-attr, operator]

@@ -27,13 +27,13 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
     import numpy as np
     import torch
 
-    from raysweep.train import fitting_micro_batch, precision
+    from raysweep.train import precision
 
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
     chosen = shard.sample(sequences)
     states = []
     with torch.no_grad(), precision(subject.device):
-        for part in np.array_split(chosen, -(-len(chosen) // fitting_micro_batch(subject.cell, subject.device))):
+        for part in np.array_split(chosen, -(-len(chosen) // subject.micro_batch_size)):
             tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
             states.append(subject.language_model.hidden(tokens)[:, -1].float())
     return torch.cat(states)

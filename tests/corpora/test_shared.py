@@ -1,6 +1,7 @@
 """A corpus through the store, a folder and a bucket, into the caches of other nodes."""
 
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raysweep import sweep
 from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.corpora.shared import directory, obtain, publish
@@ -108,3 +110,24 @@ def test_a_bucket_cannot_write_elsewhere(
         client.delete_object(Bucket="sweeps", Key=key)
     assert [path.name for path in tmp_path.rglob("evil")] == []
     assert os.listdir(tmp_path) == ["cache"]
+
+
+def test_what_was_built_here_is_found_whatever_became_of_its_text(
+    corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder of the text has changed or is gone, or is relative to where the driver ran: its key is another then."""
+    on_another_node(monkeypatch, tmp_path)
+    built = tmp_path / "corpora" / "mine-0123456789ab"
+    shutil.copytree(corpus.folder, built)
+    gone = Corpus.model_validate({"name": "mine", "pretraining": {"folder": "no/such/folder"}})
+    assert obtain(gone, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == built
+    monkeypatch.chdir(tmp_path)
+    on_another_node(monkeypatch, Path("."))
+    relative = obtain(gone, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder
+    assert relative.is_absolute()
+    # A driver that goes on needs its text no more than a worker does.
+    store = Store(str(tmp_path / "begun"))
+    with pytest.raises(UserError, match="no such folder"):
+        sweep._opened(gone, store)
+    store.check_corpora({gone.key: corpus.fingerprint})
+    assert sweep._opened(gone, store).folder == relative

@@ -203,6 +203,22 @@ def test_finetune(trained: Trained, corpus: TokenizedCorpus, tmp_path: Path, sub
     assert found[f"finetune_{name}_effective_rank_W"] == pytest.approx(expected)
 
 
+def test_a_finetuning_of_other_weights_is_not_gone_on_with(
+    trained: Trained, corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    """The cell was trained again since, to weights that differ by rounding and here by more."""
+    settings = finetune.Settings(task="finetune_math", tokens=2048, batch_size=4, sequences=8)
+    metrics(trained.subject(corpus, tmp_path / "store"), settings)
+
+    def other(folder: str) -> dict[str, float]:
+        subject = trained.subject(corpus, tmp_path / folder)
+        with torch.no_grad():
+            subject.language_model.unembedding.mul_(1.5)
+        return metrics(subject, settings)
+
+    assert other("store") == other("clean")
+
+
 def test_the_finetuning_s_schedule(trained: Trained) -> None:
     settings = finetune.Settings(task="finetune_math", tokens=32 * 32 * 20)
     cell = finetune.finetuning(trained.cell, settings)
