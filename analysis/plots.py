@@ -48,6 +48,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+# From which share of the training on a figure shows its end.
+_LATE = 0.2
+
 # What a tick's label takes of an axis.
 _LABEL = 0.09
 
@@ -173,7 +176,7 @@ def quantization(sweep: Sweep, task: str, metric: str = RANK) -> Figure:
 
 
 def saturation(sweep: Sweep) -> Figure:
-    """Validation loss, effective rank and spectral norm over training, at the smallest size.
+    """Validation loss, effective rank and spectral norm over training, and below over its end, at the smallest size.
 
     Of the runs that are equal in all but their blocks, batch size, tokens and seed: those that differ most. Where they make
     too many lines, only those of one budget are drawn. Seeds share a line's look; blocks differ by its dashes.
@@ -198,20 +201,25 @@ def saturation(sweep: Sweep) -> Figure:
     coloured = [tuple(v for s, v in zip(varied, values, strict=True) if s != "block") for values, _ in runs]
     kinds = sorted(set(coloured))
     colours = dict(zip(kinds, _colours(len(kinds)), strict=True))
-    figure, axes = _figure(1, len(columns))
+    figure, axes = _figure(2, len(columns))
+    whole, end = axes[: len(columns)], axes[len(columns) :]
     handles = []
     for kind, (values, of_one) in zip(coloured, runs, strict=True):
         dash = "--" if "block" in of_one and of_one["block"].iloc[0] == "parallel" else "-"
         for cell in of_one["id"]:
             run = rows[rows["cell"] == cell].sort_values("tokens")
-            for ax, column in zip(axes, columns, strict=True):
-                ax.plot(run["tokens"], run[column], dash, color=colours[kind], lw=1.1)
+            share = run["tokens"] / run["tokens"].max()
+            late = share >= _LATE
+            for above, below, column in zip(whole, end, columns, strict=True):
+                above.plot(run["tokens"], run[column], dash, color=colours[kind], lw=1.1)
+                below.plot(share[late], run[column][late], dash, color=colours[kind], lw=1.1)
         name = ", ".join(f"{words(s)} {short(v)}" for s, v in zip(varied, values, strict=True))
         seeds = f", {len(of_one)} seeds" if len(of_one) > 1 else ""
         handles.append(Line2D([], [], ls=dash, color=colours[kind], label=name.removeprefix("block ") + seeds))
-    for ax, column in zip(axes, columns, strict=True):
-        ax.set_xscale("log")
-        _label(ax, "training tokens", sweep.label(column))
+    for above, below, column in zip(whole, end, columns, strict=True):
+        above.set_xscale("log")
+        _label(above, "training tokens", sweep.label(column))
+        _label(below, "share of the training", sweep.label(column))
     drawn = rows[rows["cell"].isin(chosen["id"])]
     return _finish(figure, f"At {chosen['size'].iloc[0]} {'; '.join(_ends(drawn))}", handles)
 
@@ -464,9 +472,9 @@ def _wrapped(text: str, width: int) -> str:
     name, bracket, unit = text.rpartition(" (")
     if bracket and unit.endswith(")") and len(name) <= width:
         return f"{name}\n({unit}"
-    lines = textwrap.wrap(text, width)
+    lines = textwrap.wrap(text, width, break_on_hyphens=False)
     for narrower in range(-(-len(text) // len(lines)), width):
-        even = textwrap.wrap(text, narrower)
+        even = textwrap.wrap(text, narrower, break_on_hyphens=False)
         if len(even) == len(lines):
             return "\n".join(even)
     return "\n".join(lines)

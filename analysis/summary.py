@@ -168,7 +168,7 @@ def _entry(effect: dict[str, Any]) -> Entry:
     return Entry(
         interval(effect["effect"], effect["low"], effect["high"]),
         effect["low"] > 0 or effect["high"] < 0,
-        f"{times:+.1f} sd".replace("-", _MINUS) if math.isfinite(times) else "",
+        f"{round(times, 1) + 0.0:+.1f} sd".replace("-", _MINUS) if math.isfinite(times) else "",
         _swing(effect["effect"], effect["swing"], times),
     )
 
@@ -196,8 +196,13 @@ def interval(value: float, low: float, high: float) -> str:
     """`value [low, high]`, three significant digits."""
     if not np.isfinite(value):
         return "no value"
-    text = f"{value:.3g}" + (f" [{low:.3g}, {high:.3g}]" if np.isfinite(low) else "")
+    text = _three(value) + (f" [{_three(low)}, {_three(high)}]" if np.isfinite(low) else "")
     return text.replace("-", _MINUS)
+
+
+def _three(number: float) -> str:
+    """Three significant digits, or as many as 0.0001 has: what is smaller is rounded to it."""
+    return f"{number:.3g}" if abs(number) >= 1e-4 or number == 0 else f"{number:.5f}"
 
 
 def _cell(text: str) -> str:

@@ -49,6 +49,11 @@ def supports(olmo: Any, inputs: torch.Tensor) -> bool:
     )
 
 
+def available() -> bool:
+    """Whether there are any on this machine."""
+    return _library() is not None
+
+
 def hidden(olmo: Any, inputs: torch.Tensor) -> torch.Tensor:
     """Final states after the last norm, (batch, length, d), of token ids (batch, length): `olmo(inputs).logits`."""
     transformer = olmo.transformer

@@ -55,6 +55,8 @@ class Display:
         self._running: dict[str, dict[str, Any]] = {}
         self._finished: set[str] = set()
         self._failed: dict[str, str] = {}
+        # Every cell may have the same to say.
+        self._warned = {""}
         self.lost: list[str] = []
         """The cells whose process was."""
         self._unreachable = ""
@@ -91,7 +93,8 @@ class Display:
         if "unreachable" in result:
             self._unreachable = result["unreachable"]
             return None
-        if "warning" in result:
+        if result.get("warning", "") not in self._warned:
+            self._warned.add(result["warning"])
             say(f"[yellow]warning[/] {escape(result['warning'])}")
         known = self._running.setdefault(cell, {"cell": cell, "since": time.time()})
         known |= {key: result[key] for key in _SHOWN if key in result}

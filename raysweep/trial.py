@@ -219,7 +219,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
     from torch.nn.parallel import DistributedDataParallel
 
-    from raysweep import checkpoint
+    from raysweep import checkpoint, kernels
     from raysweep.corpora.shared import obtain
     from raysweep.train import Run
 
@@ -246,6 +246,11 @@ def _train_worker(config: dict[str, Any]) -> None:
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
         checkpoint=found[1] if found else None,
     )
+    if device.type == "cpu" and not kernels.available():
+        warnings.append(
+            f"{socket.gethostname()} has no C compiler, or it failed: small models train with PyTorch's own operations, "
+            "about half as fast, and round otherwise than where there is one"
+        )
     intact = [found[0]] if found else []
     kept = None if resources["keep_checkpoints"] == "all" else resources["keep_checkpoints"]
     saved = started = time.monotonic()

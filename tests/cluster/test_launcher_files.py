@@ -602,9 +602,9 @@ def test_room(
 
 
 def test_no_node_holds_a_cell_and_none_will_come() -> None:
-    assert cluster.room(make_space(gpus=2), [HEAD, GPU_NODE], None) == (
+    assert cluster.room(make_space(cpus=9), [HEAD, GPU_NODE], None) == (
         0,
-        "a cell of tiny asks for 8 CPU and 2 GPU and the cluster's nodes have 0 CPU, 8 CPU and 1 GPU",
+        "a cell of tiny asks for 9 CPU and 1 GPU and the cluster's nodes have 0 CPU, 8 CPU and 1 GPU",
         None,
     )
 
@@ -638,14 +638,13 @@ NEVER = "and the cluster's nodes and node types have 0 CPU, 8 CPU and 1 GPU"
 @pytest.mark.parametrize(
     ("space", "grows", "why"),
     [
-        (make_space(gpus=2), BOTH, f"a cell of tiny asks for 8 CPU and 2 GPU {NEVER}"),
         (make_space(cpus=16), BOTH, f"a cell of tiny asks for 16 CPU and 1 GPU {NEVER}"),
         (
             make_space(workers=2, cpus=16, gpus=0),
             BOTH,
             f"each of the 2 workers of a cell of tiny asks for 16 CPU {NEVER}",
         ),
-        (make_space(evaluation_gpus=2), BOTH, f"an evaluation of tiny asks for 1 CPU and 2 GPU {NEVER}"),
+        (make_space(evaluation_cpus=9), BOTH, f"an evaluation of tiny asks for 9 CPU {NEVER}"),
         # A type of which there may be none is none.
         (
             make_space(cpus=16),
