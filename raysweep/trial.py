@@ -31,6 +31,9 @@ _T = TypeVar("_T")
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0
 
+# Within so many seconds Ray sees that a node is gone; what ran there fails at once.
+NOTICE = 30.0
+
 # Within so many seconds a cluster that is being stopped has stopped its trials too.
 SHUTDOWN = 3.0
 
@@ -117,8 +120,8 @@ def record_failure(store: Store, cell: str, stage: str, error: str) -> None:
 def _innermost(error: BaseException) -> BaseException:
     """The innermost cause, which is where the reason is; wrappers carry tracebacks in their messages."""
     workers = getattr(error, "worker_failures", None)
-    if workers:
-        error = next(iter(workers.values()))
+    # Of Ray Train's own controller it has the cause here, and nowhere else.
+    error = next(iter(workers.values())) if workers else getattr(error, "controller_failure", error)
     while (
         inner := getattr(error, "cause", None) or getattr(error, "_base_exc", None) or error.__cause__
     ) is not None and inner is not error:
@@ -185,9 +188,20 @@ def _despite_lost_nodes(work: Callable[[], _T], several: bool = False) -> _T:
         try:
             return work()
         except Exception as error:
-            if before.keys() <= cluster.nodes().keys() or not (several or _process_lost(error)):
+            lost = _process_lost(error)
+            if not (several or lost) or not _node_gone(before, NOTICE if lost else 0.0):
                 raise
             logging.getLogger(__name__).warning("a node went away: trying again", exc_info=True)
+
+
+def _node_gone(before: dict[str, Any], patience: float) -> bool:
+    """Whether a node of those before is gone, or is seen to be within so many seconds."""
+    deadline = time.monotonic() + patience
+    while before.keys() <= cluster.nodes().keys():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(1.0)
+    return True
 
 
 def _process_lost(error: Exception) -> bool:
