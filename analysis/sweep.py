@@ -289,10 +289,7 @@ def from_tables(
 
 def of_domain(column: str) -> bool:
     """Whether a column is of one domain of a task, whose name may be anything."""
-    _, task, rest = column.partition("out_of_distribution_")
-    measure = next((m for m in ("loss_", "bits_per_byte_") if rest.startswith(m)), "")
-    # The change by quantization is of all domains.
-    return bool(task and measure) and not (rest == "loss_change" and column != "out_of_distribution_loss_change")
+    return column.startswith(("out_of_distribution_loss_", "out_of_distribution_bits_per_byte_"))
 
 
 def _finite(table: pd.DataFrame) -> pd.DataFrame:

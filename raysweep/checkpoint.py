@@ -67,14 +67,18 @@ class Checkpoint:
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 of tensors by their names."""
-    return hashlib.sha256(save({key: t.detach().cpu().contiguous() for key, t in tensors.items()})).hexdigest()
+    return hashlib.sha256(_bytes(tensors)).hexdigest()
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
     """Write the three files into a folder of the store; the state comes last and makes it whole."""
     sums = {}
     for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
-        content = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+        content = _bytes(tensors)
         store.write(f"{folder}/{name}", content)
         sums[name] = hashlib.sha256(content).hexdigest()
     position = {key: value for key, value in asdict(checkpoint.position).items() if key != "base" or value}

@@ -5,7 +5,6 @@ Ray reads its environment when it is imported, so `raysweep.sweep` sets that fir
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from typing import Any
@@ -22,7 +21,7 @@ from raysweep.loggers import OfThisProcess
 from raysweep.progress import LOST
 from raysweep.space import Space
 from raysweep.store import TRAIN, Store
-from raysweep.sweep import Survey
+from raysweep.sweep import Survey, end_by_interrupt
 from raysweep.trial import record_failure, run_cell
 
 # How often, in seconds, a sweep looks which nodes there are.
@@ -73,9 +72,9 @@ def train(
                 storage_path=context.address_info["session_dir"],
             ),
         )
-        # As `sweep.run` has it; Ray has set its own. What Ray starts, a job too, has Ctrl-C's signal blocked.
+        # What Ray starts, a job too, has Ctrl-C's signal blocked; and Ray has put a handler of its own in place of ours.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+        end_by_interrupt()
         with display.live():
             tuner.fit()
         for cell in display.lost:

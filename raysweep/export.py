@@ -5,6 +5,7 @@ OLMo's blocks in this configuration are Llama's: the weights are copied one to o
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,19 +117,19 @@ def _weights(
         steps = evaluate.finetune.finetuning(cell, evaluation).steps
         found = _checkpoint(store, directory, step, steps, f"{form} of {cell.id}")
         return found.model, found.position.step
-    width = form.removeprefix("quantized_").removesuffix("bit")
-    if form != "trained" and (form != f"quantized_{width}bit" or width not in "2345678" or len(width) != 1):
+    quantized = re.fullmatch(r"quantized_([2-8])bit", form)
+    if form != "trained" and quantized is None:
         raise UserError(
             f"no form {form!r}: there are trained, finetune_python, finetune_math, quantized_<b>bit with 2 to 8 bits"
         )
     found = _checkpoint(store, directory, step, cell.steps, cell.id)
-    if form == "trained":
+    if quantized is None:
         return found.model, found.position.step
     evaluation = _evaluation(space, "quantized", form)
     olmo = model.build(cell.shape, cell.sequence_length, cell.seed)
     olmo.load_state_dict(found.model)
     subject: Subject = evaluate.Subject(cell, LanguageModel(olmo), corpus, store, "")
-    evaluate.quantized.gptq(subject, int(width), evaluation)
+    evaluate.quantized.gptq(subject, int(quantized[1]), evaluation)
     return {name: tensor.detach() for name, tensor in olmo.state_dict().items()}, found.position.step
 
 

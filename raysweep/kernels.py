@@ -45,7 +45,7 @@ def supports(olmo: Any, inputs: torch.Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and olmo.transformer.wte.weight.dtype == torch.float32
         and config.d_model // config.n_heads in HEADS
-        and _library() is not None
+        and available()
     )
 
 
@@ -142,7 +142,7 @@ def exponential_sums(x: torch.Tensor) -> torch.Tensor:
     Numbers are held between -87 and 88 first, so that nothing overflows but the sums. Where there is no compiler, by
     PyTorch, and without that.
     """
-    if x.dtype != torch.float32 or not x.is_contiguous() or _library() is None:
+    if x.dtype != torch.float32 or not x.is_contiguous() or not available():
         return x.exp_().sum(dim=0)
     rows, columns = x.shape
     sums = x.new_empty(columns)

@@ -57,8 +57,6 @@ class Display:
         self._failed: dict[str, str] = {}
         # Every cell may have the same to say.
         self._warned = {""}
-        self.lost: list[str] = []
-        """The cells whose process was."""
         self._unreachable = ""
         self.waiting = ""
         """Why nothing can start at present."""
@@ -76,6 +74,11 @@ class Display:
     def stopped(self) -> str:
         """Why this run cannot go on; empty while it can."""
         return self._unreachable or self._held.lost
+
+    @property
+    def lost(self) -> list[str]:
+        """The cells whose process was."""
+        return [cell for cell, error in self._failed.items() if error == LOST]
 
     # What happens, as Tune tells it.
 
@@ -109,7 +112,6 @@ class Display:
         return self._share()
 
     def crashed(self, cell: str) -> None:
-        self.lost.append(cell)
         self._end(cell, [LOST])
 
     def _end(self, cell: str, errors: list[str]) -> None:

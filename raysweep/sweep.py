@@ -138,9 +138,7 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
     anything is started where the store, its lock, the corpus or the cluster stand in the way.
     """
     loggers.check(space)
-    if threading.current_thread() is threading.main_thread():
-        # `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does.
-        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+    end_by_interrupt()
     store.probe()
     with lock.Lock(store) as held:
         before = survey(store, space)
@@ -176,6 +174,12 @@ def run(space: Space, store: Store, resume_command: str, train: bool = True) -> 
             retry = "`raysweep run` trains again what has no weights"
         printing.conclude(space, store, after, retry)
         return 1 if after.left else 0
+
+
+def end_by_interrupt() -> None:
+    """Let `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does; only a main thread can."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
 
 
 def write_plan(space: Space, store: Store) -> None:

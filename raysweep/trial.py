@@ -255,7 +255,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         rank=rank,
         workers=workers,
         micro_batch_size=resources["micro_batch_size"],
-        gpu_share=min(resources["gpus"] or 1.0, 1.0),
+        gpu_share=resources["gpus"] or 1.0,
         compile=resources["compile"],
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
         checkpoint=found[1] if found else None,
@@ -409,7 +409,7 @@ def evaluate_cell(
     if final is None:
         raise RuntimeError("the final weights of the cell are gone")
     corpus = obtain(cell.corpus, fingerprint, store)
-    rows = evaluate.run(cell, evaluation, final.model, corpus, store, device, min(gpus or 1.0, 1.0))
+    rows = evaluate.run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0)
     settings = evaluation.model_dump()
     _write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
     store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)

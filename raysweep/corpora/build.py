@@ -45,6 +45,9 @@ REVISION = 1
 
 BATCH = 2000
 
+# Of the hash in the name of a corpus's folder.
+KEY_DIGITS = 12
+
 # A document found under two roles belongs to the first of these: what is held out is never trained on.
 ROLES = ("finetune_python", "finetune_math", "out_of_distribution", "pretraining")
 
@@ -60,8 +63,7 @@ def build(corpus: Corpus, stream: bool = False) -> Path:
     With `stream` files of the hub are read as they come, and not kept. Raises `UserError` where a source is missing or the
     cache cannot be written.
     """
-    specification = _specification(corpus)
-    folder = _folder(corpus, specification)
+    folder, specification = _place(corpus)
     if (folder / "manifest.json").exists():
         return folder
     try:
@@ -87,23 +89,21 @@ def build(corpus: Corpus, stream: bool = False) -> Path:
     return folder
 
 
-def folder_of(corpus: Corpus) -> Path:
-    """Where `build` puts the corpus. Raises `UserError` where a folder that it is made of is not on this machine."""
-    return _folder(corpus, _specification(corpus))
+def folders(name: str) -> list[Path]:
+    """Where corpora of this name were built on this machine, of whatever text."""
+    return sorted((cache() / "corpora").glob(f"{name}-{'?' * KEY_DIGITS}"))
 
 
-def _folder(corpus: Corpus, specification: dict[str, Any]) -> Path:
-    key = hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:12]
-    return cache() / "corpora" / f"{corpus.name}-{key}"
-
-
-def _specification(corpus: Corpus) -> dict[str, Any]:
+def _place(corpus: Corpus) -> tuple[Path, dict[str, Any]]:
+    """Where `build` puts the corpus, and what decides that; `UserError` where a folder of its text is not here."""
     if corpus.name == "installed":
         source: Any = installed.signature()
     else:
         source = {"revision": tokenize.REVISION}
         source |= {role: [published.signature(one) for one in each] for role, each in corpus.sources().items()}
-    return {"build": REVISION, "corpus": corpus.describe(), "source": source}
+    specification = {"build": REVISION, "corpus": corpus.describe(), "source": source}
+    key = hashlib.sha256(json.dumps(specification, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
+    return cache() / "corpora" / f"{corpus.name}-{key}", specification
 
 
 def _finish(manifest: dict[str, Any], folder: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from raysweep.corpora import Corpus
-from raysweep.corpora.build import cache
+from raysweep.corpora.build import cache, folders
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.store import Store
@@ -44,7 +44,7 @@ def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
 
     What it was built of is not looked at: that may have changed or gone since. Raises `UserError` where it cannot be had.
     """
-    for built in sorted((cache() / "corpora").glob(f"{corpus.name}-????????????")):
+    for built in folders(corpus.name):
         if _fingerprint(built) == fingerprint:
             return TokenizedCorpus(built)
     folder = cache() / "corpora" / f"{corpus.name}-{fingerprint}"

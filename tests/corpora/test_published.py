@@ -14,7 +14,7 @@ import pytest
 from corpora import hub
 
 from raysweep.corpora import PRESETS, Corpus, Source, layouts
-from raysweep.corpora.build import folder_of
+from raysweep.corpora.build import _place
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 from raysweep.corpora.published import MIRROR, opened, preset, resolve
 from raysweep.errors import UserError
@@ -106,7 +106,7 @@ def test_a_node_without_the_copies_asks_for_no_hub(pile: TokenizedCorpus, monkey
     """Where a corpus is, or would be, is known without a network: a commit says what is in it."""
     monkeypatch.delenv(MIRROR, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    assert folder_of(Corpus(name="pile")).name.startswith("pile-")
+    assert _place(Corpus(name="pile"))[0].name.startswith("pile-")
 
 
 def test_the_splits_and_files_of_a_source(mirror: Path) -> None:

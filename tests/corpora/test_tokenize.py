@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from raysweep.corpora import Corpus, installed, show, tokenize
-from raysweep.corpora.build import folder_of
+from raysweep.corpora.build import _place
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 from raysweep.corpora.split import share
 from raysweep.errors import UserError
@@ -170,7 +170,7 @@ def test_a_damaged_block_is_made_again(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(tokenize, "BLOCK", 50_000)
     corpus = corpus_of(folder)
     expected = open_corpus(corpus).fingerprint
-    built = folder_of(corpus)
+    built = _place(corpus)[0]
     unfinished = built.with_name(f"{built.name}.unfinished")
 
     def stop(*_: Any) -> Iterator[Any]:
@@ -189,10 +189,10 @@ def test_a_damaged_block_is_made_again(folder: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_changed_file_is_another_corpus(folder: Path) -> None:
-    before = folder_of(corpus_of(folder))
+    before = _place(corpus_of(folder))[0]
     with (folder / "0.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
-    assert folder_of(corpus_of(folder)) != before
+    assert _place(corpus_of(folder))[0] != before
 
 
 @pytest.mark.parametrize(
