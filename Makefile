@@ -33,7 +33,7 @@ demo: $(DONE)
 
 # A full report of 108 simulated cells, in a minute.
 report-example: $(DONE)
-	@$(BIN)/python -m analysis.example runs/report-example
+	@$(BIN)/python -m raysweep.analysis.example runs/report-example
 	@$(BIN)/raysweep analyze runs/report-example/simulated.yaml --store runs/report-example/store \
 		--output runs/report-example/report
 

@@ -1,6 +1,6 @@
 """Reads a sweep's tables and writes what a paper needs: regressions, scaling laws, claims, tables, figures, a report.
 
-Nothing here imports ray or torch. `analysis.analyze.analyze` does everything; each other module is one part of it and can
+Nothing here imports ray or torch. `analyze.analyze` does everything; each other module is one part of it and can
 be called alone with data frames:
 
     sweep         the tables of a store, and which of their columns are tasks, metrics and hyperparameters

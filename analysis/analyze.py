@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import claims, figures, interventions, noise, regressions, report, summary, sweep, tables
+from raysweep.analysis import claims, figures, interventions, noise, regressions, report, summary, sweep, tables
 from raysweep.errors import UserError
 
 Step = Callable[[str, int, int], None]

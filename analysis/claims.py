@@ -9,7 +9,7 @@ A claim is one or more tests. A test asks that an effect is above or below a bou
 A claim is supported if all of its tests are, contradicted if one of them is, and undecided otherwise; beside it stands the
 test that decided. No correction is made for the number of claims.
 
-Effects of hyperparameters have exact permutation intervals (`analysis.trends`); everything else resamples configurations.
+Effects of hyperparameters have exact permutation intervals (`trends`); everything else resamples configurations.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from analysis import statistics
-from analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
-from analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, column_of, outcome, words
-from analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, slopes, trend
+from raysweep.analysis import statistics
+from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, folds_of
+from raysweep.analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, column_of, outcome, words
+from raysweep.analysis.trends import Effect, effect, of_lowest_and_middle, of_middle_and_highest, slopes, trend
 
 Array = npt.NDArray[np.float64]
 
@@ -127,7 +127,7 @@ class Finding:
 def claims(sweep: Sweep, regressions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The scorecard, one row per claim with the columns `COLUMNS`, and every test behind it.
 
-    `regressions` is the first table of `analysis.regressions.regressions`.
+    `regressions` is the first table of `regressions.regressions`.
     """
     keys = ["task", "metric", "statistic"]
     evidence = _Evidence(sweep, regressions.set_index(keys) if len(regressions) else regressions)

@@ -1,4 +1,4 @@
-"""A simulated sweep of the paper's 108 cells, as a store like any other: `python -m analysis.example DIR`.
+"""A simulated sweep of the paper's 108 cells, as a store like any other: `python -m raysweep.analysis.example DIR`.
 
 Nothing is trained; every number is drawn from the formulas below, which follow what the paper reports. It shows what a
 full report looks like, and gives tests a sweep whose truth is known.
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from raysweep import space as spaces
-from raysweep.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
-from raysweep.space import Cell, Space
-from raysweep.store import TRAIN, Store
+from raysweep.space import cell as spaces
+from raysweep.space.cell import Cell, Space
+from raysweep.store import Store
+from raysweep.store.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
+from raysweep.store.store import TRAIN
 
 SIMULATED = "simulated"
 """Stands in the simulated cells' rows for the corpus's fingerprint and the versions."""
@@ -169,7 +170,7 @@ def _trajectory(cell: Cell, row: dict[str, float], rng: np.random.Generator) -> 
 
 
 def _space_text() -> str:
-    paper = Path(__file__).parent.parent / "search_spaces" / "paper.yaml"
+    paper = Path(__file__).resolve().parents[1] / "search_spaces" / "paper.yaml"
     return paper.read_text(encoding="utf-8").replace("name: paper", "name: simulated")
 
 
@@ -181,7 +182,7 @@ def _load(text: str) -> Space:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m analysis.example", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m raysweep.analysis.example", description=__doc__.splitlines()[0])
     parser.add_argument("folder", metavar="DIR", type=Path)
     folder = parser.parse_args().folder
     simulated = write(folder)

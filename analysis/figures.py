@@ -19,9 +19,9 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis import plots
-from analysis.claims import COSINE, ISOTROPY, RANK
-from analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, outcome
+from raysweep.analysis import plots
+from raysweep.analysis.claims import COSINE, ISOTROPY, RANK
+from raysweep.analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, outcome
 
 COLUMNS = ("figure", "name", "file", "title", "reason")
 

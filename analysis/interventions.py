@@ -3,7 +3,7 @@ cells left alone.
 
 A pair is two cells that differ in their intervention only, the seed included: the same initial weights, the same data in the
 same order. The change of a column is the mean over pairs, and its interval comes from swapping the two within pairs, in all
-ways or in 20,000 of them (`analysis.trends.effect`). The slope is that of a column on the effective rank, over the cells
+ways or in 20,000 of them (`trends.effect`). The slope is that of a column on the effective rank, over the cells
 that a penalty did not raise above the one left alone: what lowers the rank and what raises it need not lie on one line.
 It is shared by all sizes and seeds, each with a level of its own.
 
@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.claims import RANK
-from analysis.noise import outcomes, standard_deviations
-from analysis.sweep import INTERVENTIONS, Sweep
-from analysis.trends import effect
+from raysweep.analysis.claims import RANK
+from raysweep.analysis.noise import outcomes, standard_deviations
+from raysweep.analysis.sweep import INTERVENTIONS, Sweep
+from raysweep.analysis.trends import effect
 
 Array = npt.NDArray[np.float64]
 
@@ -41,7 +41,7 @@ def interventions(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     `against` names the control that it is held against, and is empty where that is the cell left alone. The isotropy under a
     cap is left out: it is taken over eigenvectors, which equal singular values do not determine.
 
-    Empty where no cell has an intervention. `noise` is that of `analysis.noise.seed_noise`: each size is held against its
+    Empty where no cell has an intervention. `noise` is that of `noise.seed_noise`: each size is held against its
     own. Columns: `COLUMNS`.
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
-from analysis.sweep import Sweep, of_domain
-from analysis.trends import swing, trend
+from raysweep.analysis.sweep import Sweep, of_domain
+from raysweep.analysis.trends import swing, trend
 
 NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations", "size")
 EFFECT_COLUMNS = (

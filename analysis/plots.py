@@ -21,10 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from analysis import interventions, statistics
-from analysis.claims import NEAR_LINEAR, NO_LINE, RANK, few_steps, late_rise
-from analysis.sweep import Sweep, capital, outcome, short, words
-from analysis.trends import TURN, Effect, swing, trend
+from raysweep.analysis import interventions, statistics
+from raysweep.analysis.claims import NEAR_LINEAR, NO_LINE, RANK, few_steps, late_rise
+from raysweep.analysis.sweep import Sweep, capital, outcome, short, words
+from raysweep.analysis.trends import TURN, Effect, swing, trend
 
 Array = npt.NDArray[np.float64]
 

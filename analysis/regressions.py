@@ -11,7 +11,7 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
   repeated over 5 partitions. Configurations stay whole: seeds of one are in one fold.
 - `predictive_r2_new_size`: the same with each size held out in turn.
 
-Intervals resample configurations; correlations have BCa intervals and R² basic ones (`analysis.statistics` says why).
+Intervals resample configurations; correlations have BCa intervals and R² basic ones (`statistics` says why).
 Each resample is cross-validated over two partitions of its own, where the value itself is the mean over five.
 """
 
@@ -33,8 +33,8 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from analysis import scaling_law, statistics
-from analysis.sweep import Sweep
+from raysweep.analysis import scaling_law, statistics
+from raysweep.analysis.sweep import Sweep
 
 Array = npt.NDArray[np.float64]
 

@@ -19,12 +19,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from analysis.claims import PLACES
-from analysis.example import SIMULATED
-from analysis.regressions import STATISTIC_WORDS
-from analysis.summary import Effects, interval
-from analysis.sweep import Sweep, outcome, short, words
-from analysis.tables import Table, entry, number
+from raysweep.analysis.claims import PLACES
+from raysweep.analysis.example import SIMULATED
+from raysweep.analysis.regressions import STATISTIC_WORDS
+from raysweep.analysis.summary import Effects, interval
+from raysweep.analysis.sweep import Sweep, outcome, short, words
+from raysweep.analysis.tables import Table, entry, number
 
 
 def render(

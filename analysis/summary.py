@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.claims import COSINE, ISOTROPY, PLACES, RANK
-from analysis.noise import standard_deviations
-from analysis.regressions import STATISTIC_WORDS, STATISTICS
-from analysis.sweep import Sweep, capital, outcome, words
-from analysis.tables import Table, entry, number
-from analysis.trends import TURN
+from raysweep.analysis.claims import COSINE, ISOTROPY, PLACES, RANK
+from raysweep.analysis.noise import standard_deviations
+from raysweep.analysis.regressions import STATISTIC_WORDS, STATISTICS
+from raysweep.analysis.sweep import Sweep, capital, outcome, words
+from raysweep.analysis.tables import Table, entry, number
+from raysweep.analysis.trends import TURN
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -114,7 +114,7 @@ class Effects:
 
 
 def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
-    """The tables of `analysis.noise` as what is shown of them."""
+    """The tables of `noise` as what is shown of them."""
     note = (
         "Each entry: the slope of a straight line over the values tested, taken as equally spaced, from the lowest to the "
         f"highest, all else equal; its 95% permutation interval, {_BOLD}; {_NOISE}; and where the column turns in between "
@@ -126,7 +126,7 @@ def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
 
 
 def of_interventions(noise: pd.DataFrame, moved: pd.DataFrame) -> list[Effects]:
-    """The table of `analysis.interventions`, all sizes together: against the cells left alone, and against controls."""
+    """The table of `interventions`, all sizes together: against the cells left alone, and against controls."""
     together = moved[moved["size"] == ""].rename(columns={"intervention": "hyperparameter", "change": "effect"})
     together = together.assign(swing=math.nan)
     note = (

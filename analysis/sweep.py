@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raysweep.corpora import OLMO_VOCABULARY
 from raysweep.errors import UserError
-from raysweep.model import SIZES
-from raysweep.publish import Published
-from raysweep.schemas import PLAN, TRAJECTORIES
+from raysweep.exchange.publish import Published
+from raysweep.model.olmo import SIZES
+from raysweep.space.corpus import OLMO_VOCABULARY
 from raysweep.store import Store
-from raysweep.tables import results
+from raysweep.store.index import results
+from raysweep.store.schemas import PLAN, TRAJECTORIES
 
 PAPER_TASKS = {
     "in_distribution_loss": "in_distribution",

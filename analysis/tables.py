@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.regressions import STATISTIC_WORDS, STATISTICS
-from analysis.sweep import PAPER_METRICS, outcome, words
+from raysweep.analysis.regressions import STATISTIC_WORDS, STATISTICS
+from raysweep.analysis.sweep import PAPER_METRICS, outcome, words
 
 _MINUS = "\N{MINUS SIGN}"
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from analysis.sweep import Sweep
+from raysweep.analysis.sweep import Sweep
 
 Array = npt.NDArray[np.float64]
 

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from benchmarks.harness import arguments, in_turn, ratios, show
-from raysweep import geometry, space
 from raysweep.corpora.loader import open_corpus
-from raysweep.train import Run
+from raysweep.model import geometry
+from raysweep.space import cell as space
+from raysweep.training.run import Run
 
 # name -> rows, columns.
 CASES = {"50304 x 768": (50304, 768), "50304 x 64": (50304, 64)}

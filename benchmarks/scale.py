@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from raysweep import space as spaces
-from raysweep.schemas import CELLS, EVALUATIONS, TIMINGS, TRAJECTORIES
-from raysweep.space import Cell, Space
-from raysweep.store import TRAIN, Store
+from raysweep.space import cell as spaces
+from raysweep.space.cell import Cell, Space
+from raysweep.store import Store
+from raysweep.store.schemas import CELLS, EVALUATIONS, TIMINGS, TRAJECTORIES
+from raysweep.store.store import TRAIN
 
 EVALUATE = ("in_distribution", "out_of_distribution", "representation", "quantized", "finetune_python", "finetune_math")
 

@@ -23,8 +23,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.harness import Result, arguments, in_turn, ratios, show
-from raysweep.corpora import Corpus, blocks, installed, tokenize
+from raysweep.corpora import blocks, installed, tokenize
 from raysweep.corpora.tokenizer import olmo
+from raysweep.space.corpus import Corpus
 
 CORE_MB, CORES_MB = 8, 96
 MEMORY_MB = (10, 100, 1000)

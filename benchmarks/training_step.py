@@ -24,10 +24,10 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.harness import Result, arguments, in_turn, ratios, show
-from raysweep import model
-from raysweep.loss import unembedding_cross_entropy
-from raysweep.space import Cell
-from raysweep.train import LanguageModel, Run
+from raysweep.model import olmo as model
+from raysweep.model.loss import unembedding_cross_entropy
+from raysweep.space.cell import Cell
+from raysweep.training.run import LanguageModel, Run
 
 # name -> width, vocabulary, sequence length, batch size, steps of one turn.
 CASES = {
@@ -123,7 +123,7 @@ def olmo(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
 
 
 def llama_network(cell: Cell) -> torch.nn.Module:
-    from raysweep.export import to_llama
+    from raysweep.exchange.export import to_llama
 
     weights = model.build(cell.shape, cell.sequence_length, cell.seed).state_dict()
     return to_llama(cell, weights, end_of_text=0).train()

@@ -11,9 +11,9 @@ import torch
 from moto.server import ThreadedMotoServer
 from tiny import TINY
 
-from analysis import example
-from raysweep.corpora import Corpus
+from raysweep.analysis import example
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
+from raysweep.space.corpus import Corpus
 
 # Results to the last bit are promised for one number of threads.
 torch.set_num_threads(1)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from raysweep.space import Cell
+from raysweep.space.cell import Cell
 
 TINY = {"name": "installed", "tokenizer": "bpe", "vocabulary": 512, "fraction": 0.02}
 

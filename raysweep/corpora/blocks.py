@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysweep.corpora import domain_name
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Malformed, read, unit
 from raysweep.corpora.published import File, Resolved, opened, reading
 from raysweep.corpora.split import TEST_SHARE, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode
 from raysweep.errors import UserError
+from raysweep.space.corpus import domain_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

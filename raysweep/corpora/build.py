@@ -30,10 +30,11 @@ from filelock import FileLock
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from raysweep.corpora import Corpus, installed, published, tokenize
+from raysweep.corpora import installed, published, tokenize
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode, olmo, train_bpe
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.corpora import Corpus
 from raysweep.corpora.build import build, checksum, fingerprint
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 
 
 class TokenizedCorpus:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from raysweep.corpora import PRESETS, Source
 from raysweep.corpora.files import SUFFIXES
 from raysweep.errors import UserError
+from raysweep.space.corpus import PRESETS, Source
 
 MIRROR = "RAYSWEEP_MIRROR"
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from raysweep.corpora import Corpus
 from raysweep.corpora.build import cache, folders
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 from raysweep.store import Store
 
 MANIFEST = "manifest.json"

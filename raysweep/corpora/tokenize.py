@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from raysweep import cluster
-from raysweep.corpora import ROLES, Corpus
+from raysweep.cluster import connection as cluster
 from raysweep.corpora.blocks import (
     EVERYTHING,
     HELD_OUT,
@@ -48,6 +47,7 @@ from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
 from raysweep.corpora.watch import Watch
 from raysweep.errors import UserError
+from raysweep.space.corpus import ROLES, Corpus
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from raysweep.console import duration
+from raysweep.cli.console import duration
 
 if TYPE_CHECKING:
     from raysweep.corpora.blocks import Part

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import example, regressions, sweep
-from raysweep.space import Space
+from raysweep.analysis import example, regressions, sweep
+from raysweep.space.cell import Space
 from raysweep.store import Store
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from analysis import analyze, example, figures, plots, sweep
-from analysis.sweep import Sweep
+from raysweep.analysis import analyze, example, figures, plots, sweep
+from raysweep.analysis.sweep import Sweep
 from raysweep.errors import UserError
 from raysweep.store import Store
 

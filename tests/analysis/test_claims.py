@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import claims, regressions, sweep
-from analysis.claims import Finding
-from analysis.sweep import Sweep
+from raysweep.analysis import claims, regressions, sweep
+from raysweep.analysis.claims import Finding
+from raysweep.analysis.sweep import Sweep
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_fifteen_claims_each_with_its_deciding_test(
 
 
 def test_what_the_example_plants_is_supported(card: pd.DataFrame) -> None:
-    """Each follows from a formula of `analysis.example`: effects of batch, decay, final rate and tokens, a line, H."""
+    """Each follows from a formula of `example`: effects of batch, decay, final rate and tokens, a line, H."""
     assert {n: card.loc[n, "verdict"] for n in (3, 8, 11, 12, 14)} == dict.fromkeys((3, 8, 11, 12, 14), "supported")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import example, regressions, sweep
+from raysweep.analysis import example, regressions, sweep
 
 SWEEPS = 200
 DRAWS = 1000

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import claims, interventions, noise, plots, regressions, sweep
-from analysis.sweep import Sweep
+from raysweep.analysis import claims, interventions, noise, plots, regressions, sweep
+from raysweep.analysis.sweep import Sweep
 
 TARGETS = (0.5, 0.7, 0.95)
 ALONE = 0.86

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import noise, sweep
-from analysis.sweep import Sweep
+from raysweep.analysis import noise, sweep
+from raysweep.analysis.sweep import Sweep
 
 KEPT = ("cosine_W", "isotropy_W", "in_distribution_loss")
 

@@ -10,8 +10,8 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from analysis import regressions, scaling_law, sweep
-from analysis.sweep import Sweep
+from raysweep.analysis import regressions, scaling_law, sweep
+from raysweep.analysis.sweep import Sweep
 
 PAPER_CONTROLS = [
     "parameters", "tokens", "batch_size", "weight_decay", "learning_rate", "final_learning_rate_fraction",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from analysis import scaling_law, statistics
+from raysweep.analysis import scaling_law, statistics
 
 TRUTH = {"E": 1.8, "A": 400.0, "B": 1000.0, "alpha": 0.34, "beta": 0.29}
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import analyze, sweep
-from analysis.claims import late_rise
-from raysweep import publish
+from raysweep.analysis import analyze, sweep
+from raysweep.analysis.claims import late_rise
+from raysweep.exchange import publish
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()

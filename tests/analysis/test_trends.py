@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis import noise, plots
-from analysis.sweep import BASE_RATE, Sweep, from_tables
-from analysis.trends import (
+from raysweep.analysis import noise, plots
+from raysweep.analysis.sweep import BASE_RATE, Sweep, from_tables
+from raysweep.analysis.trends import (
     PERMUTATIONS,
     effect,
     of_lowest_and_middle,

@@ -36,9 +36,9 @@ from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_US
 from ray.core.generated.common_pb2 import PlacementStrategy
 from tiny import make_cell
 
-from raysweep import cluster
-from raysweep.cluster import DRIVER, Growth
-from raysweep.space import Space
+from raysweep.cluster import connection as cluster
+from raysweep.cluster.connection import DRIVER, Growth
+from raysweep.space.cell import Space
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster.gcp.yaml", "cluster.local.yaml")

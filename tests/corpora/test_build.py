@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from raysweep.corpora import Corpus, build, installed
+from raysweep.corpora import build, installed
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.corpora.tokenizer import END_OF_TEXT
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 
 # The fingerprint of TINY under constraints.txt. It must come out on every machine; its origin is the build on Linux with
 # Python 3.11 and again with 3.12. A change of RECIPE, of the build or of a version in constraints.txt changes it.
@@ -124,7 +125,7 @@ def test_the_olmo_tokenizer() -> None:
 
 
 BUILD = (
-    "import sys; from raysweep.corpora import Corpus, build, installed;"
+    "import sys; from raysweep.space.corpus import Corpus; from raysweep.corpora import build, installed;"
     "installed.RECIPE = [e for e in installed.RECIPE if e.domain in ('questions', 'cython')];"
     "print(build.build(Corpus(name='installed', tokenizer='bpe', vocabulary=400, fraction=0.05)))"
 )

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from raysweep.corpora import PRESETS, installed
+from raysweep.corpora import installed
+from raysweep.space.corpus import PRESETS
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import hub
 
-from raysweep.corpora import PRESETS, Corpus, Source, layouts
+from raysweep.corpora import layouts
 from raysweep.corpora.build import _place
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 from raysweep.corpora.published import MIRROR, opened, preset, resolve
 from raysweep.errors import UserError
+from raysweep.space.corpus import PRESETS, Corpus, Source
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep import sweep
-from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.corpora.shared import directory, obtain, publish
 from raysweep.errors import StoreError, UserError
+from raysweep.space.corpus import Corpus
 from raysweep.store import Store
+from raysweep.sweep import runner as sweep
 
 
 def quiet(part: str, done: int, of: int) -> None:

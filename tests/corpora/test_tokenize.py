@@ -17,11 +17,12 @@ import numpy as np
 import psutil
 import pytest
 
-from raysweep.corpora import Corpus, installed, show, tokenize
+from raysweep.corpora import installed, show, tokenize
 from raysweep.corpora.build import _place
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 from raysweep.corpora.split import share
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 
 
 @pytest.fixture(scope="module")

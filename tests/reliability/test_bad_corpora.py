@@ -9,13 +9,13 @@ import pytest
 from corpora import hostile
 from tiny import TINY, make_cell
 
-from raysweep import sweep
-from raysweep.corpora import Corpus
 from raysweep.corpora.loader import TokenizedCorpus, open_corpus
 from raysweep.corpora.tokenizer import encode, pieces, train_bpe
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 from raysweep.store import Store
-from raysweep.train import Run
+from raysweep.sweep import runner as sweep
+from raysweep.training.run import Run
 
 
 @pytest.fixture

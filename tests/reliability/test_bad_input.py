@@ -11,8 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from raysweep import cli, space
+from raysweep.cli import main as cli
 from raysweep.errors import UserError
+from raysweep.space import cell as space
 
 SHIPPED = [Path(__file__).parents[2] / "search_spaces" / name for name in ("demo.yaml", "paper.yaml")]
 WEIRD: list[Any] = [

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 from tiny import make_cell
 
-from raysweep import checkpoint, trial
 from raysweep.corpora.build import checksum
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
-from raysweep.store import TRAIN, Store
-from raysweep.train import Run
+from raysweep.store import Store
+from raysweep.store.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
+from raysweep.store.store import TRAIN
+from raysweep.sweep import trial
+from raysweep.training import checkpoint
+from raysweep.training.run import Run
 
 CELL = make_cell(tokens=2048)
 SETTINGS = {"task": "in_distribution", "sequences": 8}

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from tiny import TINY, make_cell
 
 from raysweep.corpora.loader import Sequences, TokenizedCorpus
-from raysweep.train import Run
+from raysweep.training.run import Run
 
 
 class Text:

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 from tiny import make_cell
 
-from raysweep import checkpoint, lock, space, trial
-from raysweep.corpora import Corpus
 from raysweep.corpora.build import checksum, fingerprint
 from raysweep.corpora.loader import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.pretrained import unembedding
-from raysweep.schemas import CELLS, PLAN
-from raysweep.store import Store
-from raysweep.store import checksum as store_checksum
+from raysweep.exchange.pretrained import unembedding
+from raysweep.space import cell as space
+from raysweep.space.corpus import Corpus
+from raysweep.store import Store, lock
+from raysweep.store.schemas import CELLS, PLAN
+from raysweep.store.store import checksum as store_checksum
+from raysweep.sweep import trial
+from raysweep.training import checkpoint
 
 CELL = make_cell()
 

@@ -1,0 +1,1 @@
+"""The command line: parser, commands, what they print, the live panel."""

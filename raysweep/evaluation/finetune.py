@@ -1,0 +1,118 @@
+"""finetune_python and finetune_math: train on from the final weights, and see what is learnt and what is forgotten.
+
+From the final weights with a fresh AdamW: a tenth of the cell's peak rate, 10% linear warm-up, cosine to zero, 32
+sequences a step. Then the loss on the subject's held-out part, before and after, and again the in-distribution loss: its
+rise is the forgetting. A fine-tuning that is killed goes on from its own checkpoint.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+
+from raysweep.evaluation import in_distribution
+from raysweep.space.fields import Count, Positive, Strict
+
+if TYPE_CHECKING:
+    from raysweep.evaluation.task import Metric, Subject
+    from raysweep.space.cell import Cell
+    from raysweep.training.run import Run
+
+# Seconds between checkpoints.
+CHECKPOINT_INTERVAL = 60.0
+
+
+class Settings(Strict):
+    task: Literal["finetune_python", "finetune_math"]
+    tokens: Count = 4_194_304
+    """Training budget; rounded down to whole steps."""
+    batch_size: Count = 32
+    """Sequences per step, at the cell's length."""
+    learning_rate_fraction: Positive = 0.1
+    """Peak learning rate, as a fraction of the cell's."""
+    sequences: Count = 512
+    """Sequences of each held-out part (`Sequences.sample`); all where there are fewer."""
+
+
+def finetuning(cell: Cell, settings: Settings) -> Cell:
+    """The fine-tuning as a cell of its own."""
+    from raysweep.space.cell import Cell
+
+    changes = {
+        "tokens": settings.tokens,
+        "batch_size": settings.batch_size,
+        "learning_rate": cell.peak_learning_rate * settings.learning_rate_fraction,
+        "learning_rate_factor": 1.0,
+        "final_learning_rate_fraction": 0.0,
+        "warmup_fraction": 0.1,
+        # What held the rank of the base model where it is.
+        "effective_rank_target": None,
+        "effective_rank_penalty": 0.0,
+        "spectral_norm_cap": None,
+    }
+    return Cell.model_validate(cell.model_dump() | changes)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
+    from raysweep.evaluation.task import Metric
+    from raysweep.model.geometry import measure
+    from raysweep.training.run import mean_loss
+
+    name = settings.task.removeprefix("finetune_")
+    held_out = subject.corpus.sequences(f"{settings.task}/test", subject.cell.sequence_length)
+
+    def loss() -> float:
+        return mean_loss(subject.language_model, held_out, settings.sequences, subject.micro_batch_size)
+
+    before, remembered = loss(), in_distribution.loss(subject, settings.sequences)
+    run = _train(subject, settings)
+    subject.language_model.olmo.load_state_dict(run.model.olmo.state_dict())
+    after, forgotten = loss(), in_distribution.loss(subject, settings.sequences)
+    geometry = measure(subject.language_model.unembedding)
+    unit = "nats per token"
+    return [
+        Metric(f"finetune_{name}_loss_before", before, unit),
+        Metric(f"finetune_{name}_loss", after, unit),
+        Metric(f"finetune_{name}_loss_change", after - before, unit),
+        Metric(f"forgetting_{name}_loss", forgotten, unit),
+        Metric(f"forgetting_{name}_loss_change", forgotten - remembered, unit),
+        *(Metric(f"finetune_{name}_{metric}_W", value, "") for metric, value in geometry.items()),
+    ]
+
+
+def _train(subject: Subject, settings: Settings) -> Run:
+    """Fine-tune to the end, from the furthest checkpoint; the final one stays in the store."""
+    from raysweep.training import checkpoint
+    from raysweep.training.run import Run
+
+    store, directory = subject.store, subject.directory
+    base = checkpoint.digest(subject.language_model.olmo.state_dict())
+    found = checkpoint.latest(store, directory)
+    if found is not None and found[1].position.base not in ("", base):
+        # The cell was trained again since, and where rounding differs to other weights.
+        store.delete_directory(directory)
+        found = None
+    run = Run(
+        finetuning(subject.cell, settings),
+        subject.corpus,
+        shard=f"{settings.task}/train",
+        weights=subject.language_model.olmo.state_dict(),
+        reports=(),
+        device=subject.device,
+        gpu_share=subject.gpu_share,
+        checkpoint=found[1] if found else None,
+    )
+    run.position.base = base
+    if run.finished:
+        return run
+    saved = time.monotonic()
+
+    def due(step: int) -> bool:
+        return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
+
+    intact = [found[0]] if found else []
+    for _ in run.rows(pause=due):
+        intact = checkpoint.append(run.checkpoint(), store, directory, intact, keep=1)
+        saved = time.monotonic()
+    return run

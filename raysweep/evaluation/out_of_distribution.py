@@ -1,0 +1,69 @@
+"""out_of_distribution: the loss on domains that training never saw, domain by domain."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+from raysweep.errors import UserError
+from raysweep.space.fields import Count, Strict
+
+if TYPE_CHECKING:
+    from raysweep.corpora.loader import TokenizedCorpus
+    from raysweep.evaluation.task import Metric, Subject
+
+PREFIX = "out_of_distribution/"
+
+
+class Settings(Strict):
+    task: Literal["out_of_distribution"] = "out_of_distribution"
+    sequences: Count = 512
+    """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
+
+
+def present(corpus: TokenizedCorpus, length: int) -> list[str]:
+    """The shards out of distribution that hold a sequence; of a published collection some may not."""
+    shards = corpus.manifest["shards"].items()
+    return [name for name, shard in sorted(shards) if name.startswith(PREFIX) and shard["tokens"] > length]
+
+
+def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
+    """The same; raises `UserError` where there is none."""
+    if not (found := present(corpus, length)):
+        raise UserError(
+            f"the corpus {corpus.folder.name} has no domain out of distribution with a sequence of {length} tokens: drop "
+            "that evaluation"
+        )
+    return found
+
+
+def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
+    """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
+    from raysweep.training.run import mean_loss
+
+    found = {}
+    for shard in domains(subject.corpus, subject.cell.sequence_length):
+        read = subject.corpus.sequences(shard, subject.cell.sequence_length)
+        loss = mean_loss(subject.language_model, read, sequences, subject.micro_batch_size)
+        # What the loss was taken over.
+        targets = read.read(read.sample(sequences))[:, 1:]
+        content = int(subject.corpus.token_bytes[targets].sum())
+        found[shard.removeprefix(PREFIX)] = loss, loss * targets.size / (math.log(2) * content)
+    return found
+
+
+def mean(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
+    """Loss and bits per byte averaged over domains, each counting once."""
+    return sum(loss for loss, _ in found.values()) / len(found), sum(bits for _, bits in found.values()) / len(found)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain."""
+    from raysweep.evaluation.task import Metric
+
+    found = losses(subject, settings.sequences)
+    metrics = []
+    for suffix, (loss, bits) in {"": mean(found), **{f"_{domain}": pair for domain, pair in found.items()}}.items():
+        metrics.append(Metric(f"out_of_distribution_loss{suffix}", loss, "nats per token"))
+        metrics.append(Metric(f"out_of_distribution_bits_per_byte{suffix}", bits, "bits per byte"))
+    return metrics

@@ -1,0 +1,51 @@
+"""representation: the geometry of H, the final states of the last tokens of held-out sequences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from raysweep.evaluation.in_distribution import SHARD
+from raysweep.space.fields import Count, Strict
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.evaluation.task import Metric, Subject
+
+
+class Settings(Strict):
+    task: Literal["representation"] = "representation"
+    sequences: Annotated[Count, Field(gt=1)] = 1024
+    """Rows of H: sequences of the in-distribution test split (`Sequences.sample`); all where there are fewer. The effective
+    rank of n rows is low by about d / 8n by the sampling alone, so take several times the width d."""
+
+
+def last_states(subject: Subject, sequences: int) -> torch.Tensor:
+    """H, (sequences, d): the state of the last input token of each sequence, after the final norm."""
+    import numpy as np
+    import torch
+
+    from raysweep.training.run import precision
+
+    shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
+    chosen = shard.sample(sequences)
+    states = []
+    with torch.no_grad(), precision(subject.device):
+        for part in np.array_split(chosen, -(-len(chosen) // subject.micro_batch_size)):
+            tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
+            states.append(subject.language_model.hidden(tokens)[:, -1].float())
+    return torch.cat(states)
+
+
+def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
+    """`effective_rank_H` and `cosine_H`."""
+    from raysweep.evaluation.task import Metric
+    from raysweep.model.geometry import effective_rank, mean_cosine
+
+    states = last_states(subject, settings.sequences)
+    return [
+        Metric("effective_rank_H", effective_rank(states), "fraction of the width"),
+        Metric("cosine_H", mean_cosine(states), ""),
+    ]

@@ -1,0 +1,1 @@
+"""What goes out and comes in: exported and other people's models, published results."""

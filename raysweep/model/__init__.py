@@ -1,0 +1,1 @@
+"""The OLMo, its loss, its kernels, its geometry, and what acts on it."""

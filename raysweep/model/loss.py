@@ -1,0 +1,176 @@
+"""Cross-entropy of the unembedding, in chunks of tokens, so that no tokens x vocabulary matrix exists.
+
+For hidden states H (n x d), unembedding W (V x d) and targets y, token i has the loss log z_i - w_{y_i} . h_i with
+z_i = sum_v exp(w_v . h_i). With E = exp(H W^T), the gradients of the summed loss are
+
+    dH = diag(1/z) (E W) - W[y]          dW = E^T (diag(1/z) H) - sum_i onehot(y_i) h_i^T
+
+so a chunk's share of both is two matmuls away while its E is still at hand. The forward pass computes them, and the
+normalisation touches only the n x d side: E is written once, exponentiated once and summed once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from raysweep.model import kernels
+
+# Tokens in a chunk, and on a CPU rows of W in a tile: a tile of logits, 1 MiB, stays in the cache between the matmul that
+# makes it, the exponential and the matmul that uses it.
+CHUNK = {"cpu": 128, "cuda": 2048}
+TILE = 2048
+
+
+def unembedding_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy, in nats per token, of `softmax(hidden @ weight.T)`; differentiable once.
+
+    `hidden` (..., d), `weight` (V, d), `targets` (...) of integers in [0, V). Equal to `F.cross_entropy` and its
+    gradients to rounding. Under autocast the matmuls run in its precision and everything else in float32. Returns a
+    float32 scalar (float64 for float64 inputs).
+    """
+    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())  # type: ignore[no-any-return]
+
+
+def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The cross-entropy of every token, in nats, in the shape of `targets`; without gradients."""
+    flat, labels = hidden.flatten(0, -2), targets.flatten()
+    with torch.no_grad():
+        weight = weight.to(_matmul_dtype(flat))
+        if _tiled(flat):
+            scratch = _Scratch(flat, weight)
+            losses = [scratch.fill(flat[rows], labels[rows], None)[1] for rows in _chunks(flat)]
+        else:
+            losses = [_exponentials(flat[rows], weight, labels[rows])[2] for rows in _chunks(flat)]
+    return torch.cat(losses).view(targets.shape)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        n = len(hidden)
+        wants_gradients = any(ctx.needs_input_grad)
+        factor = weight.to(_matmul_dtype(hidden))
+        total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        grad_hidden = grad_weight = None
+        if wants_gradients:
+            grad_hidden = torch.empty_like(hidden, dtype=total.dtype)
+            grad_weight = torch.zeros_like(weight)
+        scratch = _Scratch(hidden, factor) if _tiled(hidden) else None
+        for rows in _chunks(hidden):
+            if scratch is not None:
+                product = None if grad_hidden is None else grad_hidden[rows]
+                norm, losses = scratch.fill(hidden[rows], targets[rows], product)
+                total += losses.sum()
+                if grad_weight is not None and product is not None:
+                    product /= norm[:, None]
+                    scratch.add_outer(grad_weight, hidden[rows] / norm[:, None])
+                continue
+            exponentials, norm, losses = _exponentials(hidden[rows], factor, targets[rows])
+            total += losses.sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            exponentials = exponentials.to(factor.dtype)
+            scale = 1 / norm[:, None]
+            grad_hidden[rows] = (exponentials @ factor) * scale
+            scaled = (hidden[rows] * scale).to(factor.dtype)
+            if factor.dtype == grad_weight.dtype:
+                grad_weight.addmm_(exponentials.T, scaled)
+            else:
+                grad_weight += exponentials.T @ scaled
+        if grad_hidden is not None and grad_weight is not None:
+            grad_hidden = (grad_hidden - weight[targets]).to(hidden.dtype)
+            grad_weight.index_add_(0, targets, hidden.to(grad_weight.dtype), alpha=-1)
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.tokens = n
+        return total / n
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        scale = grad_output / ctx.tokens
+        hidden, weight = ctx.saved_tensors
+        wants_hidden, wants_weight, _ = ctx.needs_input_grad
+        return hidden * scale if wants_hidden else None, weight * scale if wants_weight else None, None
+
+
+class _Scratch:
+    """On a CPU: E^T of one chunk, tile by tile, in memory that all chunks share.
+
+    Transposed, since of all matmuls here the one with E^T is slow where it is BLAS that transposes.
+    """
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor) -> None:
+        self.weight = weight
+        self.memory = hidden.new_empty(min(len(hidden), CHUNK["cpu"]) * len(weight))
+        self.tiles: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def fill(
+        self, hidden: torch.Tensor, targets: torch.Tensor, product: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row sums of E and the losses of one chunk; E^T stays in `tiles`, and E W goes to `product` if given.
+
+        Logits of a language model are far from overflow, so that their maximum, another pass over them, is taken only
+        where the sums ask for it; E is then that up to a factor per row.
+        """
+        n = len(hidden)
+        self.tiles = [
+            (
+                self.memory[n * start : n * min(start + TILE, len(self.weight))].view(-1, n),
+                self.weight[start : start + TILE],
+            )
+            for start in range(0, len(self.weight), TILE)
+        ]
+        chosen = (hidden * self.weight[targets]).sum(dim=1)
+        norm = self._exponentials(hidden, None, product)
+        if bool(((norm > 1e-30) & (norm < 1e30)).all()):
+            return norm, norm.log() - chosen
+        largest = torch.stack([(hidden @ rows.T).amax(dim=1) for _, rows in self.tiles]).amax(dim=0)
+        norm = self._exponentials(hidden, largest, product)
+        return norm, norm.log() + largest - chosen
+
+    def _exponentials(
+        self, hidden: torch.Tensor, shift: torch.Tensor | None, product: torch.Tensor | None
+    ) -> torch.Tensor:
+        norm = hidden.new_zeros(len(hidden))
+        for first, (tile, rows) in enumerate(self.tiles):
+            torch.mm(rows, hidden.T, out=tile)
+            if shift is not None:
+                tile.sub_(shift)
+            norm += kernels.exponential_sums(tile)
+            if product is not None:
+                product.addmm_(tile.T, rows, beta=1 if first else 0)
+        return norm
+
+    def add_outer(self, grad_weight: torch.Tensor, scaled: torch.Tensor) -> None:
+        """grad_weight += E^T scaled."""
+        for start, (tile, _) in zip(range(0, len(self.weight), TILE), self.tiles, strict=True):
+            grad_weight[start : start + TILE].addmm_(tile, scaled)
+
+
+def _tiled(hidden: torch.Tensor) -> bool:
+    return hidden.device.type == "cpu" and _matmul_dtype(hidden) == hidden.dtype and hidden.dtype.itemsize >= 4
+
+
+def _chunks(hidden: torch.Tensor) -> list[slice]:
+    size = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+    return [slice(start, start + size) for start in range(0, len(hidden), size)]
+
+
+def _matmul_dtype(hidden: torch.Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _exponentials(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one chunk: E up to a factor per row, its row sums, and the losses."""
+    logits = hidden.to(weight.dtype) @ weight.T
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    chosen = logits.gather(1, targets[:, None]).squeeze(1)
+    largest = logits.amax(dim=1)
+    exponentials = logits.sub_(largest[:, None]).exp_()
+    norm = exponentials.sum(dim=1)
+    return exponentials, norm, norm.log() + largest - chosen

@@ -1,0 +1,1 @@
+"""What is asked for: search spaces, cells, corpora, the settings of evaluations."""

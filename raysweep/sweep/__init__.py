@@ -1,0 +1,1 @@
+"""What is left of a sweep, and how it is done on a Ray cluster."""

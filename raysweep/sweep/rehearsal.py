@@ -1,0 +1,95 @@
+"""A rehearsal: one small cell of a search space through every step, in a few hundred tokens, before the money is spent.
+
+Published data sets are stood in for by small files in their layouts, folders and other data sets by their first documents;
+the model, the tokenizer, the fields that are read and the evaluations are the search space's own. Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from raysweep.corpora import layouts
+from raysweep.corpora.blocks import complaint
+from raysweep.corpora.files import Document, read
+from raysweep.corpora.published import MIRROR, opened, reading, resolve
+from raysweep.errors import UserError
+from raysweep.space.cell import Cell, EvaluateResources, Resources, Space, TrainResources
+from raysweep.space.corpus import Corpus, Source
+from raysweep.store import Store
+from raysweep.sweep import runner as sweep
+
+SEQUENCE, BATCH, STEPS = 64, 2, 4
+DOCUMENTS = 300
+
+
+def rehearse(space: Space) -> int:
+    """Go through the smallest cell of `space` in a store that is thrown away; the exit status of the sweep."""
+    smallest = min(space.cells, key=lambda cell: cell.flops)
+    with tempfile.TemporaryDirectory(prefix="raysweep-rehearsal-") as name:
+        folder = Path(name)
+        short = _short(space, smallest, _corpus(smallest.corpus, folder))
+        layouts.write(folder / "hub")
+        os.environ |= {MIRROR: str(folder / "hub"), "RAYSWEEP_CACHE": str(folder / "cache"), "RAY_ADDRESS": "local"}
+        print(f"rehearsal of {space.name}: {smallest.id}, {STEPS} steps and {len(short.evaluations)} evaluations")
+        status = sweep.run(short, Store(str(folder / "store")), f"raysweep run --rehearse (of {space.name})")
+    if status == 0:
+        print(f"every step of {space.name} works; nothing was kept")
+    return status
+
+
+def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
+    """The space with that one cell, everything in it as short as can be."""
+    changes = {
+        "corpus": corpus, "sequence_length": SEQUENCE, "batch_size": BATCH, "tokens": STEPS * BATCH * SEQUENCE,
+        "validation_sequences": 2,
+    }  # fmt: skip
+    few = {"sequences": 2, "calibration_sequences": 2, "tokens": STEPS * BATCH * SEQUENCE, "batch_size": BATCH}
+    evaluations = []
+    for evaluation in space.evaluations:
+        shorter = {name: value for name, value in few.items() if name in type(evaluation).model_fields}
+        evaluations.append(evaluation.model_copy(update=shorter))
+    return Space(
+        name=f"{space.name}-rehearsal",
+        cells=(cell.model_copy(update=changes),),
+        evaluations=tuple(evaluations),
+        resources=Resources(train=TrainResources(), evaluate=EvaluateResources()),
+    )
+
+
+def _corpus(corpus: Corpus, folder: Path) -> Corpus:
+    """The corpus with its first documents for all but the published data sets, which have their stand-ins."""
+    if corpus.name == "installed":
+        return corpus.model_copy(update={"fraction": 0.02})
+    sources = {
+        role: tuple(
+            # Of the files that it chooses there are no stand-ins, but of the split.
+            source.model_copy(update={"files": ()}) if source.preset else _excerpt(source, folder / f"{role}-{i}")
+            for i, source in enumerate(each)
+        )
+        for role, each in corpus.sources().items()
+    }
+    return corpus.model_copy(update={"fraction": 1.0, **sources})
+
+
+def _excerpt(source: Source, folder: Path) -> Source:
+    """The first documents of a source as a folder with the same fields."""
+    found = resolve(source)
+    rows: list[str] = []
+    for file in found.files:
+        with reading(found.name, file.name), opened(file, stream=True) as content:
+            for document in itertools.islice(read(content, file.name, found.text, found.domain), DOCUMENTS - len(rows)):
+                if isinstance(document, Document):
+                    rows.append(json.dumps({"text": document.text, "domain": document.domain}))
+                elif not source.skip_malformed:
+                    raise UserError(complaint(found.name, file.name, document.place, document.reason))
+        if len(rows) >= DOCUMENTS:
+            break
+    folder.mkdir()
+    (folder / f"{source.name.replace('/', '-')}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return source.model_copy(
+        update={"hub": None, "revision": None, "folder": str(folder), "files": (), "text": None, "domain": "domain"}
+    )

@@ -1,0 +1,1 @@
+"""The training of one cell, and its checkpoints."""

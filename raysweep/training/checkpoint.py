@@ -1,0 +1,199 @@
+"""A training checkpoint: a folder of three files, each under a checksum, found again after any kill.
+
+model.safetensors       weights under OLMo's names
+optimizer.safetensors   AdamW's moments by parameter, and torch's random state
+state.json              position, rows so far, and the checksums of the other two
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from raysweep.store import Store
+from raysweep.store.schemas import SCHEMA_VERSION
+from raysweep.store.store import checksum as checksum_of
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger("raysweep")
+
+MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+@dataclass
+class Position:
+    """How far a run is. Floats survive the JSON to the last bit."""
+
+    cell: str
+    fingerprint: str
+    """Of the corpus it trains on."""
+    step: int = 0
+    """Optimizer steps taken."""
+    loss_sum: float = 0.0
+    """Sum of the steps' losses since the last row, the mean over workers."""
+    loss_steps: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The trajectory so far."""
+    diverged: bool = False
+    seconds: float = 0.0
+    """Wall-clock spent so far, what a kill took included only up to its last checkpoint."""
+    starts: int = 0
+    base: str = ""
+    """SHA-256 of the weights that a fine-tuning began with; empty for training from the beginning."""
+
+    def ends(self, steps: int) -> bool:
+        """Whether training of `steps` steps is over here."""
+        return self.diverged or self.step == steps
+
+
+@dataclass
+class Checkpoint:
+    position: Position
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    """Empty where only the weights were asked for."""
+
+
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors by their names."""
+    return hashlib.sha256(_bytes(tensors)).hexdigest()
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+
+
+def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
+    """Write the three files into a folder of the store; the state comes last and makes it whole."""
+    sums = {}
+    for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+        content = _bytes(tensors)
+        store.write(f"{folder}/{name}", content)
+        sums[name] = hashlib.sha256(content).hexdigest()
+    position = {key: value for key, value in asdict(checkpoint.position).items() if key != "base" or value}
+    body = {"schema": SCHEMA_VERSION, "position": position, "sha256": sums}
+    store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
+
+
+def append(
+    checkpoint: Checkpoint, store: Store, run_directory: str, intact: list[str], keep: int | None = None
+) -> list[str]:
+    """Write the next checkpoint of a run, and delete what it makes superfluous.
+
+    `intact` names the checkpoints that this run wrote or went on from, the furthest first; with the new one they are
+    returned, and `keep` of them stay (None: every checkpoint). Others up to here were left by other runs and are deleted:
+    they may be damaged, or never have been finished. What is further stays until this run has passed it.
+    """
+    step = checkpoint.position.step
+    new = name(step)
+    write(checkpoint, store, f"{run_directory}/{new}")
+    intact = [new, *intact]
+    if keep is not None:
+        intact = intact[:keep]
+        for other in names(store, run_directory):
+            if step_of(other) <= step and other not in intact:
+                store.delete_directory(f"{run_directory}/{other}")
+    return intact
+
+
+class Damaged(Exception):
+    """A checkpoint's file is not what was written; the message says which."""
+
+
+class Unfinished(Damaged):
+    """The process that wrote the checkpoint ended before it had."""
+
+
+def read(store: Store, folder: str, optimizer: bool = True) -> Checkpoint:
+    """Read and verify a checkpoint in a folder of the store; raises `Damaged`.
+
+    Without `optimizer` its file, two thirds of the whole, is neither read nor asked for.
+    """
+    position, sums = _state(store, folder)
+    moments = _tensors(store, folder, OPTIMIZER, sums) if optimizer else {}
+    return Checkpoint(position, _tensors(store, folder, MODEL, sums), moments)
+
+
+def latest(
+    store: Store, run_directory: str, warn: Callable[[str], None] = log.warning, optimizer: bool = True
+) -> tuple[str, Checkpoint] | None:
+    """The name and content (see `read`) of the furthest intact checkpoint in a run directory of the store.
+
+    A damaged one is passed over for the one before it, and `warn` is told, so that no damage loses more than one.
+    """
+    for name in names(store, run_directory):
+        try:
+            return name, read(store, f"{run_directory}/{name}", optimizer)
+        except Unfinished:
+            continue
+        except Damaged as error:
+            warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
+    return None
+
+
+def names(store: Store, run_directory: str) -> list[str]:
+    """The checkpoints of a run directory, the furthest first."""
+    return sorted(filter(_NAME.fullmatch, store.directories(run_directory)), reverse=True)
+
+
+def name(step: int) -> str:
+    """A new name for a checkpoint after `step` steps; names sort by step.
+
+    Each is unique: a run that goes on from an older checkpoint must not write into a damaged newer one.
+    """
+    return f"checkpoint_step{step:012d}_{uuid.uuid4().hex[:6]}"
+
+
+def step_of(name: str) -> int:
+    """The steps taken at the checkpoint of this name."""
+    return int(name.removeprefix("checkpoint_step").partition("_")[0])
+
+
+_NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
+
+
+def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
+    content = _content(store, f"{folder}/{STATE}")
+    try:
+        body = json.loads(content)
+        checksum = body.pop("checksum")
+        if checksum != checksum_of(body):
+            raise ValueError
+        # Checkpoints of all schemas are the same, and the first do not say which.
+        schema = body.get("schema", "1")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged(f"{STATE} is not what was written") from None
+    store.check_schema(f"{folder}/{STATE}", schema)
+    try:
+        return Position(**body["position"]), body["sha256"]
+    except (KeyError, TypeError):
+        raise Damaged(f"{STATE} is not what was written") from None
+
+
+def _tensors(store: Store, folder: str, name: str, sums: dict[str, str]) -> dict[str, torch.Tensor]:
+    content = _content(store, f"{folder}/{name}")
+    if hashlib.sha256(content).hexdigest() != sums[name]:
+        raise Damaged(f"{name} is not what was written")
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise Damaged(f"{name} holds no tensors: {error}") from None
+
+
+def _content(store: Store, path: str) -> bytes:
+    content = store.read(path)
+    if content is None:
+        file = path.rpartition("/")[2]
+        raise (Unfinished if file == STATE else Damaged)(f"{file} is missing")
+    return content

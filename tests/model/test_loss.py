@@ -1,0 +1,100 @@
+"""Against `F.cross_entropy` of the materialised logits, and its gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raysweep.model.loss import CHUNK, token_losses, unembedding_cross_entropy
+
+
+def problem(n: int, d: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    hidden = torch.randn(n, d, generator=generator, dtype=dtype) * scale
+    weight = torch.randn(vocabulary, d, generator=generator, dtype=dtype)
+    targets = torch.randint(0, vocabulary, (n,), generator=generator)
+    return [hidden.requires_grad_(), weight.requires_grad_(), targets]
+
+
+def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("n", [1, 7, CHUNK["cpu"], 2 * CHUNK["cpu"] + 3])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+def test_loss_and_gradients(n: int, dtype: torch.dtype, tolerance: float) -> None:
+    hidden, weight, targets = problem(n, 12, 101, dtype)
+    # A factor on the loss must reach the gradients.
+    ours = with_gradients(3 * unembedding_cross_entropy(hidden, weight, targets), hidden, weight)
+    reference = with_gradients(3 * F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("scale", [40.0, 1000.0])
+def test_logits_that_overflow_an_exponential(scale: float) -> None:
+    """Where exp(logit) is beyond float32 the maximum is taken out first."""
+    hidden, weight, targets = problem(30, 12, 101, torch.float32, scale)
+    assert float((hidden @ weight.T).detach().max()) > 89  # exp(89) is infinite in float32
+    ours = with_gradients(unembedding_cross_entropy(hidden, weight, targets), hidden, weight)
+    reference = with_gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_check() -> None:
+    hidden, weight, targets = problem(5, 3, 7, torch.float64)
+    assert torch.autograd.gradcheck(lambda h, w: unembedding_cross_entropy(h, w, targets), (hidden, weight))
+
+
+def test_shapes_of_a_batch_and_gradients_that_are_not_wanted() -> None:
+    hidden, weight, targets = problem(24, 6, 11, torch.float64)
+    batch = hidden.detach().view(4, 6, 6).requires_grad_()
+    loss = unembedding_cross_entropy(batch, weight.detach(), targets.view(4, 6))
+    loss.backward()
+    reference = F.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss, reference)
+    torch.testing.assert_close(batch.grad.view(24, 6), torch.autograd.grad(reference, hidden)[0])  # type: ignore[union-attr]
+
+
+def test_equal_targets_add_up() -> None:
+    hidden, weight, targets = problem(40, 6, 11, torch.float64)
+    targets.fill_(3)
+    ours = with_gradients(unembedding_cross_entropy(hidden, weight, targets), hidden, weight)
+    reference = with_gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_token_losses() -> None:
+    hidden, weight, targets = problem(300, 6, 50, torch.float64)
+    losses = token_losses(hidden.view(3, 100, 6), weight, targets.view(3, 100))
+    reference = F.cross_entropy(hidden @ weight.T, targets, reduction="none").view(3, 100)
+    torch.testing.assert_close(losses, reference.detach())
+    assert not losses.requires_grad
+
+
+def test_bfloat16_autocast_on_float32_weights() -> None:
+    hidden, weight, targets = problem(64, 16, 200, torch.float32, 0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = with_gradients(unembedding_cross_entropy(hidden, weight, targets), hidden, weight)
+    reference = with_gradients(F.cross_entropy(hidden @ weight.T, targets), hidden, weight)
+    assert [value.dtype for value in ours] == [torch.float32] * 3
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b, atol=0.02 * float(b.abs().max()), rtol=0.02)
+
+
+def test_nan_stays_nan() -> None:
+    hidden, weight, targets = problem(10, 4, 9, torch.float32)
+    broken = hidden.detach().clone()
+    broken[3, 2] = float("nan")
+    assert torch.isnan(unembedding_cross_entropy(broken, weight, targets))
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
+    """8192 tokens x 20000 entries are 655 MB of logits in float32; no tensor alive may come near that."""
+    hidden, weight, targets = problem(8192, 8, 20000, torch.float32)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        unembedding_cross_entropy(hidden, weight, targets).backward()
+    allocated = [event.device_memory_usage or event.cpu_memory_usage for event in profiler.events()]
+    # What one operation keeps: a chunk of logits is 10 MB.
+    assert max(allocated) < 60e6

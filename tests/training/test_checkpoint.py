@@ -1,0 +1,107 @@
+"""Which of a run's checkpoints it goes on from, and which are kept."""
+
+from pathlib import Path
+
+import pytest
+from tiny import make_cell
+
+from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.errors import StoreError, UserError
+from raysweep.store import Store
+from raysweep.training import checkpoint
+from raysweep.training.run import Run
+
+DIRECTORY = "train/x"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def run(corpus: TokenizedCorpus) -> Run:
+    return Run(make_cell(), corpus)
+
+
+def at(run: Run, step: int) -> checkpoint.Checkpoint:
+    made = run.checkpoint()
+    made.position.step = step
+    return made
+
+
+def steps(store: Store) -> list[int]:
+    return [checkpoint.step_of(name) for name in checkpoint.names(store, DIRECTORY)]
+
+
+def furthest(store: Store, warned: list[str] | None = None) -> int | None:
+    found = checkpoint.latest(store, DIRECTORY, (warned if warned is not None else []).append)
+    return found[1].position.step if found else None
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (None, [30, 20, 10, 0])])
+def test_the_last_are_kept(store: Store, run: Run, keep: int | None, left: list[int]) -> None:
+    intact: list[str] = []
+    for step in (0, 10, 20, 30):
+        intact = checkpoint.append(at(run, step), store, DIRECTORY, intact, keep)
+    assert steps(store) == left
+    assert [checkpoint.step_of(name) for name in intact] == left
+    assert furthest(store) == 30
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, keep: int) -> None:
+    """The run went on from step 10 since 20 is damaged and 30 unfinished; what it writes at 15 and at 30 must stay."""
+    warned: list[str] = []
+    for step in (10, 20, 30):
+        checkpoint.append(at(run, step), store, DIRECTORY, [])
+    unfinished, damaged, good = (Path(store.root) / DIRECTORY / name for name in checkpoint.names(store, DIRECTORY))
+    (unfinished / checkpoint.STATE).unlink()
+    (damaged / checkpoint.MODEL).write_bytes(b"x")
+    assert furthest(store, warned) == 10
+    assert [checkpoint.MODEL in line for line in warned] == [True]
+    intact = checkpoint.append(at(run, 15), store, DIRECTORY, [good.name], keep)
+    assert furthest(store) == 15
+    assert steps(store) == [30, 20, 15, 10][: keep + 2]
+    checkpoint.append(at(run, 30), store, DIRECTORY, intact, keep)
+    assert furthest(store) == 30
+    assert steps(store) == [30, 15][:keep]
+    assert not unfinished.exists()
+
+
+def test_a_store_out_of_reach_damages_nothing(store: Store, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a cell that is finished would count as lost, and be trained again."""
+    checkpoint.append(at(run, 10), store, DIRECTORY, [])
+    checkpoint.append(at(run, 20), store, DIRECTORY, [])
+    real = store.read
+    for file in (checkpoint.STATE, checkpoint.MODEL, checkpoint.OPTIMIZER):
+
+        def away(path: str, wait: bool = True, file: str = file) -> bytes | None:
+            if path.endswith(file):
+                raise StoreError("away")
+            return real(path, wait)
+
+        monkeypatch.setattr(store, "read", away)
+        with pytest.raises(StoreError, match="away"):
+            furthest(store)
+
+
+def test_one_of_a_later_schema_is_refused_and_not_passed_over(
+    store: Store, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an older raysweep would begin anew, and delete what is further."""
+    with monkeypatch.context() as later:
+        later.setattr(checkpoint, "SCHEMA_VERSION", "9")
+        checkpoint.append(at(run, 10), store, DIRECTORY, [])
+    with pytest.raises(UserError, match=r"state.json was written under schema 9, this raysweep reads 1 and 2"):
+        furthest(store)
+
+
+def test_what_a_kill_left_unfinished_is_passed_over_without_a_word(store: Store, run: Run) -> None:
+    checkpoint.append(at(run, 10), store, DIRECTORY, [])
+    unfinished = Path(store.root) / DIRECTORY / checkpoint.name(20)
+    unfinished.mkdir()
+    (unfinished / checkpoint.MODEL).write_bytes(b"half")
+    warned: list[str] = []
+    assert furthest(store, warned) == 10
+    assert warned == []

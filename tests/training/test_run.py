@@ -1,0 +1,198 @@
+"""The training loop: against a plain PyTorch loop, resumed, accumulated, over two workers, diverging."""
+
+import itertools
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from olmo.model import OLMo
+from tiny import make_cell
+from torch.nn.parallel import DistributedDataParallel
+
+from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.errors import UserError
+from raysweep.space.cell import Cell
+from raysweep.store import Store
+from raysweep.training import checkpoint
+from raysweep.training import run as train
+from raysweep.training.run import Run, learning_rate, report_shares, report_steps
+
+
+def trained(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.rows() if row is not None]
+
+
+def test_against_a_plain_loop_with_ai2_olmo(corpus: TokenizedCorpus) -> None:
+    """The same cell by ai2-olmo's own forward pass, `F.cross_entropy` and torch's own scheduler arithmetic."""
+    cell = make_cell(size={"width": 16}, final_learning_rate_fraction=0.2, weight_decay=0.3)
+    run = Run(cell, corpus, micro_batch_size=3)
+    model = OLMo(run.model.olmo.config)
+    model.load_state_dict(run.model.olmo.state_dict())
+    rows = trained(run)
+
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.3, fused=False, foreach=False
+    )
+    sequences = corpus.sequences("pretraining/train", 32)
+    order = sequences.order(corpus.fingerprint, 6198)
+    losses = []
+    for step in range(32):
+        # Warm-up over 10% of 32 steps is 3 steps; then a half cosine over the other 29.
+        share = (step + 1) / 3 if step < 3 else 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi * (step + 1 - 3) / 29))
+        optimizer.param_groups[0]["lr"] = cell.peak_learning_rate * share
+        tokens = torch.from_numpy(sequences.read(order.at(torch.arange(4 * step, 4 * step + 4).numpy())))
+        logits = model(tokens[:, :-1]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    for before, row in itertools.pairwise(rows):
+        expected = sum(losses[before["step"] : row["step"]]) / (row["step"] - before["step"])
+        assert row["train_loss"] == pytest.approx(expected, abs=1e-5)
+    assert rows[-1]["gradient_norm"] == pytest.approx(float(norm), rel=1e-3)
+    validation = torch.from_numpy(corpus.sequences("pretraining/validation", 32).read(torch.arange(4).numpy()))
+    logits = model(validation[:, :-1]).logits
+    loss = F.cross_entropy(logits.flatten(0, 1), validation[:, 1:].flatten()).detach()
+    assert rows[-1]["validation_loss"] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_learning_rate_schedule() -> None:
+    cell = make_cell(tokens=100 * 128, final_learning_rate_fraction=0.1, warmup_fraction=0.1)
+    assert cell.steps == 100
+    rates = [learning_rate(cell, step) / cell.peak_learning_rate for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[54] == pytest.approx(0.55)  # halfway down the cosine
+    assert rates[99] == pytest.approx(0.1)
+    assert all(a > b for a, b in itertools.pairwise(rates[9:]))
+    constant = make_cell(final_learning_rate_fraction=1.0, warmup_fraction=0.0)
+    assert {learning_rate(constant, step) for step in range(32)} == {constant.peak_learning_rate}
+    one_step = make_cell(tokens=128)
+    assert learning_rate(one_step, 0) == pytest.approx(0.1 * one_step.peak_learning_rate)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 122_070])
+def test_report_steps(steps: int) -> None:
+    reported = report_steps(steps, report_shares(20))
+    assert reported[0] == 0
+    assert reported[-1] == steps
+    assert all(a < b for a, b in itertools.pairwise(reported))
+    assert len(reported) <= 27
+    if steps > 10_000:
+        assert max(b / a for a, b in itertools.pairwise(reported[1:])) <= 2.01
+
+
+def test_interrupted_anywhere_the_rows_are_the_same_to_the_last_bit(corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    """Stopped after a row, and between rows (where the loss since the last row is half summed), then gone on from disk."""
+    cell = make_cell(batch_size=2, validation_sequences=2)
+    reference = trained(Run(cell, corpus))
+    for stop in (0, 1, 17, 41, 64):
+        run = Run(cell, corpus)
+        for _ in run.rows(pause=lambda step, stop=stop: step == stop):  # type: ignore[misc]
+            if run.position.step == stop:
+                break
+        store = Store(str(tmp_path))
+        checkpoint.write(run.checkpoint(), store, str(stop))
+        resumed = Run(cell, corpus, checkpoint=checkpoint.read(store, str(stop)))
+        assert resumed.position.step == stop
+        list(resumed.rows())
+        assert resumed.position.rows == reference
+        assert resumed.position.starts == 2
+
+
+def test_a_checkpoint_of_another_cell_or_corpus_is_refused(corpus: TokenizedCorpus) -> None:
+    run = Run(make_cell(), corpus)
+    with pytest.raises(UserError, match="cannot continue"):
+        Run(make_cell(seed=1), corpus, checkpoint=run.checkpoint())
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 100])
+def test_gradient_accumulation_changes_rounding_only(corpus: TokenizedCorpus, micro_batch_size: int) -> None:
+    cell = make_cell(tokens=1024)
+    whole = trained(Run(cell, corpus, micro_batch_size=4))
+    parts = trained(Run(cell, corpus, micro_batch_size=micro_batch_size))
+    for a, b in zip(whole, parts, strict=True):
+        assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-5)
+        assert b["effective_rank_W"] == pytest.approx(a["effective_rank_W"], abs=1e-4)
+
+
+def train_one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    corpus = TokenizedCorpus(Path((Path(folder) / "corpus").read_text()))
+    cell = Cell.model_validate_json((Path(folder) / "cell").read_text())
+    make = partial(
+        Run, cell, corpus, rank=rank, workers=2, micro_batch_size=1, distribute=DistributedDataParallel
+    )  # fmt: skip
+    # Stopped between two rows, and gone on from what the first of them wrote.
+    run = make()
+    next(None for _ in run.rows(pause=lambda step: step == 6) if run.position.step == 6)
+    if rank == 0:
+        checkpoint.write(run.checkpoint(), Store(folder), "half")
+    torch.distributed.barrier()
+    run = make(checkpoint=checkpoint.read(Store(folder), "half"))
+    list(run.rows())
+    checkpoint.write(run.checkpoint(), Store(folder), str(rank))
+    torch.distributed.destroy_process_group()
+
+
+MOVED = {"effective_rank_target": 0.5, "effective_rank_penalty": 10.0, "spectral_norm_cap": 1.0}
+
+
+@pytest.mark.parametrize("changes", [{}, MOVED], ids=["plain", "interventions"])
+def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path, changes: dict[str, float]) -> None:
+    cell = make_cell(tokens=1024, reports=2, **changes)
+    assert {4, 8} <= set(report_steps(cell.steps, report_shares(2))) <= {0, 1, 2, 4, 8}
+    (tmp_path / "corpus").write_text(str(corpus.folder))
+    (tmp_path / "cell").write_text(cell.model_dump_json())
+    torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
+    first, second = (checkpoint.read(Store(str(tmp_path)), str(rank)) for rank in (0, 1))
+    assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
+    # Rows are the first worker's: the second has those that it went on from.
+    assert second.position.rows == [row for row in first.position.rows if row["step"] <= 6] != []
+    for one, two in zip(trained(Run(cell, corpus)), first.position.rows, strict=True):
+        assert two.keys() == one.keys()
+        # Isotropy is taken over eigenvectors, and rounding alone chooses those of singular values that are all at the cap.
+        determined = [name for name in one if not (changes and name.startswith("isotropy"))]
+        for name, value in ((name, one[name]) for name in determined):
+            assert two[name] == (pytest.approx(value, abs=2e-5) if isinstance(value, float) else value)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(corpus: TokenizedCorpus) -> None:
+    run = Run(make_cell(learning_rate=1e30, tokens=8192), corpus)
+    rows = trained(run)
+    assert run.position.diverged
+    assert run.finished
+    assert rows[-1]["step"] < 64
+    assert not math.isfinite(rows[-1]["train_loss"] + rows[-1]["gradient_norm"])
+    # Going on from there does nothing more.
+    assert not trained(Run(run.cell, corpus, checkpoint=run.checkpoint()))
+
+
+def test_several_epochs_when_the_corpus_is_smaller_than_the_budget(corpus: TokenizedCorpus) -> None:
+    """Sequences of 1024 tokens, more of them than the training shard holds."""
+    sequences = len(corpus.sequences("pretraining/train", 1024))
+    steps = sequences // 64 + 2
+    cell = make_cell(batch_size=64, sequence_length=1024, tokens=64 * 1024 * steps, validation_sequences=1)
+    run = Run(cell, corpus)
+    order = run.order.at(torch.arange(64 * steps).numpy())
+    assert len(set(order[:sequences].tolist())) == sequences < len(order)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses(corpus: TokenizedCorpus) -> None:
+    cell = make_cell(size={"width": 8, "depth": 1}, tokens=256)
+    plain, compiled = (trained(Run(cell, corpus, compile=compile)) for compile in (False, True))
+    for a, b in zip(plain, compiled, strict=True):
+        assert b["validation_loss"] == pytest.approx(a["validation_loss"], abs=1e-5)
+
+
+def test_micro_batches_fit() -> None:
+    small, large = make_cell(batch_size=32), make_cell(size="75M", sequence_length=2048, tokens=10**9, batch_size=256)
+    assert train.fitting_micro_batch(small, torch.device("cpu")) == 32
+    assert train.fitting_micro_batch(large, torch.device("cpu")) == 1
