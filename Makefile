@@ -74,6 +74,7 @@ check: $(DONE)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 format: $(DONE)
 	@$(BIN)/ruff check --fix .

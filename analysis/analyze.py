@@ -19,34 +19,106 @@ from pathlib import Path
 
 import pandas as pd
 
-from raysweep.analysis import claims, figures, interventions, noise, regressions, report, summary, sweep, tables
-from raysweep.errors import UserError
+from raysweep.analysis import (
+    claims,
+    figures,
+    noise,
+    regressions,
+    report,
+    summary,
+)
+from raysweep.analysis import (
+    comparison_tables as tables,
+)
+from raysweep.analysis import (
+    intervention_effects as interventions,
+)
+from raysweep.analysis import (
+    sweep_data as sweep,
+)
+from raysweep.errors import UserError, reason
+from raysweep.exchange.published import read_published
+from raysweep.files import put_in_place
+from raysweep.space.space import Space
+from raysweep.store import Store
 
 Step = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnalysisSummary:
     """What was found, and how much of the sweep it rests on."""
 
     analysed: int
+    """Finished cells."""
     planned: int
+    """Cells of the search space."""
     claims: pd.DataFrame
+    """The scorecard: one row per claim with its verdict, effect and interval."""
 
 
-def analyze(found: sweep.Sweep, output: Path, step: Step = lambda what, done, of: None) -> Answer:
-    """Analyse the finished cells of a sweep and write all results to the folder `output`.
+def analyze(
+    space: Space | str | Path,
+    store: str | Path | Store | None,
+    output: str | Path,
+    where: str | None = None,
+    on_step: Step = lambda what, done, of: None,
+) -> AnalysisSummary:
+    """Analyse the finished cells of a sweep: regressions, scaling law, claims, tables, figures, a report.
+
+    Parameters
+    ----------
+    space
+        A search space, or the folder of published results.
+    store
+        The folder or URI of its results; None for published results.
+    output
+        The folder to write to; the module says what. Results of the same name are replaced.
+    where
+        Only the cells for which it holds, such as `steps >= 2048`: an expression of pandas, as powerful as Python.
+    on_step
+        Called with what is being done, how much of it is done, and how much there is.
+
+    Returns
+    -------
+    AnalysisSummary
+        How many cells were analysed, and the scorecard.
+
+    Raises
+    ------
+    UserError
+        Where no cell is finished, the condition holds for none, or the folder cannot be written.
+
+    Examples
+    --------
+    >>> space = raysweep.load("search_spaces/demo.yaml")
+    >>> raysweep.analyze(space, "runs/demo", "report").analysed        # doctest: +SKIP
+    16
+    """
+    if isinstance(space, Space):
+        if store is None:
+            raise UserError(f"the results of {space.name} are in a store: name it")
+        loaded = sweep.load(store if isinstance(store, Store) else Store(str(store)), space)
+    else:
+        loaded = sweep.published(read_published(Path(space)))
+    if where is not None:
+        loaded = loaded.where(where)
+    return analyze_sweep(loaded, Path(output), on_step)
+
+
+def analyze_sweep(loaded: sweep.SweepData, output: Path, step: Step = lambda what, done, of: None) -> AnalysisSummary:
+    """Analyse a sweep whose tables are loaded, and write all results to the folder `output`.
 
     Raises `UserError` where the folder cannot be written.
     """
     try:
-        return _write(found, output, step)
+        return _write(loaded, output, step)
     except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{output} cannot be written: {reason(error)}") from None
 
 
-def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
+def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary:
     drawings = output / "figures"
     for folder, names in (
         (drawings, ("figure_[0-9][0-9]_*", "further_*")),
@@ -56,28 +128,27 @@ def _write(found: sweep.Sweep, output: Path, step: Step) -> Answer:
             stale.unlink()
     drawings.mkdir(parents=True, exist_ok=True)
 
-    design = found.design
+    design = loaded.design
     statistics, laws = regressions.regressions(design, step=lambda done, of: step("regressions", done, of))
     statistics.to_csv(output / "regressions.csv", index=False)
     laws.to_csv(output / "scaling_law.csv", index=False)
     card, tests = claims.claims(design, statistics)
     card.to_csv(output / "claims.csv", index=False)
     tests.to_csv(output / "claim_tests.csv", index=False)
-    between_seeds = noise.seed_noise(found)
+    between_seeds = noise.seed_noise(loaded)
     between_seeds.to_csv(output / "seed_noise.csv", index=False)
     effects = noise.effects(design, between_seeds)
     effects.to_csv(output / "effects.csv", index=False)
-    moved = interventions.interventions(found, between_seeds)
+    moved = interventions.interventions(loaded, between_seeds)
     moved.to_csv(output / "interventions.csv", index=False)
     shown = [summary.of_hyperparameters(between_seeds, effects), *summary.of_interventions(between_seeds, moved)]
     made = tables.tables(statistics)
-    (output / "summary.md").write_text(summary.summary(found, card, tests, made, shown), encoding="utf-8")
+    (output / "summary.md").write_text(summary.summary(loaded, card, tests, made, shown), encoding="utf-8")
     tables.write(made, output / "tables")
-    drawn = figures.draw(found, drawings, step=lambda done, of: step("figures", done, of))
+    drawn = figures.draw(loaded, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)
 
-    page = report.render(found, card, tests, made, laws, drawn, drawings, shown)
-    unfinished = output / "report.html.unfinished"
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(output / "report.html")
-    return Answer(len(found.cells), found.planned, card)
+    page = report.render(loaded, card, tests, made, laws, drawn, drawings, shown)
+    with put_in_place(output / "report.html") as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return AnalysisSummary(len(loaded.cells), loaded.planned, card)

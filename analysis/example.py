@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from raysweep.space import cell as spaces
-from raysweep.space.cell import Cell, Space
+from raysweep.space import read as spaces
+from raysweep.space.cell import Cell
+from raysweep.space.space import Space
 from raysweep.store import Store
 from raysweep.store.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN

@@ -19,9 +19,9 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raysweep.analysis import plots
-from raysweep.analysis.claims import COSINE, ISOTROPY, RANK
-from raysweep.analysis.sweep import PAPER_METRICS, PAPER_TASKS, Sweep, outcome
+from raysweep.analysis import drawing, plots
+from raysweep.analysis.columns import COSINE, ISOTROPY, PAPER_METRICS, PAPER_TASKS, RANK, outcome
+from raysweep.analysis.sweep_data import SweepData
 
 COLUMNS = ("figure", "name", "file", "title", "reason")
 
@@ -38,7 +38,7 @@ class Entry:
     number: int | None
     """In the paper; None for what the paper does not have."""
     name: str
-    draw: Callable[[Sweep], Figure]
+    draw: Callable[[SweepData], Figure]
     every_cell: bool = False
     """Whether it shows what is not of the design, too: further seeds and cells with interventions."""
 
@@ -48,7 +48,7 @@ class Entry:
         return f"figure_{self.number:02d}_{self.name}" if self.number is not None else f"further_{self.name}"
 
 
-def catalogue(sweep: Sweep) -> list[Entry]:
+def catalogue(sweep: SweepData) -> list[Entry]:
     """The paper's figures in their order, then the further ones of this sweep."""
     main = sweep.main_task
     entries = [
@@ -72,7 +72,7 @@ def catalogue(sweep: Sweep) -> list[Entry]:
     for task in sweep.tasks:
         if task not in _OF_TASKS:
             entries.append(Entry(None, f"{task}_and_metrics", partial(_task, task=task, metrics=sweep.metrics)))
-    if not sweep.left_alone.all():
+    if not sweep.is_untreated.all():
         entries.append(Entry(None, "interventions", plots.moved_rank, every_cell=True))
     for name in sweep.design.hyperparameters:
         if name not in _VARIED:
@@ -81,7 +81,7 @@ def catalogue(sweep: Sweep) -> list[Entry]:
 
 
 def draw(
-    sweep: Sweep, folder: Path, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
+    sweep: SweepData, folder: Path, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
 ) -> pd.DataFrame:
     """Draw every figure of the catalogue into a folder; the rows say what was drawn, with the columns `COLUMNS`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,13 +96,13 @@ def draw(
     return drawn.astype({"figure": "Int64"})
 
 
-def _save(entry: Entry, sweep: Sweep, folder: Path) -> dict[str, Any]:
+def _save(entry: Entry, sweep: SweepData, folder: Path) -> dict[str, Any]:
     row = {"figure": entry.number, "name": entry.name, "file": "", "title": "", "reason": ""}
     try:
         figure = entry.draw(sweep if entry.every_cell else sweep.design)
-    except plots.NoData as error:
+    except drawing.NoData as error:
         return row | {"reason": str(error)}
-    with mpl.rc_context(plots.style()):
+    with mpl.rc_context(drawing.style()):
         drawn = io.BytesIO()
         figure.savefig(drawn, format="png")
         # 256 colours are more than a figure has, and make files and the page a third as large.
@@ -115,31 +115,31 @@ def _save(entry: Entry, sweep: Sweep, folder: Path) -> dict[str, Any]:
     return row | {"file": f"{entry.stem}.png", "title": figure.get_suptitle().replace("\n", " ")}
 
 
-def _effect_of(name: str, columns: tuple[str, ...]) -> Callable[[Sweep], Figure]:
+def _effect_of(name: str, columns: tuple[str, ...]) -> Callable[[SweepData], Figure]:
     # The paper trains every token budget for the same number of steps.
     return partial(plots.hyperparameter, name=name, columns=columns, equal_steps=name == "tokens")
 
 
-def _task(sweep: Sweep, task: str, metrics: tuple[str, ...]) -> Figure:
+def _task(sweep: SweepData, task: str, metrics: tuple[str, ...]) -> Figure:
     if task not in sweep.tasks:
-        raise plots.NoData(f"no cell has {outcome(task)}")
+        raise drawing.NoData(f"no cell has {outcome(task)}")
     return plots.against(sweep, task, [(metric, sweep.tasks[task]) for metric in metrics])
 
 
-def _forgetting(sweep: Sweep, task: str) -> Figure:
+def _forgetting(sweep: SweepData, task: str) -> Figure:
     if task not in sweep.tasks:
-        raise plots.NoData(f"no cell has {outcome(task)}")
+        raise drawing.NoData(f"no cell has {outcome(task)}")
     column, main = sweep.tasks[task], sweep.tasks.get(sweep.main_task, "")
     return plots.against(
         sweep, task, [(RANK, column), (main, column), (RANK, f"{column}_change"), (main, f"{column}_change")]
     )
 
 
-def _w_and_h(sweep: Sweep) -> Figure:
+def _w_and_h(sweep: SweepData) -> Figure:
     of_w = [m for m in PAPER_METRICS if m.endswith("_W") and m in sweep.metrics]
     of_h = [m for m in PAPER_METRICS if m.endswith("_H") and m in sweep.metrics]
     if not of_w or not of_h:
-        raise plots.NoData("W and H were not both measured")
+        raise drawing.NoData("W and H were not both measured")
     spread = {m: float(sweep.cells[m].std()) for m in (RANK, "effective_rank_H") if m in sweep.metrics}
     title = ""
     if len(spread) == 2:

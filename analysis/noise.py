@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
-from raysweep.analysis.sweep import Sweep, of_domain
+from raysweep.analysis.columns import of_domain
+from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import swing, trend
 
 NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations", "size")
@@ -22,13 +23,13 @@ EFFECT_COLUMNS = (
 )  # fmt: skip
 
 
-def seed_noise(sweep: Sweep) -> pd.DataFrame:
+def seed_noise(sweep: SweepData) -> pd.DataFrame:
     """One row for each task and metric, over all sizes (`size` is empty) and for each: its standard deviation between seeds
     with a 95% interval; none without seeds.
 
     Columns: `NOISE_COLUMNS`.
     """
-    alone = sweep.cells[sweep.left_alone]
+    alone = sweep.cells[sweep.is_untreated]
     repeated = [cells for _, cells in alone.groupby(sweep.configurations[alone.index], sort=False) if len(cells) > 1]
     sizes = dict.fromkeys(cells["size"].iloc[0] for cells in repeated)
     rows = []
@@ -59,12 +60,12 @@ def standard_deviations(noise: pd.DataFrame, size: str = "") -> dict[str, float]
     return dict(zip(found["column"], found["standard_deviation"], strict=True))
 
 
-def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
+def effects(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     """What each hyperparameter does to each task and metric, lowest to highest value, and in seeds' standard deviations.
 
     An effect is the slope of a straight line over the values tested, times their range; `swing` is the largest difference
     between two of the values. Token budgets are compared at equal steps where they can be, as the paper does. `sweep` is a
-    `Sweep.design`. Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
+    `SweepData.design`. Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
     """
     deviation = standard_deviations(noise)
     rows = []
@@ -80,7 +81,7 @@ def effects(sweep: Sweep, noise: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 
-def outcomes(sweep: Sweep) -> list[str]:
+def outcomes(sweep: SweepData) -> list[str]:
     """Tasks and metrics, and the changes of tasks."""
     changes = [
         c

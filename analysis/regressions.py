@@ -6,7 +6,7 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
 - `residual_spearman_linear`: of the metric and what is left of the loss after a regression on log N and log D.
 - `residual_spearman_chinchilla`: the same after E + A / N^alpha + B / D^beta.
 - `partial_spearman`: of metric and loss given size, tokens, batch size, weight decay, learning rate, final learning rate
-  and every other setting that varies (`Sweep.controls`).
+  and every other setting that varies (`SweepData.controls`).
 - `predictive_r2`: what the metric adds to the R² of predictions from log N, log C and log D, in 5-fold cross-validation
   repeated over 5 partitions. Configurations stay whole: seeds of one are in one fold.
 - `predictive_r2_new_size`: the same with each size held out in turn.
@@ -34,7 +34,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from raysweep.analysis import scaling_law, statistics
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis.sweep_data import SweepData
 
 Array = npt.NDArray[np.float64]
 
@@ -58,7 +58,7 @@ _FEWEST = 8
 
 
 def regressions(
-    sweep: Sweep, draws: int = DRAWS, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
+    sweep: SweepData, draws: int = DRAWS, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The regressions, with the columns `COLUMNS`, and the scaling law of each task, a row per parameter.
 
@@ -77,7 +77,7 @@ def regressions(
     return pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(laws, columns=LAW_COLUMNS)
 
 
-def of_task(sweep: Sweep, task: str, draws: int = DRAWS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def of_task(sweep: SweepData, task: str, draws: int = DRAWS) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of one task: its regressions and its scaling law."""
     column = sweep.tasks[task]
     loss = sweep.cells[column].to_numpy(float)
@@ -110,7 +110,7 @@ class Outcome:
 
     def __init__(
         self,
-        sweep: Sweep,
+        sweep: SweepData,
         loss: Array,
         present: npt.NDArray[np.bool_],
         draws: int,

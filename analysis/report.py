@@ -20,15 +20,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from raysweep.analysis.claims import PLACES
+from raysweep.analysis.columns import outcome, short, words
+from raysweep.analysis.comparison_tables import Table, entry, number
 from raysweep.analysis.example import SIMULATED
 from raysweep.analysis.regressions import STATISTIC_WORDS
 from raysweep.analysis.summary import Effects, interval
-from raysweep.analysis.sweep import Sweep, outcome, short, words
-from raysweep.analysis.tables import Table, entry, number
+from raysweep.analysis.sweep_data import SweepData
 
 
 def render(
-    sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
+    sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
     drawn: pd.DataFrame, drawings: Path, effects: list[Effects],
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
@@ -61,13 +62,13 @@ def render(
     )
 
 
-def _beyond_the_design(sweep: Sweep) -> list[tuple[str, str]]:
+def _beyond_the_design(sweep: SweepData) -> list[tuple[str, str]]:
     others = len(sweep.cells) - len(sweep.design.cells)
     what = "further seeds, for the noise, and cells with interventions on W: not in regressions, claims and effects"
     return [("of them beyond the design", f"{others} ({what})")] if others else []
 
 
-def _numbers(sweep: Sweep) -> list[tuple[str, str]]:
+def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
     """What the sweep was, for the head of the page."""
     cells, varied = sweep.cells, [*sweep.hyperparameters, *sweep.kinds]
     seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
@@ -156,7 +157,7 @@ def _figures(drawn: pd.DataFrame, drawings: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _explorer(sweep: Sweep) -> dict[str, Any]:
+def _explorer(sweep: SweepData) -> dict[str, Any]:
     """What the interactive plots draw: columns with their labels, cells and trajectories."""
     tasks = {column: outcome(task) for task, column in sweep.tasks.items()}
     metrics = {m: sweep.label(m) for m in sweep.metrics}

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis.claims import COSINE, ISOTROPY, PLACES, RANK
+from raysweep.analysis.claims import PLACES
+from raysweep.analysis.columns import COSINE, ISOTROPY, RANK, capital, outcome, words
+from raysweep.analysis.comparison_tables import Table, entry, number
 from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.regressions import STATISTIC_WORDS, STATISTICS
-from raysweep.analysis.sweep import Sweep, capital, outcome, words
-from raysweep.analysis.tables import Table, entry, number
+from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import TURN
 
 _MINUS = "\N{MINUS SIGN}"
@@ -26,7 +27,9 @@ SHOWN = (
 )  # fmt: skip
 
 
-def summary(sweep: Sweep, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]) -> str:
+def summary(
+    sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]
+) -> str:
     """The Markdown text; without the scorecard where there was too little to decide any claim."""
     parts = []
     if sweep.condition:

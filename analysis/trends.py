@@ -1,6 +1,6 @@
 """What one hyperparameter does to a column with everything else equal, with exact permutation intervals.
 
-A slice is a group of cells that differ in one hyperparameter only (`Sweep.slices`), each the mean over its seeds. An
+A slice is a group of cells that differ in one hyperparameter only (`SweepData.slices`), each the mean over its seeds. An
 effect is a slope shared by all slices, each of which has a level of its own: y = level of the slice + effect * x +
 error, where x is a contrast over the values of the hyperparameter. If the errors within a slice are exchangeable,
 shuffling them within slices gives the exact distribution of the effect's error, and so an interval (Garthwaite 1996):
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis.sweep_data import SweepData
 
 Array = npt.NDArray[np.float64]
 
@@ -68,7 +68,7 @@ def of_middle_and_highest(cells: pd.DataFrame, values: pd.Series) -> pd.DataFram
 
 
 def trend(
-    sweep: Sweep,
+    sweep: SweepData,
     hyperparameter: str,
     column: str,
     contrast: Callable[[Array], Array] | None = None,
@@ -87,7 +87,7 @@ def trend(
     return effect(pairs) if pairs else None
 
 
-def swing(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> float:
+def swing(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool = False) -> float:
     """The largest difference between two values of a hyperparameter, over the slices that have all its values.
 
     Beside an effect, which is a straight line, it says whether the column turns in between. NaN where no slice has all.
@@ -99,7 +99,7 @@ def swing(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = Fa
 
 
 def _slices(
-    sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool,
+    sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool,
     keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
 ) -> list[pd.DataFrame]:  # fmt: skip
     """The slices over the cells that have the column, where two values of the hyperparameter are left."""
@@ -112,7 +112,7 @@ def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Arr
     return partial(position, levels=np.unique(np.concatenate([*every, np.empty(0)])))
 
 
-def slopes(sweep: Sweep, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
+def slopes(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
     """(slices,) the log size of each slice and the column's change over the values tested in it."""
     slices = _slices(sweep, hyperparameter, column, equal_steps)
     positions = _positions(slices, hyperparameter)

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.harness import arguments, in_turn, ratios, show
-from raysweep.corpora.loader import open_corpus
+from raysweep.corpora.build import open_corpus
 from raysweep.model import geometry
-from raysweep.space import cell as space
+from raysweep.space import read as space
 from raysweep.training.run import Run
 
 # name -> rows, columns.

@@ -23,7 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.harness import arguments, in_turn, ratios, show
 from benchmarks.training_step import CASES, Text, cell_of, ours
-from raysweep.corpora.loader import Parts, Sequences
+from raysweep.corpora.memmap import ConcatenatedMemmap
+from raysweep.corpora.sequences import Sequences
 
 OURS, TORCH = "raysweep", "torch DataLoader"
 LENGTH, BATCH, BATCHES = 256, 16, 200
@@ -79,13 +80,13 @@ def peak_mib(batches: Any, file: Path) -> float:
     return float(peak / 2**20)
 
 
-def parts(folder: str) -> Parts:
+def parts(folder: str) -> ConcatenatedMemmap:
     """The gigabyte, written first where it is not there."""
     files = [Path(folder) / f"{i:02}.bin" for i in range(FILES)]
     for i, file in enumerate(files):
         if not file.exists():
             np.random.default_rng(i).integers(0, 8_000, FILE, dtype=np.uint16).tofile(file)
-    return Parts([(file, FILE) for file in files], np.dtype("<u2"))
+    return ConcatenatedMemmap([(file, FILE) for file in files], np.dtype("<u2"))
 
 
 def two_readers(folder: str) -> list[dict[str, float]]:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import machine
-from raysweep.space import cell as spaces
-from raysweep.space.cell import Cell, Space
+from raysweep.space import read as spaces
+from raysweep.space.cell import Cell
+from raysweep.space.space import Space
 from raysweep.store import Store
 from raysweep.store.schemas import CELLS, EVALUATIONS, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN

@@ -22,8 +22,8 @@ import pyarrow.dataset as ds
 import yaml
 
 from benchmarks.harness import machine
-from raysweep.corpora.loader import open_corpus
-from raysweep.space import cell as spaces
+from raysweep.corpora.build import open_corpus
+from raysweep.space import read as spaces
 
 DEMO = Path(__file__).parent.parent / "search_spaces" / "demo.yaml"
 # Width 32 for eight times the demo's tokens, each cell with an evaluation.

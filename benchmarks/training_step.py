@@ -25,9 +25,10 @@ import torch.nn.functional as F
 
 from benchmarks.harness import Result, arguments, in_turn, ratios, show
 from raysweep.model import olmo as model
+from raysweep.model.language_model import LanguageModel
 from raysweep.model.loss import unembedding_cross_entropy
 from raysweep.space.cell import Cell
-from raysweep.training.run import LanguageModel, Run
+from raysweep.training.run import Run
 
 # name -> width, vocabulary, sequence length, batch size, steps of one turn.
 CASES = {
@@ -50,7 +51,7 @@ class Text:
         self.ids = rng.choice(vocabulary, size=sequences * length + 1, p=weights / weights.sum()).astype(np.int64)
 
     def sequences(self, shard: str, length: int) -> Any:
-        from raysweep.corpora.loader import Sequences
+        from raysweep.corpora.sequences import Sequences
 
         return Sequences(self.ids, length)
 
@@ -123,7 +124,7 @@ def olmo(cell: Cell, batches: list[torch.Tensor]) -> Callable[[], list[float]]:
 
 
 def llama_network(cell: Cell) -> torch.nn.Module:
-    from raysweep.exchange.export import to_llama
+    from raysweep.exchange.llama import to_llama
 
     weights = model.build(cell.shape, cell.sequence_length, cell.seed).state_dict()
     return to_llama(cell, weights, end_of_text=0).train()

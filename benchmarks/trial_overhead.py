@@ -25,7 +25,7 @@ OURS, STOCK = "raysweep", "stock Tune + Train"
 
 def ours(trials: int, at_once: int, folder: Path) -> list[float]:
     """Times at which the trials' rows were complete."""
-    from raysweep.space import cell as space
+    from raysweep.space import read as space
     from raysweep.store import Store
     from raysweep.sweep import runner as sweep
 

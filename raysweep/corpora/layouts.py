@@ -20,7 +20,7 @@ _PILE_SETS = ("Pile-CC", "ArXiv", "Github", "Wikipedia (en)", "StackExchange")
 
 
 def write(folder: Path) -> None:
-    """Write each data set of `PRESETS` into `folder` as `<owner>/<name>`, some hundred documents in each."""
+    """Write each published data set into `folder` as `<owner>/<name>`, some hundred documents in each."""
     texts = list(_texts(3 * DOCUMENTS))
     pile = folder / "monology" / "pile-uncopyrighted"
     rows = [{"text": text, "meta": {"pile_set_name": _PILE_SETS[i % 5]}} for i, text in enumerate(texts)]

@@ -12,14 +12,15 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
-from raysweep.corpora.build import cache, folders
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.cache import cache, unwritable
+from raysweep.corpora.build import folders
+from raysweep.corpora.progress import CorpusProgress, Report
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
 from raysweep.store import Store
@@ -27,16 +28,16 @@ from raysweep.store import Store
 MANIFEST = "manifest.json"
 
 
-def publish(corpus: TokenizedCorpus, store: Store, progress: Callable[[str, int, int], None]) -> None:
-    """Put a corpus into the store, unless it is there. `progress` is told the part, and how much is done of how much."""
+def upload(corpus: TokenizedCorpus, store: Store, report: Report) -> None:
+    """Put a corpus into the store, unless it is there; `report` is told how far that is."""
     there = directory(corpus.fingerprint)
     if store.read(f"{there}/{MANIFEST}") is not None:
         return
     files = [*corpus.files(), MANIFEST]
     for done, file in enumerate(files):
-        progress("files of the corpus into the store", done, len(files))
+        report(CorpusProgress(corpus.folder.name, "copy into the store", done, len(files)))
         store.put_file(corpus.folder / file, f"{there}/{file}")
-    progress("files of the corpus into the store", len(files), len(files))
+    report(CorpusProgress(corpus.folder.name, "copy into the store", len(files), len(files)))
 
 
 def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
@@ -74,8 +75,8 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
     there = directory(fingerprint)
     if store.read(f"{there}/{MANIFEST}") is None:
         raise UserError(
-            f"{socket.gethostname()} has not the corpus {corpus.name} as the sweep was started with ({fingerprint}) in "
-            f"{cache()}, and neither has the store: start the sweep again, which puts it there"
+            f"{socket.gethostname()} does not have the corpus {corpus.name} as the sweep was started with "
+            f"({fingerprint}) in {cache()}, nor does the store: start the sweep again, which puts it there"
         )
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
@@ -95,15 +96,12 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
             file = str(error).partition(" is ")[0].removeprefix(f"{unfinished}/")
             raise UserError(
                 f"{store.location}/{there}/{file} is damaged or missing: delete {store.location}/{there} and run again, "
-                "and the corpus is put there anew"
+                "and the corpus is put there again"
             ) from None
         unfinished.rename(folder)
     except OSError as error:
         if _fingerprint(folder) == fingerprint:
             return  # Another node was faster, in a cache that several share.
-        raise UserError(
-            f"the corpus cache {cache()} on {socket.gethostname()} cannot be written: {error.strerror or error}; "
-            "make room there or set RAYSWEEP_CACHE to another folder"
-        ) from None
+        raise unwritable(error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

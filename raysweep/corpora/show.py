@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 # Tokens that are looked at: of a larger shard this many, in pieces from all over it.
 LOOKED_AT = 20_000_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 # Of a role's documents; pretraining has many, a fine-tuning subject few.
 VALIDATION_SHARE = {"pretraining": 0.02}
 TEST_SHARE = {"pretraining": 0.02, "finetune_python": 0.1, "finetune_math": 0.1}
@@ -15,3 +17,10 @@ def share(digest: bytes) -> float:
 def shard_of(role: str, share: float, test: float, validation: float) -> str:
     """The shard of a document at `share`, of a role with these shares held out."""
     return f"{role}/{'test' if share < test else 'validation' if share < test + validation else 'train'}"
+
+
+def domain_name(domain: str) -> str:
+    """A domain as part of a file's name and of a metric's."""
+    name = re.sub(r"[^\w.+#-]+", "_", domain).lstrip(".+#-")
+    # A file's name may have 255 bytes.
+    return name.encode()[:120].decode(errors="ignore") or "_"

@@ -2,7 +2,7 @@
 
 Each file is cut into blocks of consecutive documents, by its content alone. A block is read by one task, tokenized by
 another, and written here: its tokens as one file for each shard that it has documents of, then `blocks/<block>.json`, which
-says so. A killed build goes on with the blocks that have none. So tokens and their order are the same with any number of
+says so. A killed build resumes with the blocks that have none. So tokens and their order are the same with any number of
 tasks, nodes and kills, and no more than a few blocks are in memory at once.
 
     <shard>/<source>-<file>-<block>.bin       tokens, each document followed by end-of-text
@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from raysweep.cluster import connection as cluster
+from raysweep.cluster import capacity
+from raysweep.cluster.connection import connected
 from raysweep.corpora.blocks import (
     EVERYTHING,
     HELD_OUT,
@@ -37,16 +38,17 @@ from raysweep.corpora.blocks import (
     Settings,
     complaint,
     cut,
-    encoded,
     loaded,
+    tokenize_block,
 )
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Document, read
-from raysweep.corpora.published import opened, reading, resolve
+from raysweep.corpora.progress import BuildProgress, Report
+from raysweep.corpora.source_files import opened, reading, resolve
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
-from raysweep.corpora.watch import Watch
 from raysweep.errors import UserError
+from raysweep.files import put_in_place
 from raysweep.space.corpus import ROLES, Corpus
 
 if TYPE_CHECKING:
@@ -71,8 +73,8 @@ BLOCKS = "blocks"
 AHEAD = 4
 
 
-def write(corpus: Corpus, folder: Path, stream: bool = False) -> dict[str, Any]:
-    """Write the token files of a corpus into `folder`, going on where an earlier call was killed.
+def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[str, Any]:
+    """Write the token files of a corpus into `folder`, resuming where an earlier call was killed.
 
     Returns what a manifest says of them. Raises `UserError` naming file and line where a document cannot be read, and what
     the hub says where it refuses.
@@ -83,13 +85,13 @@ def write(corpus: Corpus, folder: Path, stream: bool = False) -> dict[str, Any]:
     dtype = np.dtype("<u2" if corpus.vocabulary <= 2**16 else "<u4").str
     settings = Settings(text, dtype, corpus.fraction, EVERYTHING, stream)
     if corpus.decontaminate is None:
-        records = _pass(corpus, parts, settings, folder)
+        records = _pass(corpus, parts, settings, folder, report)
         return _manifest(corpus, parts, records, dtype)
     held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
-    records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder)
+    records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder, report)
     grams = _grams(records, folder, text, dtype, corpus.decontaminate)
     training = [part for part in parts if part.role in TEST_SHARE]
-    records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder)
+    records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder, report)
     return _manifest(corpus, parts, records, dtype) | {"decontamination": _decontaminated(records, grams)}
 
 
@@ -117,9 +119,8 @@ def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) ->
     if path.exists():
         return
     tokenizer = olmo() if corpus.tokenizer == "olmo" else train_bpe(_sample(corpus, parts, stream), corpus.vocabulary)
-    unfinished = path.with_suffix(".unfinished")
-    tokenizer.save(str(unfinished))
-    unfinished.rename(path)
+    with put_in_place(path) as unfinished:
+        tokenizer.save(str(unfinished))
 
 
 def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
@@ -150,7 +151,7 @@ def _documents(part: Part, stream: bool) -> Iterator[Document]:
                 raise UserError(complaint(source.name, part.name, found.place, found.reason))
 
 
-def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path) -> list[dict[str, Any]]:
+def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path, report: Report) -> list[dict[str, Any]]:
     """Make the blocks of these files that are not there; the records of all of them, in order."""
     blocks = folder / BLOCKS
     blocks.mkdir(exist_ok=True)
@@ -159,16 +160,16 @@ def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path) -
     for record in records.values():
         done.setdefault(record["part"], {})[record["block"]] = record
     left = [part for part in (_rest(part, done.get(part.key, {})) for part in parts) if part is not None]
-    with Watch(corpus.name, settings.which, parts, records.values()) as watch:
-        if left:
-            with _rows(left, settings, watch) as rows:
-                for row in rows:
-                    record = json.loads(row["record"])
-                    if record["error"]:
-                        raise UserError(record["error"])
-                    _save(record, row["contents"], settings.which, folder)
-                    records[_name(record)] = record
-                    watch.block(record)
+    progress = BuildProgress(corpus.name, settings.which, parts, records.values(), report)
+    if left:
+        with _rows(left, settings, progress) as rows:
+            for row in rows:
+                record = json.loads(row["record"])
+                if record["error"]:
+                    raise UserError(record["error"])
+                _save(record, row["contents"], settings.which, folder)
+                records[_name(record)] = record
+                progress.block(record)
     return [records[name] for name in sorted(records)]
 
 
@@ -214,25 +215,24 @@ def _save(record: dict[str, Any], contents: list[bytes], which: str, folder: Pat
             file.flush()
             os.fsync(file.fileno())
     path = folder / BLOCKS / f"{which}-{_name(record)}.json"
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record), encoding="utf-8")
-    unfinished.rename(path)
+    with put_in_place(path) as unfinished:
+        unfinished.write_text(json.dumps(record), encoding="utf-8")
 
 
 @contextmanager
-def _rows(parts: list[Part], settings: Settings, watch: Watch) -> Iterator[Iterable[dict[str, Any]]]:
-    """The rows of `encoded` for all blocks that are left, as they are done; made here where there is little to do."""
+def _rows(parts: list[Part], settings: Settings, progress: BuildProgress) -> Iterator[Iterable[dict[str, Any]]]:
+    """The rows of `tokenize_block` for all blocks that are left, as they are done; made here where there is little to do."""
     if sum(part.file.size for part in parts) < SMALL:
         yield (
-            encoded(row, part, settings).to_pylist()[0]
+            tokenize_block(row, part, settings).to_pylist()[0]
             for part in parts
             for table in cut(part, settings.stream)
             for row in table.to_pylist()
         )
         return
-    with cluster.connected() as context, closing(_by_ray(parts, settings)) as rows:
+    with connected() as context, closing(_by_ray(parts, settings)) as rows:
         if context.dashboard_url:
-            watch.say(f"dashboard http://{context.dashboard_url}")
+            progress.dashboard = f"http://{context.dashboard_url}"
         yield rows
 
 
@@ -248,9 +248,9 @@ def _by_ray(parts: list[Part], settings: Settings) -> Generator[dict[str, Any]]:
     # A row is one of our blocks: each is to be a task's input by itself, where Ray puts rows together up to 128 MiB.
     context.target_max_block_size = 1 << 20
     shared = ray.put((parts, settings))
-    grows = cluster.growth()
-    cores = int(sum(node.get("CPU", 0) for node in cluster.nodes().values()))
-    cores = max(cores, cluster.most_cpus(grows) if grows else 0)
+    limits = capacity.autoscaler_limits()
+    cores = int(sum(node.get("CPU", 0) for node in capacity.nodes().values()))
+    cores = max(cores, limits.most_cpus if limits else 0)
     if not cores:
         raise UserError("no node of the cluster has a CPU to tokenize on: start workers, and run again")
     # Reading is a hundred times as fast: without this it fills the object store.
@@ -289,7 +289,7 @@ def _encode(rows: pa.Table, shared: Any) -> Iterator[pa.Table]:
     by_key = {part.key: part for part in parts}
     for i in range(rows.num_rows):
         row = rows.slice(i, 1).to_pylist()[0]
-        yield encoded(row, by_key[json.loads(row["about"])["part"]], settings)
+        yield tokenize_block(row, by_key[json.loads(row["about"])["part"]], settings)
 
 
 def _grams(records: list[dict[str, Any]], folder: Path, tokenizer: str, dtype: str, n: int) -> Grams:

@@ -2,27 +2,29 @@
 
 From the final weights with a fresh AdamW: a tenth of the cell's peak rate, 10% linear warm-up, cosine to zero, 32
 sequences a step. Then the loss on the subject's held-out part, before and after, and again the in-distribution loss: its
-rise is the forgetting. A fine-tuning that is killed goes on from its own checkpoint.
+rise is the forgetting. A fine-tuning that is killed resumes from its own checkpoint.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from raysweep.evaluation import in_distribution
-from raysweep.space.fields import Count, Positive, Strict
+from raysweep.evaluation.task import Metric
+from raysweep.space.cell import Cell
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Count, Positive
 
 if TYPE_CHECKING:
-    from raysweep.evaluation.task import Metric, Subject
-    from raysweep.space.cell import Cell
+    from raysweep.evaluation.task import Subject
     from raysweep.training.run import Run
 
 # Seconds between checkpoints.
 CHECKPOINT_INTERVAL = 60.0
 
 
-class Settings(Strict):
+class Settings(Evaluation):
     task: Literal["finetune_python", "finetune_math"]
     tokens: Count = 4_194_304
     """Training budget; rounded down to whole steps."""
@@ -33,11 +35,25 @@ class Settings(Strict):
     sequences: Count = 512
     """Sequences of each held-out part (`Sequences.sample`); all where there are fewer."""
 
+    @property
+    def corpus_role(self) -> str:
+        return self.task
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
+
+    def check_cells(self, cells: Iterable[Cell]) -> None:
+        longest = max(cell.sequence_length for cell in cells)
+        if self.tokens < self.batch_size * longest:
+            raise ValueError(
+                f"tokens {self.tokens} is less than one step of batch_size {self.batch_size} x sequence_length {longest} = "
+                f"{self.batch_size * longest}"
+            )
+
 
 def finetuning(cell: Cell, settings: Settings) -> Cell:
     """The fine-tuning as a cell of its own."""
-    from raysweep.space.cell import Cell
-
     changes = {
         "tokens": settings.tokens,
         "batch_size": settings.batch_size,
@@ -55,9 +71,8 @@ def finetuning(cell: Cell, settings: Settings) -> Cell:
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
-    from raysweep.evaluation.task import Metric
     from raysweep.model.geometry import measure
-    from raysweep.training.run import mean_loss
+    from raysweep.training.losses import mean_loss
 
     name = settings.task.removeprefix("finetune_")
     held_out = subject.corpus.sequences(f"{settings.task}/test", subject.cell.sequence_length)
@@ -84,15 +99,16 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
 def _train(subject: Subject, settings: Settings) -> Run:
     """Fine-tune to the end, from the furthest checkpoint; the final one stays in the store."""
     from raysweep.training import checkpoint
+    from raysweep.training.resume import train_to_end
     from raysweep.training.run import Run
 
     store, directory = subject.store, subject.directory
     base = checkpoint.digest(subject.language_model.olmo.state_dict())
-    found = checkpoint.latest(store, directory)
-    if found is not None and found[1].position.base not in ("", base):
+    resumed = checkpoint.latest(store, directory)
+    if resumed is not None and resumed[1].state.base not in ("", base):
         # The cell was trained again since, and where rounding differs to other weights.
         store.delete_directory(directory)
-        found = None
+        resumed = None
     run = Run(
         finetuning(subject.cell, settings),
         subject.corpus,
@@ -101,18 +117,10 @@ def _train(subject: Subject, settings: Settings) -> Run:
         reports=(),
         device=subject.device,
         gpu_share=subject.gpu_share,
-        checkpoint=found[1] if found else None,
+        checkpoint=resumed[1] if resumed else None,
     )
-    run.position.base = base
+    run.state.base = base
     if run.finished:
         return run
-    saved = time.monotonic()
-
-    def due(step: int) -> bool:
-        return step == run.cell.steps or time.monotonic() - saved > CHECKPOINT_INTERVAL
-
-    intact = [found[0]] if found else []
-    for _ in run.rows(pause=due):
-        intact = checkpoint.append(run.checkpoint(), store, directory, intact, keep=1)
-        saved = time.monotonic()
+    train_to_end(run, store, directory, resumed[0] if resumed else None, keep=1, interval=CHECKPOINT_INTERVAL)
     return run

@@ -6,19 +6,28 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from raysweep.errors import UserError
-from raysweep.space.fields import Count, Strict
+from raysweep.evaluation.task import Metric
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Count
 
 if TYPE_CHECKING:
-    from raysweep.corpora.loader import TokenizedCorpus
-    from raysweep.evaluation.task import Metric, Subject
+    from raysweep.corpora.tokenized import TokenizedCorpus
+    from raysweep.evaluation.task import Subject
 
 PREFIX = "out_of_distribution/"
 
 
-class Settings(Strict):
+class Settings(Evaluation):
     task: Literal["out_of_distribution"] = "out_of_distribution"
     sequences: Count = 512
     """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
+
+    @property
+    def corpus_role(self) -> str:
+        return "out_of_distribution"
+
+    def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
+        domains(corpus, sequence_length)
 
 
 def present(corpus: TokenizedCorpus, length: int) -> list[str]:
@@ -39,7 +48,7 @@ def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
 
 def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
     """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
-    from raysweep.training.run import mean_loss
+    from raysweep.training.losses import mean_loss
 
     found = {}
     for shard in domains(subject.corpus, subject.cell.sequence_length):
@@ -59,8 +68,6 @@ def mean(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain."""
-    from raysweep.evaluation.task import Metric
-
     found = losses(subject, settings.sequences)
     metrics = []
     for suffix, (loss, bits) in {"": mean(found), **{f"_{domain}": pair for domain, pair in found.items()}}.items():

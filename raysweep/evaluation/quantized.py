@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from raysweep.evaluation import in_distribution, out_of_distribution
-from raysweep.space.fields import Count, Integer, Positive, Strict, different
+from raysweep.evaluation.task import Metric
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Count, Integer, Positive, unique
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from raysweep.evaluation.task import Metric, Subject
+    from raysweep.evaluation.task import Subject
 
 # The linear layers of an OLMo block, in the order in which data passes through them.
 LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
@@ -29,9 +31,9 @@ LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
 Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 
-class Settings(Strict):
+class Settings(Evaluation):
     task: Literal["quantized"] = "quantized"
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(different)] = (4, 3)
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (4, 3)
     """Widths of the quantized weights, each evaluated on its own."""
     calibration_sequences: Count = 128
     """Sequences of the training split that GPTQ sees, at the cell's length."""
@@ -40,14 +42,16 @@ class Settings(Strict):
     sequences: Count = 512
     """Sequences for the loss in distribution, and in each domain out of it."""
 
+    @property
+    def shards(self) -> tuple[str, ...]:
+        return (in_distribution.SHARD,)
+
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`quantized_<b>bit_...` and `round_to_nearest_<b>bit_...`: the losses, and their change by the quantization.
 
     That out of distribution only where the corpus has such domains.
     """
-    from raysweep.evaluation.task import Metric
-
     olmo = subject.language_model.olmo
     trained = {name: parameter.detach().clone() for name, parameter in olmo.state_dict().items()}
     before = _losses(subject, settings.sequences)

@@ -7,19 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from raysweep.evaluation.in_distribution import SHARD
-from raysweep.space.fields import Count, Strict
+from raysweep.evaluation.task import Metric
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Count
 
 if TYPE_CHECKING:
     import torch
 
-    from raysweep.evaluation.task import Metric, Subject
+    from raysweep.evaluation.task import Subject
 
 
-class Settings(Strict):
+class Settings(Evaluation):
     task: Literal["representation"] = "representation"
     sequences: Annotated[Count, Field(gt=1)] = 1024
     """Rows of H: sequences of the in-distribution test split (`Sequences.sample`); all where there are fewer. The effective
     rank of n rows is low by about d / 8n by the sampling alone, so take several times the width d."""
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        return (SHARD,)
 
 
 def last_states(subject: Subject, sequences: int) -> torch.Tensor:
@@ -27,7 +33,7 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
     import numpy as np
     import torch
 
-    from raysweep.training.run import precision
+    from raysweep.model.language_model import precision
 
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
     chosen = shard.sample(sequences)
@@ -41,7 +47,6 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`effective_rank_H` and `cosine_H`."""
-    from raysweep.evaluation.task import Metric
     from raysweep.model.geometry import effective_rank, mean_cosine
 
     states = last_states(subject, settings.sequences)

@@ -6,12 +6,18 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from raysweep.errors import UserError
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
 
-if TYPE_CHECKING:
-    import torch
+from raysweep.corpora.build import open_corpus
+from raysweep.errors import UserError, first_line
+from raysweep.model.geometry import measure
+from raysweep.space.corpus import Corpus
 
 # What the unembedding is called in safetensors files, and what stands in for it where it is tied to the embedding:
 # raysweep's own, Llama and its kin, GPT-NeoX, OLMo, GPT-2.
@@ -24,29 +30,44 @@ SEQUENCES = 128
 LONGEST = 2048
 
 
-def measure(model: str, revision: str | None = None, corpus: str | None = None) -> dict[str, float]:
-    """The geometry of a model's unembedding; with a corpus also its `loss` in nats per token and `bits_per_byte`.
+def geometry(model: str, revision: str | None = None, corpus: str | None = None) -> dict[str, float]:
+    """The geometry of the unembedding W (V, d) of any causal language model.
 
-    The loss is over the start of the corpus's in-distribution test documents, tokenized by the model's own tokenizer and
-    joined by its end-of-text.
+    Parameters
+    ----------
+    model
+        A folder or .safetensors file, or the name of a model on the hub.
+    revision
+        A revision of a model on the hub.
+    corpus
+        The name of a corpus; the loss is then taken, too.
+
+    Returns
+    -------
+    dict
+        `effective_rank` (fraction of d), `cosine`, `isotropy`, `isotropy_symmetric`, `spectral_norm`, as
+        `raysweep.model.geometry` defines them; with a corpus also `loss` in nats per token and `bits_per_byte`, over the
+        start of its in-distribution test documents, tokenized by the model's own tokenizer and joined by its end-of-text.
+
+    Raises
+    ------
+    UserError
+        Where there is no such model, or it cannot be read.
+
+    Examples
+    --------
+    >>> raysweep.geometry("model")["effective_rank"]                   # doctest: +SKIP
+    0.6475
     """
-    from raysweep.model import geometry
-
     if corpus is None:
-        return geometry.measure(unembedding(model, revision))
+        return measure(unembedding(model, revision))
     text = _test_text(corpus)
     loaded = _from_transformers(model, revision)
-    return geometry.measure(_output_weight(model, loaded)) | _loss(model, loaded, revision, text)
+    return measure(_output_weight(model, loaded)) | _loss(model, loaded, revision, text)
 
 
 def _test_text(name: str) -> list[str]:
     """The in-distribution test documents of a corpus, in its order."""
-    import numpy as np
-    from pydantic import ValidationError
-
-    from raysweep.corpora.loader import open_corpus
-    from raysweep.space.corpus import Corpus
-
     try:
         corpus = open_corpus(Corpus(name=name))
     except ValidationError:
@@ -58,15 +79,13 @@ def _test_text(name: str) -> list[str]:
 
 
 def _loss(model: str, loaded: Any, revision: str | None, texts: list[str]) -> dict[str, float]:
-    import torch
-    import torch.nn.functional as F
-    import transformers
+    import transformers  # It takes seconds.
 
     try:
         arguments = {} if revision is None else {"revision": revision}
         tokenizer = transformers.AutoTokenizer.from_pretrained(model, **arguments)
     except (OSError, ValueError) as error:
-        raise UserError(f"{model} has no tokenizer that can be loaded: {_first_line(error)}") from None
+        raise UserError(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from None
     end = tokenizer.eos_token_id
     length = min(LONGEST, getattr(loaded.config, "max_position_embeddings", LONGEST) or LONGEST)
     tokens: list[int] = []
@@ -106,7 +125,7 @@ def unembedding(model: str, revision: str | None = None) -> torch.Tensor:
     if path.is_dir():
         files = sorted(path.glob("*.safetensors"))
         if not files and not (path / "config.json").exists():
-            raise UserError(f"{model} is no model: it has neither a .safetensors file nor a config.json")
+            raise UserError(f"{model} is not a model: it has neither a .safetensors file nor a config.json")
         weight = _from_files(files, tied=_tied(path))
         if weight is not None:
             return weight
@@ -122,8 +141,6 @@ def _tied(folder: Path) -> bool:
 
 
 def _from_files(files: list[Path], tied: bool) -> torch.Tensor | None:
-    from safetensors import SafetensorError, safe_open
-
     for name in UNEMBEDDINGS + (EMBEDDINGS if tied else ()):
         for file in files:
             try:
@@ -137,18 +154,14 @@ def _from_files(files: list[Path], tied: bool) -> torch.Tensor | None:
 
 
 def _from_transformers(model: str, revision: str | None) -> Any:
-    import transformers
+    import transformers  # It takes seconds.
 
     transformers.logging.set_verbosity_error()
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         return transformers.AutoModelForCausalLM.from_pretrained(model, **arguments)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{model} cannot be loaded as a causal language model: {_first_line(error)}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(f"{model} cannot be loaded as a causal language model: {first_line(error)}") from None
 
 
 def _output_weight(model: str, loaded: Any) -> torch.Tensor:

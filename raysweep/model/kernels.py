@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from raysweep.corpora.build import cache as cache_directory
+from raysweep.cache import cache as cache_directory
 
 log = logging.getLogger("raysweep")
 

@@ -1,53 +1,18 @@
-"""An OLMo of a given size: its shape, its parameter count, its learning rate and the `olmo.model.OLMo` itself.
+"""The `olmo.model.OLMo` of a shape.
 
 The configuration is that of the study (facts: 6 layers, 4 heads, SwiGLU with MLP ratio 4, RMSNorm, RoPE, no biases, no
-dropout, untied embeddings). Everything above `build` is plain arithmetic and imports neither torch nor olmo.
+dropout, untied embeddings).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from raysweep.space.size import Shape
 
 if TYPE_CHECKING:
     import torch
     from olmo.model import OLMo
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What determines the number of parameters of a model.
-
-    `width` is the hidden size d, `depth` the number of blocks, `heads` the attention heads, `vocabulary` the number V of
-    rows of the embedding and of the unembedding. A `block` is `sequential` or `parallel`, which has the same parameters.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    vocabulary: int
-    block: str = "sequential"
-
-    @property
-    def parameters(self) -> int:
-        """N in the OLMo convention: every parameter except the input embedding.
-
-        Equal to `OLMo.num_params(include_embedding=False)`. A block holds 4 d^2 in its attention and 6 d^2 in its MLP
-        (`ff_proj` maps d to 4d, SwiGLU halves that, `ff_out` maps 2d back); there are 2 depth + 1 norms of d weights.
-        """
-        d = self.width
-        return self.depth * 10 * d * d + self.vocabulary * d + (2 * self.depth + 1) * d
-
-
-# Name -> hidden size, all with 6 layers and 4 heads (Table 1 of arXiv 2602.20433).
-SIZES = {"4M": 64, "8M": 128, "16M": 256, "28M": 384, "40M": 512, "75M": 768}
-DEPTH = 6
-HEADS = 4
-
-
-def peak_learning_rate(parameters: int) -> float:
-    """The OLMo ladder's peak learning rate, 0.0047 (N / 108e6)^(-1/3); it reproduces Table 1 of arXiv 2602.20433."""
-    return float(0.0047 * (parameters / 108e6) ** (-1 / 3))
 
 
 def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.device = "cpu") -> OLMo:
@@ -57,7 +22,7 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     seed gives the same weights on every device. torch's global generator is left seeded: call this before any other draw.
 
     The unembedding `model.transformer.ff_out` returns the hidden states it is given: `forward(ids).logits` are the final
-    states after the last norm, shape (batch, sequence, width), ready for `raysweep.loss`, which reads its `.weight`.
+    states after the last norm, shape (batch, sequence, width), ready for `raysweep.model.loss`, which reads its `.weight`.
     """
     import torch
     from olmo.config import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig

@@ -1,30 +1,15 @@
-"""Text -> documents -> tokenizer -> memory-mapped shards -> batches.
-
-`Corpus` is what a search space says of one. `installed.py` is the default text; `pile.py`, `pile_10k.py`, `paloma.py`,
-`starcoder_python.py` and `open_web_math.py` are the published data sets of the study, each a `published.Preset`. `files.py`
-reads documents out of files, `tokenize.py` turns any number of them into shards, `loader.py` reads sequences out of shards
-in a seeded order.
-"""
+"""What a search space says of a corpus: where its documents come from, and how they become tokens."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from raysweep.space.data_sets import DATA_SETS
 from raysweep.space.fields import Integer, Positive, Strict
-
-# Data sets that a search space may name -> module with its `PRESET`, imported when it is needed.
-PRESETS: dict[str, str] = {
-    "pile": "raysweep.corpora.pile",
-    "pile-10k": "raysweep.corpora.pile_10k",
-    "paloma": "raysweep.corpora.paloma",
-    "starcoder-python": "raysweep.corpora.starcoder_python",
-    "open-web-math": "raysweep.corpora.open_web_math",
-}
 
 # The shipped tokenizer: 50,280 entries, and as many rows as OLMo gives its embeddings (padded to a multiple of 128).
 OLMO_VOCABULARY = 50304
@@ -37,7 +22,7 @@ class Source(Strict):
     """Documents of one kind: a data set by its name, a data set of the hub, or a folder."""
 
     preset: str | None = None
-    """A name of `PRESETS`."""
+    """A name of `raysweep.space.data_sets.DATA_SETS`."""
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """`owner/name` of a data set on the Hugging Face hub, with its `revision`."""
     folder: str | None = None
@@ -63,8 +48,8 @@ class Source(Strict):
         places = [name for name in ("preset", "hub", "folder") if getattr(self, name) is not None]
         if len(places) != 1:
             raise ValueError("exactly one of preset, hub and folder is needed")
-        if self.preset is not None and self.preset not in PRESETS:
-            raise ValueError(f"unknown data set {self.preset!r}; allowed: {', '.join(PRESETS)}, or {{folder: ...}}")
+        if self.preset is not None and self.preset not in DATA_SETS:
+            raise ValueError(f"unknown data set {self.preset!r}; allowed: {', '.join(DATA_SETS)}, or {{folder: ...}}")
         if self.preset is None and self.split != "train":
             raise ValueError("a split is of the named data sets; of others choose the files")
         if self.files and self.split != "train":
@@ -189,10 +174,3 @@ def without_places(corpus: dict[str, Any]) -> dict[str, Any]:
         else value
         for key, value in corpus.items()
     }
-
-
-def domain_name(domain: str) -> str:
-    """A domain as part of a file's name and of a metric's."""
-    name = re.sub(r"[^\w.+#-]+", "_", domain).lstrip(".+#-")
-    # A file's name may have 255 bytes.
-    return name.encode()[:120].decode(errors="ignore") or "_"

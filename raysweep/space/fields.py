@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _number(value: Any) -> Any:
-    """Refuses what pydantic would quietly convert: `true` and `"32"` are no numbers."""
+    """Refuses what pydantic would quietly convert: `true` and `"32"` are not numbers."""
     if isinstance(value, bool | str):
         raise ValueError("a number is needed")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError("a finite number is needed")
-    # -0.0 equals 0.0 and is written otherwise, which would make another id.
+    # -0.0 equals 0.0 but is written differently, which would make another id.
     return 0.0 if isinstance(value, float) and value == 0 else value
 
 
@@ -25,7 +26,7 @@ def _share_of_one(gpus: float) -> float:
     return gpus
 
 
-def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values; refuses one that is there twice."""
     if len(set(values)) < len(values):
         raise ValueError("one is there twice")
@@ -47,3 +48,12 @@ class Strict(BaseModel):
     """A model that refuses fields it does not have and never changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Column:
+    """How a field of a cell stands in the store's tables."""
+
+    unit: str = ""
+    since: int = 1
+    """The version of the tables that has it first; cells in older tables had the field's default."""

@@ -1,6 +1,8 @@
 """One driver a store: `run.json` says who runs the sweep now, and beats while it does.
 
-It works on any file system or bucket and does not trust clocks. A driver on this machine is alive if its process is; one
+It works on any file system or bucket and does not trust clocks. Some buckets could create the file only where there is none,
+but `pyarrow.fs` does not pass that on, and a second library would need credentials of its own: so who starts waits for a
+moment and reads again what it wrote. A driver on this machine is alive if its process is; one
 elsewhere is alive if its beat changes while we watch. So what a killed driver leaves behind is taken over by itself.
 """
 
@@ -13,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -65,10 +68,11 @@ def stop_holder(store: Store) -> int | None:
 
 
 class Lock:
-    """Holds a store while in its context. Raises `UserError` naming the driver that has it."""
+    """Holds a store while in its context; each beat says what `progress` returns. Raises `UserError` naming its holder."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, progress: Callable[[], dict[str, Any]] = dict) -> None:
         self._store = store
+        self._progress = progress
         self._record: dict[str, Any] = {
             "schema": SCHEMA_VERSION,
             "owner": uuid.uuid4().hex,
@@ -106,10 +110,6 @@ class Lock:
             if not self.lost and self._mine(_read(self._store, wait=False)):
                 self._store.delete(FILE, wait=False)
 
-    def progress(self, progress: dict[str, Any]) -> None:
-        """What the next beat says of the sweep."""
-        self._record["progress"] = progress
-
     def _keep(self) -> None:
         while not self._stop.wait(BEAT):
             try:
@@ -127,6 +127,7 @@ class Lock:
 
     def _write(self) -> None:
         self._record["beat"] += 1
+        self._record["progress"] = self._progress()
         self._store.write(FILE, json.dumps(self._record, default=str).encode(), wait=False)
 
     def _beats(self, other: dict[str, Any]) -> bool:

@@ -1,14 +1,39 @@
-"""Every Arrow schema of the store, with units in the fields' metadata, and the versions of them that can be read."""
+"""Every Arrow schema of the store, with units in the fields' metadata, and the versions of them that can be read.
+
+The settings of a cell are columns by themselves: a new field of `Cell` with a default is a new column, and its
+`Column.since` the new version.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyarrow as pa
+from pydantic.fields import FieldInfo
 
-# What is written, and what can be read: version 1 had no checksum of the rows, 2 not the settings of SINCE_3.
-SCHEMA_VERSION = "3"
-READABLE = ("1", "2", SCHEMA_VERSION)
+from raysweep.space.cell import Cell
+from raysweep.space.fields import Column
+from raysweep.space.metrics import METRICS
+
+# The settings that tables call by another name, or by several.
+_FIELDS = {
+    name: field
+    for name, field in Cell.model_fields.items()
+    if name not in ("size", "corpus", "learning_rate", "tokens")
+}
+
+
+def _column(field: FieldInfo) -> Column:
+    return next((item for item in field.metadata if isinstance(item, Column)), Column())
+
+
+# What is written, and what can be read: version 1 had no checksum of the rows, and every version the settings there were.
+SCHEMA_VERSION = str(max(_column(field).since for field in _FIELDS.values()))
+READABLE = tuple(str(version) for version in range(1, int(SCHEMA_VERSION) + 1))
+
+# What every cell had before these could be set.
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in _FIELDS.items() if _column(field).since > 1}
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
@@ -21,14 +46,21 @@ def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
 
 _TEXT, _COUNT, REAL = pa.string(), pa.int64(), pa.float64()
 
-_GEOMETRY_W = {
-    "effective_rank_W": (REAL, "fraction of the width"),
-    "cosine_W": (REAL, ""),
-    "isotropy_W": (REAL, ""),
-    "isotropy_symmetric_W": (REAL, ""),
-    "spectral_norm_W": (REAL, ""),
-}
 
+def _arrow_type(field: FieldInfo) -> pa.DataType:
+    """The type of a column for a field of a cell, which may be absent."""
+
+    def plain(kind: Any) -> type:
+        if get_origin(kind) is Annotated:
+            return plain(get_args(kind)[0])
+        if get_origin(kind) in (Union, types.UnionType):
+            return plain(next(one for one in get_args(kind) if one is not type(None)))
+        return str if get_origin(kind) is Literal else kind
+
+    return {str: _TEXT, int: _COUNT, float: REAL}[plain(field.annotation)]
+
+
+# Column -> (type, unit): what a cell is and what follows from its settings, then the settings themselves.
 _SETTINGS = {
     "id": (_TEXT, ""),
     "size": (_TEXT, ""),
@@ -43,33 +75,9 @@ _SETTINGS = {
     "steps": (_COUNT, "optimizer steps"),
     "learning_rate": (REAL, "peak"),
     "flops": (REAL, "FLOP"),
-    "batch_size": (_COUNT, "sequences"),
-    "sequence_length": (_COUNT, "tokens"),
-    "learning_rate_factor": (REAL, ""),
-    "final_learning_rate_fraction": (REAL, ""),
-    "warmup_fraction": (REAL, ""),
-    "weight_decay": (REAL, ""),
-    "beta1": (REAL, ""),
-    "beta2": (REAL, ""),
-    "epsilon": (REAL, ""),
-    "gradient_clipping": (REAL, "L2 norm"),
-    "block": (_TEXT, "sequential or parallel"),
-    "effective_rank_target": (REAL, "fraction of the width"),
-    "effective_rank_penalty": (REAL, ""),
-    "spectral_norm_cap": (REAL, ""),
-    "reports": (_COUNT, "rows evenly over training"),
-    "validation_sequences": (_COUNT, "sequences"),
-    "seed": (_COUNT, ""),
-}
+} | {name: (_arrow_type(field), _column(field).unit) for name, field in _FIELDS.items()}
 
-# What every cell had before these could be set.
-SINCE_3: dict[str, Any] = {
-    "block": "sequential",
-    "effective_rank_target": None,
-    "effective_rank_penalty": 0.0,
-    "spectral_norm_cap": None,
-    "reports": 20,
-}
+_GEOMETRY_W = {f"{metric}_W": (REAL, unit) for metric, unit in METRICS.items()}
 
 _ROW = {
     "train_loss": (REAL, "nats per token, mean since the row before"),

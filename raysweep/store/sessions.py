@@ -35,7 +35,7 @@ def recorded(store: Store, space: str) -> Iterator[None]:
     """Keep the record of this session on the search space of that name while in the context."""
     record: dict[str, Any] = {
         "space": space,
-        "started": _now(),
+        "started": now(),
         "host": socket.gethostname(),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -47,7 +47,7 @@ def recorded(store: Store, space: str) -> Iterator[None]:
 
     def write(ended: bool = False) -> None:
         with suppress(StoreError):  # Out of reach for a moment; what matters is told where results are written.
-            store.write_table(path, [record | {"seen": _now(), "ended": ended}], SESSIONS, wait=False)
+            store.write_table(path, [record | {"seen": now(), "ended": ended}], SESSIONS, wait=False)
 
     over = threading.Event()
 
@@ -89,5 +89,6 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _now() -> datetime.datetime:
+def now() -> datetime.datetime:
+    """The time, in UTC and whole seconds, as tables have it."""
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)

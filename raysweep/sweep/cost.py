@@ -1,8 +1,11 @@
-"""How long FLOPs take on a device: its peak, and the share of it that pretraining small models is taken to reach."""
+"""What a sweep costs before it starts: its FLOPs, and the hours that they take on a device."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raysweep.space.space import Space
 
 
 @dataclass(frozen=True)
@@ -28,3 +31,35 @@ DEVICES = {
     "L4": Device(121e12, 0.068),
     "CPU core": Device(95e9, 0.5),
 }
+
+
+def plan(space: Space) -> dict[str, Any]:
+    """The cells of a search space, and what training them costs.
+
+    Parameters
+    ----------
+    space
+        A search space.
+
+    Returns
+    -------
+    dict
+        `cells`: the settings of each cell and what follows from them. `totals`: `cells`, `tokens`, and `flops` in FLOP
+        (6 N D, Kaplan et al. 2020). `devices`: for each device its `peak` in FLOP/s, the share of that it is taken to
+        reach (`utilisation`), and the `hours` of one such device.
+
+    Examples
+    --------
+    >>> plan(raysweep.load("search_spaces/paper.yaml"))["totals"]["cells"]
+    108
+    """
+    flops = sum(cell.flops for cell in space.cells)
+    return {
+        "cells": [cell.describe() for cell in space.cells],
+        "totals": {
+            "cells": len(space.cells),
+            "tokens": sum(cell.steps * cell.tokens_per_step for cell in space.cells),
+            "flops": flops,
+        },
+        "devices": {name: asdict(device) | {"hours": device.hours(flops)} for name, device in DEVICES.items()},
+    }

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from ray.util.metrics import Gauge
+
+from raysweep.sweep.events import CellFailed, CellFinished, CellReported, Event, Heartbeat
+from raysweep.sweep.state import RunState
 
 
 class Gauges:
     """The gauges of one sweep; every one has the label `sweep`."""
 
-    def __init__(self, sweep: str) -> None:
+    def __init__(self, sweep: str, state: RunState) -> None:
         self._labels = {"sweep": sweep}
+        self._state = state
         self._rows: dict[str, dict[str, float]] = {}
         """What the cells that run reported last."""
         self._cells = self._gauge("cells", "Cells of the sweep by state", "state")
@@ -42,29 +44,34 @@ class Gauges:
         gauge.set_default_tags(self._labels)
         return gauge
 
-    def sweep(self, cells: dict[str, int], tokens: float, planned: float, rate: float, left: float | None) -> None:
-        for state, number in cells.items():
+    def __call__(self, event: Event) -> None:
+        """Set what an event changes."""
+        match event:
+            case CellReported():
+                row = {**event.row, "tokens": event.tokens, "tokens_per_second": event.tokens_per_second}
+                self._rows.setdefault(event.cell, {}).update(
+                    {key: row[key] for key in self._of_cell if row.get(key) is not None}
+                )
+                self._set_cell(event.cell)
+            case CellFinished() | CellFailed():
+                # A cell that is over trains at no rate, and is kept no longer.
+                self._rows.pop(event.cell, None)
+                self._of_cell["tokens_per_second"].set(0.0, {"cell": event.cell})
+            case Heartbeat():
+                # Ray drops a gauge 20 s after it exported what it was set to last.
+                for cell in self._rows:
+                    self._set_cell(cell)
+        self._set_sweep()
+
+    def _set_sweep(self) -> None:
+        counts, pace = self._state.counts(), self._state.pace()
+        for state, number in (counts | {"done": self._state.complete_before + counts["done"]}).items():
             self._cells.set(number, {"state": state})
-        self._tokens.set(tokens)
-        self._planned.set(planned)
-        self._rate.set(rate)
-        self._left.set(left if left is not None else 0.0)
+        self._tokens.set(self._state.tokens_trained)
+        self._planned.set(self._state.tokens_planned)
+        self._rate.set(pace.tokens_per_second)
+        self._left.set(pace.seconds_left if pace.seconds_left is not None else 0.0)
 
-    def cell(self, cell: str, row: dict[str, Any]) -> None:
-        """What a cell reported."""
-        self._rows.setdefault(cell, {}).update({key: row[key] for key in self._of_cell if row.get(key) is not None})
-        self._set(cell)
-
-    def keep(self) -> None:
-        """Set what cells reported once more: Ray drops a gauge 20 s after it exported what it was set to last."""
-        for cell in self._rows:
-            self._set(cell)
-
-    def ended(self, cell: str) -> None:
-        """A cell that is over trains at no rate, and is kept no longer."""
-        self._rows.pop(cell, None)
-        self._of_cell["tokens_per_second"].set(0.0, {"cell": cell})
-
-    def _set(self, cell: str) -> None:
+    def _set_cell(self, cell: str) -> None:
         for key, value in self._rows[cell].items():
             self._of_cell[key].set(value, {"cell": cell})

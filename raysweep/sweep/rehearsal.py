@@ -10,35 +10,42 @@ import itertools
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+from raysweep.cluster.environment import preserved_environment
 from raysweep.corpora import layouts
 from raysweep.corpora.blocks import complaint
 from raysweep.corpora.files import Document, read
-from raysweep.corpora.published import MIRROR, opened, reading, resolve
+from raysweep.corpora.source_files import MIRROR, opened, reading, resolve
 from raysweep.errors import UserError
-from raysweep.space.cell import Cell, EvaluateResources, Resources, Space, TrainResources
+from raysweep.space.cell import Cell
 from raysweep.space.corpus import Corpus, Source
-from raysweep.store import Store
-from raysweep.sweep import runner as sweep
+from raysweep.space.resources import Resources
+from raysweep.space.space import Space
+from raysweep.sweep.events import Event
+from raysweep.sweep.runner import SweepResult, run
 
 SEQUENCE, BATCH, STEPS = 64, 2, 4
 DOCUMENTS = 300
 
 
-def rehearse(space: Space) -> int:
-    """Go through the smallest cell of `space` in a store that is thrown away; the exit status of the sweep."""
-    smallest = min(space.cells, key=lambda cell: cell.flops)
-    with tempfile.TemporaryDirectory(prefix="raysweep-rehearsal-") as name:
+def rehearse(space: Space, on_event: Callable[[Event], None] | None = None) -> SweepResult:
+    """Go through the smallest cell of `space` in a store that is thrown away. Raises what `run` raises."""
+    with tempfile.TemporaryDirectory(prefix="raysweep-rehearsal-") as name, preserved_environment():
         folder = Path(name)
-        short = _short(space, smallest, _corpus(smallest.corpus, folder))
+        cell = smallest_cell(space)
+        short = _short(space, cell, _corpus(cell.corpus, folder))
         layouts.write(folder / "hub")
         os.environ |= {MIRROR: str(folder / "hub"), "RAYSWEEP_CACHE": str(folder / "cache"), "RAY_ADDRESS": "local"}
-        print(f"rehearsal of {space.name}: {smallest.id}, {STEPS} steps and {len(short.evaluations)} evaluations")
-        status = sweep.run(short, Store(str(folder / "store")), f"raysweep run --rehearse (of {space.name})")
-    if status == 0:
-        print(f"every step of {space.name} works; nothing was kept")
-    return status
+        result = run(short, folder / "store", on_event)
+        _ = result.table  # While the store is there.
+        return result
+
+
+def smallest_cell(space: Space) -> Cell:
+    """The cell that takes the fewest FLOP."""
+    return min(space.cells, key=lambda cell: cell.flops)
 
 
 def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
@@ -56,7 +63,7 @@ def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
         name=f"{space.name}-rehearsal",
         cells=(cell.model_copy(update=changes),),
         evaluations=tuple(evaluations),
-        resources=Resources(train=TrainResources(), evaluate=EvaluateResources()),
+        resources=Resources(),
     )
 
 

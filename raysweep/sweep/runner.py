@@ -1,190 +1,146 @@
-"""Plan minus done -> Tuner -> exit status.
+"""A sweep as a function: do what the store lacks of a search space, and say what is there then.
 
-`survey` computes from the search space and the store alone what is done, diverged, failed and left. `run` trains and
-evaluates what is not done, with a fresh Ray Tune `Tuner` over just those cells, and surveys again: the scheduler's own
-account of what happened is never asked.
+`run` trains and evaluates, `evaluate` only evaluates. Both survey the store, run a fresh Ray Tune `Tuner` over just the
+cells that are left, and survey again: the scheduler's own account of what happened is never asked.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
-from collections import Counter
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from raysweep.cli import messages as printing
-from raysweep.cli import panel as progress
-from raysweep.cluster import connection as cluster
-from raysweep.errors import UserError
-from raysweep.space.cell import Cell, Space
-from raysweep.space.corpus import Corpus
-from raysweep.store import Store, lock, sessions
-from raysweep.store import index as tables
-from raysweep.store.schemas import FAILURES, PLAN
+import pyarrow as pa
+
+from raysweep.cluster.connection import address, connected
+from raysweep.cluster.environment import preserved_environment
+from raysweep.errors import StoreError, UserError
+from raysweep.space.space import Space
+from raysweep.store import Store
+from raysweep.store.lock import Lock
+from raysweep.store.results import results
+from raysweep.store.schemas import PLAN
+from raysweep.store.sessions import recorded
 from raysweep.store.store import PLANNED, TRAIN
-from raysweep.sweep import trackers as loggers
-from raysweep.sweep.cost import DEVICES
-
-if TYPE_CHECKING:
-    from raysweep.corpora.loader import TokenizedCorpus
-
-INTERRUPTED = 130
+from raysweep.sweep import trackers
+from raysweep.sweep.events import ClusterLost, Event, SweepSurveyed
+from raysweep.sweep.failures import PROCESS_LOST, record_failure
+from raysweep.sweep.prepare_corpora import prepare_corpora
+from raysweep.sweep.state import EventBus
+from raysweep.sweep.survey import Survey, cells_missing_weights, survey
 
 log = logging.getLogger("raysweep")
 
 
-@dataclass
-class CellState:
-    """Where one planned cell stands. `training` is done, diverged, failed, started or new; an evaluation is done, failed
-    or new (those of a diverged cell are not asked for)."""
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to."""
 
-    cell: Cell
-    training: str
-    evaluations: dict[str, str] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-    """Stage -> its last error."""
-    versions: str = ""
-    """What it was trained under, once it is."""
+    space: Space
+    """What was asked for; `evaluate` leaves out the cells that are not trained."""
+    store: Store
+    survey: Survey
+    """Where every one of them stands."""
 
     @property
     def complete(self) -> bool:
-        return self.training in ("done", "diverged") and set(self.evaluations.values()) <= {"done"}
-
-
-@dataclass
-class Survey:
-    states: list[CellState]
-
-    def count(self, *training: str) -> int:
-        return sum(state.training in training for state in self.states)
+        """Whether every cell and every evaluation is in the store."""
+        return not self.survey.left
 
     @property
-    def left(self) -> list[CellState]:
-        return [state for state in self.states if not state.complete]
+    def failed(self) -> dict[str, dict[str, str]]:
+        """Cell -> stage (`train` or a task) -> its last error."""
+        return self.survey.errors
 
-    def counts(self, running: Iterable[str] = ()) -> dict[str, dict[str, int]]:
-        """What `status --json` prints. Cells that are running are not also counted as failed or left."""
-        running = set(running) & {state.cell.id for state in self.states if state.training not in ("done", "diverged")}
-        cells = dict.fromkeys(("planned", "done", "running", "failed", "diverged", "left"), 0)
-        evaluations = dict.fromkeys(("planned", "done", "failed", "left"), 0)
-        for state in self.states:
-            cells["planned"] += 1
-            if state.cell.id in running:
-                cells["running"] += 1
-            else:
-                cells[{"started": "left", "new": "left"}.get(state.training, state.training)] += 1
-            for outcome in state.evaluations.values():
-                evaluations["planned"] += 1
-                evaluations["left" if outcome == "new" else outcome] += 1
-        return {"cells": cells, "evaluations": evaluations}
-
-    def versions(self) -> dict[str, int]:
-        """The versions that cells were trained under, and how many by each."""
-        return dict(Counter(state.versions for state in self.states if state.versions))
+    @cached_property
+    def table(self) -> pa.Table:
+        """One row per finished cell, as `raysweep.results` has it."""
+        return results(self.space, self.store)
 
 
-def survey(store: Store, space: Space) -> Survey:
-    """Read the store and say where each planned cell stands."""
-    from raysweep.training import checkpoint
+def run(
+    space: Space,
+    store: str | Path | Store,
+    on_event: Callable[[Event], None] | None = None,
+    stop: threading.Event | None = None,
+) -> SweepResult:
+    """Train and evaluate what the store lacks of a search space, on a Ray cluster.
 
-    trained = tables.finished(store)
-    evaluated = {e.task: tables.evaluated(store, e.task, e.model_dump()) for e in space.evaluations}
-    failures = {stage: tables.read_all(store, f"failures/{stage}", FAILURES) for stage in (TRAIN, *evaluated)}
-    begun = set(store.directories(TRAIN))
+    It uses the cluster that RAY_ADDRESS names or `ray start` left, else starts one on this machine that listens on
+    localhost and ends with the sweep. It prints nothing, installs no signal handlers and leaves `os.environ` as it was.
+    Killed at any moment, it loses nothing that was finished, and the next call resumes.
 
-    def error(cell: Cell, stage: str) -> str | None:
-        rows = failures[stage].get(cell.id)
-        return str(rows[0]["error"]) if rows else None
+    Parameters
+    ----------
+    space
+        What to train and evaluate; `raysweep.load` reads one from a file.
+    store
+        The folder or URI of the results.
+    on_event
+        Called with everything that happens (`raysweep.Event`), mostly in this thread. An exception in it ends the sweep.
+    stop
+        Set it, from a signal handler or another thread, to end the sweep before it is complete.
 
-    states = []
-    for cell in space.cells:
-        row = trained.get(cell.id)
-        state = CellState(cell, row["status"] if row else "new")
-        states.append(state)
-        if row is not None:
-            state.versions = f"raysweep {row['raysweep_version']}, torch {row['torch_version']}"
-        if row is None and (failed := error(cell, TRAIN)) is not None:
-            state.training, state.errors[TRAIN] = "failed", failed
-        elif row is None and cell.id in begun and checkpoint.names(store, store.run_directory(cell.id)):
-            state.training = "started"
-        if state.training == "diverged":
-            continue
-        for task, rows in evaluated.items():
-            if row and cell.id in rows:
-                state.evaluations[task] = "done"
-            elif (failed := error(cell, task)) is not None:
-                state.evaluations[task], state.errors[task] = "failed", failed
-            else:
-                state.evaluations[task] = "new"
-    return Survey(states)
+    Returns
+    -------
+    SweepResult
+        What is done and failed, and the table of results. A cell that fails is no exception: `result.failed` names it, and
+        the next call tries again.
 
+    Raises
+    ------
+    UserError
+        Before anything is started, where the store, its lock, the corpus or the cluster stand in the way.
+    StoreError
+        Where the store is lost on the way.
+    KeyboardInterrupt
+        At Ctrl-C, where nobody handles it. Nothing that was finished is lost.
 
-def plan(space: Space) -> dict[str, Any]:
-    """What `plan --json` prints."""
-    cells = [cell.describe() for cell in space.cells]
-    flops = sum(cell.flops for cell in space.cells)
-    totals = {
-        "cells": len(cells),
-        "tokens": sum(cell.steps * cell.tokens_per_step for cell in space.cells),
-        "flops": flops,
-    }
-    devices = {name: asdict(device) | {"hours": device.hours(flops)} for name, device in DEVICES.items()}
-    return {"cells": cells, "totals": totals, "devices": devices}
-
-
-def run(space: Space, store: Store, resume_command: str, train: bool = True) -> int:
-    """Do everything the store lacks; returns the exit status: 0 complete, 1 something failed, 130 interrupted.
-
-    Without `train` it evaluates the cells that are trained and leaves the others alone. Raises `UserError` before
-    anything is started where the store, its lock, the corpus or the cluster stand in the way.
+    Examples
+    --------
+    >>> space = raysweep.load("search_spaces/demo.yaml")
+    >>> result = raysweep.run(space, "runs/demo", on_event=print)      # doctest: +SKIP
+    >>> result.complete, len(result.table)                             # doctest: +SKIP
+    (True, 16)
     """
-    loggers.check(space)
-    end_by_interrupt()
-    store.probe()
-    with lock.Lock(store) as held:
-        before = survey(store, space)
-        if not train:
-            before = _trained(before, space, store)
-            space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
-            before = _with_weights(before, store)
-            if store.read(PLANNED) is None:
-                write_plan(space, store)
-        else:
-            if again := _without_weights(before, store):
-                log.warning(
-                    "%d cells lack evaluations and have no weights in %s, such as %s: they are trained again, and what "
-                    "they had been evaluated to is set aside", len(again), store.location, min(again),
-                )  # fmt: skip
-            write_plan(space, store)
-        store.running = True
-        if before.states:
-            printing.announce(space, store, before)
-        interrupted = False
-        if before.left:
-            try:
-                with sessions.recorded(store, space.name):
-                    interrupted = _train(before, space, store, held, train)
-            except KeyboardInterrupt:
-                interrupted = True
-        after = survey(store, space)
-        if after.left and interrupted:
-            printing.interrupted(after, resume_command)
-            return INTERRUPTED
-        retry = "run the same command again to retry what failed"
-        if not train and _without_weights(after, store):
-            retry = "`raysweep run` trains again what has no weights"
-        printing.conclude(space, store, after, retry)
-        return 1 if after.left else 0
+    return _complete(space, store, on_event, stop, train=True)
 
 
-def end_by_interrupt() -> None:
-    """Let `kill`, and a cluster that shuts down, end a sweep as Ctrl-C does; only a main thread can."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT))
+def evaluate(
+    space: Space,
+    store: str | Path | Store,
+    on_event: Callable[[Event], None] | None = None,
+    stop: threading.Event | None = None,
+) -> SweepResult:
+    """Evaluate the cells that are trained, and train nothing.
+
+    A trained cell that lacks evaluations and whose weights are gone is passed over, with a warning, and is not complete.
+
+    Parameters
+    ----------
+    space, store, on_event, stop
+        As for `raysweep.run`.
+
+    Returns
+    -------
+    SweepResult
+        Of the cells that are trained.
+
+    Raises
+    ------
+    UserError, StoreError, KeyboardInterrupt
+        As `raysweep.run` does, and where no cell is trained.
+
+    Examples
+    --------
+    >>> space = raysweep.load("search_spaces/demo.yaml")
+    >>> raysweep.evaluate(space, "runs/demo").complete                 # doctest: +SKIP
+    True
+    """
+    return _complete(space, store, on_event, stop, train=False)
 
 
 def write_plan(space: Space, store: Store) -> None:
@@ -192,107 +148,83 @@ def write_plan(space: Space, store: Store) -> None:
     store.write_table(PLANNED, [cell.describe() for cell in space.cells], PLAN)
 
 
-def _trained(now: Survey, space: Space, store: Store) -> Survey:
+def _complete(
+    space: Space,
+    location: str | Path | Store,
+    on_event: Callable[[Event], None] | None,
+    stop: threading.Event | None,
+    train: bool,
+) -> SweepResult:
+    trackers.check(space)
+    store = location if isinstance(location, Store) else Store(str(location))
+    store.probe()
+    bus = EventBus()
+    with Lock(store, bus.state.record) as lock:
+        before = survey(store, space)
+        if train:
+            _warn_of_lost_weights(before, store)
+            write_plan(space, store)
+        else:
+            before = _trained(before, space, store)
+            space = space.model_copy(update={"cells": tuple(state.cell for state in before.states)})
+            before = _with_weights(before, store)
+            if store.read(PLANNED) is None:
+                write_plan(space, store)
+        store.running = True
+        if on_event is not None:
+            bus.subscribe(on_event)
+        bus(SweepSurveyed(space.name, store.location, before))
+        if before.left:
+            with preserved_environment(), recorded(store, space.name):
+                _train(before, space, store, bus, lock, stop or threading.Event(), train)
+        return SweepResult(space, store, survey(store, space))
+
+
+def _train(
+    before: Survey, space: Space, store: Store, bus: EventBus, lock: Lock, stop: threading.Event, train: bool
+) -> None:
+    """Run what is left as Tune trials."""
+    shared = address() is not None
+    fingerprints = prepare_corpora(before.left, space.evaluations, store, shared, bus)
+    with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as context:
+        from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
+
+        loggers = trackers.trackers(space, store.location)
+        for logger in loggers:
+            bus.subscribe(logger)
+        try:
+            train_cells(before, space, store.location, fingerprints, train, context, shared, bus, lock, stop)
+        finally:
+            for logger in loggers:
+                logger.close()
+        for cell in bus.state.process_lost:
+            record_failure(store, cell, TRAIN, PROCESS_LOST)
+        if bus.state.stop_reason:
+            raise StoreError(bus.state.stop_reason)
+
+
+def _trained(before: Survey, space: Space, store: Store) -> Survey:
     """The survey of only those cells that have been trained."""
-    trained = [state for state in now.states if state.training in ("done", "diverged")]
+    trained = [state for state in before.states if state.trained]
     if not trained:
         raise UserError(f"no cell of {space.name} is trained in {store.location}: `raysweep run` trains them")
     return Survey(trained)
 
 
-def _with_weights(now: Survey, store: Store) -> Survey:
+def _with_weights(before: Survey, store: Store) -> Survey:
     """The survey without the cells that lack evaluations and whose weights the store does not have."""
-    gone = _without_weights(now, store)
+    gone = cells_missing_weights(before, store)
     if gone:
         log.warning(
             "%d cells that lack evaluations have no weights in %s, such as %s: `raysweep run` trains them again",
             len(gone), store.location, min(gone),
         )  # fmt: skip
-    return Survey([state for state in now.states if state.cell.id not in gone])
+    return Survey([state for state in before.states if state.cell.id not in gone])
 
 
-def _without_weights(now: Survey, store: Store) -> set[str]:
-    """The trained cells that lack evaluations and whose final weights the store does not have."""
-    from raysweep.training import checkpoint
-
-    begun = set(store.directories(TRAIN))
-
-    def steps(cell: Cell) -> set[int]:
-        names = checkpoint.names(store, store.run_directory(cell.id)) if cell.id in begun else []
-        return {checkpoint.step_of(name) for name in names}
-
-    return {s.cell.id for s in now.left if s.training == "done" and s.cell.steps not in steps(s.cell)}
-
-
-def _corpora(left: list[CellState], tasks: Collection[str], store: Store, shared: bool = False) -> dict[str, str]:
-    """Build what the cells train on, here and now, where an error can be shown; its fingerprints by specification.
-
-    What training and these evaluation tasks read must hold a sequence, or nothing is started.
-
-    A cluster that is `shared` has nodes that find it in the store.
-    """
-    from raysweep.corpora.shared import publish
-    from raysweep.evaluation import out_of_distribution
-
-    fingerprints, built = {}, []
-    lengths: dict[Corpus, set[int]] = {}
-    for state in left:
-        lengths.setdefault(state.cell.corpus, set()).add(state.cell.sequence_length)
-    for corpus, needed in lengths.items():
-        opened = _opened(corpus, store)
-        for shard in _read_by(tasks):
-            opened.sequences(shard, max(needed))
-        if "out_of_distribution" in tasks:
-            out_of_distribution.domains(opened, max(needed))
-        fingerprints[corpus.key] = opened.fingerprint
-        built.append(opened)
-    store.check_corpora(fingerprints)
-    if shared:
-        with progress.bars() as step:
-            for opened in built:
-                publish(opened, store, step)
-    return fingerprints
-
-
-def _opened(corpus: Corpus, store: Store) -> TokenizedCorpus:
-    """The corpus, built if need be; where its text is gone, as it was built for this store."""
-    from raysweep.corpora.loader import open_corpus
-    from raysweep.corpora.shared import obtain
-
-    try:
-        return open_corpus(corpus)
-    except UserError as error:
-        known = store.corpora().get(corpus.key)
-        if known is None:
-            raise
-        try:
-            opened = obtain(corpus, known, store)
-        except UserError:
-            raise error from None
-        log.warning("%s: going on with the corpus as it was built before, %s", error, known)
-        return opened
-
-
-def _read_by(tasks: Iterable[str]) -> list[str]:
-    """The shards that training and these tasks read."""
-    shards = ["pretraining/train", "pretraining/validation"]
-    for task in tasks:
-        if task.startswith("finetune_"):
-            shards += [f"{task}/train", f"{task}/test"]
-        if task != "out_of_distribution":
-            shards.append("pretraining/test")
-    return list(dict.fromkeys(shards))
-
-
-def _train(before: Survey, space: Space, store: Store, held: lock.Lock, train: bool) -> bool:
-    """Run what is left as Tune trials; True if a signal stopped it."""
-    from raysweep.sweep.trial import TRAIN_ENVIRONMENT
-
-    os.environ.update(TRAIN_ENVIRONMENT)
-    cluster.set_environment()
-    fingerprints = _corpora(
-        before.left, [e.task for e in space.evaluations], store, shared=cluster.address() is not None
-    )
-    from raysweep.sweep import driver
-
-    return driver.train(before, space, store.location, fingerprints, held, train)
+def _warn_of_lost_weights(before: Survey, store: Store) -> None:
+    if gone := cells_missing_weights(before, store):
+        log.warning(
+            "%d cells lack evaluations and have no weights in %s, such as %s: they are trained again, and what they had "
+            "been evaluated to is renamed and recomputed", len(gone), store.location, min(gone),
+        )  # fmt: skip

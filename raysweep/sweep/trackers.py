@@ -1,8 +1,8 @@
-"""The experiment trackers that a search space asks for by `loggers`, through Ray Tune's own callbacks.
+"""The experiment trackers that a search space asks for by `loggers`, through Ray Tune's own loggers.
 
-Each gets the rows of every cell's training as they are reported, by step, and the cell's settings as hyperparameters. They
-run in the driver, each in a thread of its own: one that is away holds nothing up. What they show is a copy: results are in
-the store.
+Each is told the rows of every cell's training as they are reported, by step, and the cell's settings as hyperparameters.
+They run in the driver, each in a thread of its own: one that is away holds nothing up. What they show is a copy: results
+are in the store.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import os
 import queue
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysweep.errors import UserError
+from raysweep.errors import UserError, one_line
+from raysweep.space.space import Space
 from raysweep.store import Store
-from raysweep.store.schemas import TRAJECTORIES
+from raysweep.sweep.events import CellFailed, CellFinished, CellReported, CellStarted, Event
 
 if TYPE_CHECKING:
-    from ray import tune
-
-    from raysweep.space.cell import Space
+    from ray.tune.experiment import Trial
+    from ray.tune.logger import LoggerCallback
 
 log = logging.getLogger("raysweep")
 
@@ -37,10 +37,8 @@ PACKAGES = {
     "wandb": ("wandb", "'raysweep[wandb]'"),
 }
 
-# How long, in seconds, the end of a sweep waits for a logger that still has something to tell.
-LAST_WORDS = 60.0
-
-_REPORTED = {*TRAJECTORIES.names, "tokens_per_second"} - {"cell"}
+# How long, in seconds, the end of a sweep waits for a tracker that has not been told everything yet.
+CLOSE_TIMEOUT_S = 60.0
 
 
 def check(space: Space) -> None:
@@ -66,61 +64,73 @@ def _known_to_wandb() -> bool:
     return False
 
 
-def callbacks(space: Space, location: str) -> list[tune.Callback]:
-    """The Tune callbacks of the loggers of a search space whose store is at `location`."""
+def trackers(space: Space, location: str) -> list[BackgroundLogger]:
+    """The trackers of a search space whose store is at `location`, each a subscriber of events."""
     make = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
-    return [make[name](space, location) for name in space.loggers]
+    cells = {cell.id: cell.describe() for cell in space.cells}
+    return [BackgroundLogger(*make[name](space, location), cells) for name in space.loggers]
 
 
-class OfThisProcess:
-    """Tune pickles callbacks and stoppers for a restore that raysweep never asks for."""
+class BackgroundLogger:
+    """Tells one of Tune's loggers of a sweep's events, in a thread.
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (object, ())
+    `cells` has the settings of each cell by its id.
+    """
 
-
-class _Apart(OfThisProcess):
-    """Comes before a logger of Tune's: calls it in a thread, with the rows of training alone."""
-
-    def setup(self, *arguments: Any, **info: Any) -> None:
+    def __init__(self, name: str, logger: LoggerCallback, cells: Mapping[str, dict[str, Any]]) -> None:
+        self.name = name
+        self._logger, self._cells = logger, cells
+        self._trials: dict[str, Trial] = {}
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
-        self._calls.put((super().setup, ()))  # type: ignore[misc]
+        self._calls.put((logger.setup, ()))
 
-    def log_trial_start(self, trial: Any) -> None:
-        self._calls.put((super().log_trial_start, (trial,)))  # type: ignore[misc]
+    def __call__(self, event: Event) -> None:
+        """Pass on the events that a tracker shows."""
+        match event:
+            case CellStarted():
+                self._calls.put((self._logger.log_trial_start, (self._trial(event.cell),)))
+            case CellReported() if "validation_loss" in event.row:
+                trial = self._trial(event.cell)
+                row = {**event.row, "step": event.step, "tokens": event.tokens}
+                row |= {"tokens_per_second": event.tokens_per_second, "config": trial.config}
+                # Loggers that need a count are given the step.
+                row |= {"timesteps_total": event.step, "training_iteration": event.step}
+                self._calls.put((self._logger.log_trial_result, (event.step, trial, row)))
+            case CellFinished():
+                self._calls.put((self._logger.log_trial_end, (self._trial(event.cell), False)))
+            case CellFailed():
+                self._calls.put((self._logger.log_trial_end, (self._trial(event.cell), event.process_lost)))
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        if "validation_loss" in result:
-            row = {key: value for key, value in result.items() if key in _REPORTED}
-            # Tune's iterations start anew when a cell is resumed. Loggers that need a count are given the step.
-            row |= {"timesteps_total": result["step"], "training_iteration": result["step"], "config": trial.config}
-            self._calls.put((super().log_trial_result, (iteration, trial, row)))  # type: ignore[misc]
-
-    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        self._calls.put((super().log_trial_end, (trial, failed)))  # type: ignore[misc]
-
-    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        self._calls.put((super().on_experiment_end, (trials,)))  # type: ignore[misc]
+    def close(self) -> None:
+        """Wait for the tracker to be told everything, for `CLOSE_TIMEOUT_S` seconds at most."""
+        self._calls.put((self._logger.on_experiment_end, (list(self._trials.values()),)))
         self._calls.put(None)
-        self._thread.join(LAST_WORDS)
+        self._thread.join(CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
-            log.warning("%s does not answer and was not told everything; results are in the store", self._name())
+            log.warning("%s does not answer and was not told everything; results are in the store", self.name)
+
+    def _trial(self, cell: str) -> Trial:
+        """The cell as Tune's loggers know it."""
+        from ray.tune.experiment import Trial  # After Ray's environment is set.
+
+        if cell not in self._trials:
+            config = {"cell": self._cells[cell]}
+            trial = self._trials[cell] = Trial("cell", stub=True, config=config, evaluated_params=config)
+            trial.custom_trial_name = cell
+        return self._trials[cell]
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             try:
                 call[0](*call[1])
             except Exception as error:  # A tracker that is away must not end a sweep.
-                what = " ".join(f"{type(error).__name__}: {error}".split())
-                log.warning("%s was not told of a row: %s", self._name(), what)
-
-    def _name(self) -> str:
-        return type(self).__name__
+                message = one_line(error)
+                log.warning("%s was not told of a row: %s: %s", self.name, type(error).__name__, message)
 
 
-def _tensorboard(space: Space, location: str) -> tune.Callback:
+def _tensorboard(space: Space, location: str) -> tuple[str, LoggerCallback]:
     from ray.tune.logger import TBXLoggerCallback
     from tensorboardX import SummaryWriter
 
@@ -130,7 +140,7 @@ def _tensorboard(space: Space, location: str) -> tune.Callback:
         def __init__(self) -> None:
             super().__init__()
             # What writes event files to buckets waits for ever where it cannot: they are written here and copied.
-            self._aside = tempfile.TemporaryDirectory(prefix="raysweep-") if "://" in location else None
+            self._local_folder = tempfile.TemporaryDirectory(prefix="raysweep-") if "://" in location else None
 
         def log_trial_start(self, trial: Any) -> None:
             folder = self._folder(trial)
@@ -147,20 +157,19 @@ def _tensorboard(space: Space, location: str) -> tune.Callback:
             self._copy(trial)
 
         def _folder(self, trial: Any) -> Path:
-            return Path(self._aside.name if self._aside else location, "tensorboard", trial.config["cell"]["id"])
+            return Path(
+                self._local_folder.name if self._local_folder else location, "tensorboard", trial.config["cell"]["id"]
+            )
 
         def _copy(self, trial: Any) -> None:
-            if self._aside:
+            if self._local_folder:
                 for file in self._folder(trial).iterdir():
-                    Store(location).put_file(file, str(file.relative_to(self._aside.name)))
+                    Store(location).put_file(file, str(file.relative_to(self._local_folder.name)))
 
-    class TensorBoard(_Apart, Files):
-        pass
-
-    return TensorBoard()
+    return "TensorBoard", Files()
 
 
-def _mlflow(space: Space, location: str) -> tune.Callback:
+def _mlflow(space: Space, location: str) -> tuple[str, LoggerCallback]:
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     class Runs(MLflowLoggerCallback):
@@ -173,16 +182,13 @@ def _mlflow(space: Space, location: str) -> tune.Callback:
 
         def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
             if self.mlflow_util.experiment_id is None or trial not in self._trial_runs:
-                Runs.log_trial_start(self, trial)
+                self.log_trial_start(trial)
             super().log_trial_result(iteration, trial, result)
 
-    class MLflow(_Apart, Runs):
-        pass
-
-    return MLflow(os.environ["MLFLOW_TRACKING_URI"], experiment_name=space.name, tags={"store": location})
+    return "MLflow", Runs(os.environ["MLFLOW_TRACKING_URI"], experiment_name=space.name, tags={"store": location})
 
 
-def _wandb(space: Space, location: str) -> tune.Callback:
+def _wandb(space: Space, location: str) -> tuple[str, LoggerCallback]:
     from ray.air.integrations.wandb import WandbLoggerCallback
 
     class Project(WandbLoggerCallback):
@@ -193,11 +199,8 @@ def _wandb(space: Space, location: str) -> tune.Callback:
             # Ray's callback would hand it on in a runtime environment, which Ray logs.
             os.environ.pop("WANDB_API_KEY", None)
 
-    class WeightsAndBiases(_Apart, Project):
-        pass
-
-    return WeightsAndBiases(
+    return "Weights & Biases", Project(
         project=os.environ.get("WANDB_PROJECT_NAME") or space.name,
         group=os.environ.get("WANDB_RUN_GROUP"),
-        upload_timeout=int(LAST_WORDS) // 2,
+        upload_timeout=int(CLOSE_TIMEOUT_S) // 2,
     )

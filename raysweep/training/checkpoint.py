@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from raysweep.store import Store
+from raysweep.store.checkpoints import names, new_name, step_of
 from raysweep.store.schemas import SCHEMA_VERSION
-from raysweep.store.store import checksum as checksum_of
+from raysweep.store.tables import checksum as checksum_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +31,7 @@ MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.j
 
 
 @dataclass
-class Position:
+class TrainState:
     """How far a run is. Floats survive the JSON to the last bit."""
 
     cell: str
@@ -59,7 +58,7 @@ class Position:
 
 @dataclass
 class Checkpoint:
-    position: Position
+    state: TrainState
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     """Empty where only the weights were asked for."""
@@ -77,11 +76,11 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
 def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
     """Write the three files into a folder of the store; the state comes last and makes it whole."""
     sums = {}
-    for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+    for file, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
         content = _bytes(tensors)
-        store.write(f"{folder}/{name}", content)
-        sums[name] = hashlib.sha256(content).hexdigest()
-    position = {key: value for key, value in asdict(checkpoint.position).items() if key != "base" or value}
+        store.write(f"{folder}/{file}", content)
+        sums[file] = hashlib.sha256(content).hexdigest()
+    position = {key: value for key, value in asdict(checkpoint.state).items() if key != "base" or value}
     body = {"schema": SCHEMA_VERSION, "position": position, "sha256": sums}
     store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
@@ -89,14 +88,14 @@ def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
 def append(
     checkpoint: Checkpoint, store: Store, run_directory: str, intact: list[str], keep: int | None = None
 ) -> list[str]:
-    """Write the next checkpoint of a run, and delete what it makes superfluous.
+    """Write the next checkpoint of a run, and delete those that it replaces.
 
     `intact` names the checkpoints that this run wrote or went on from, the furthest first; with the new one they are
     returned, and `keep` of them stay (None: every checkpoint). Others up to here were left by other runs and are deleted:
     they may be damaged, or never have been finished. What is further stays until this run has passed it.
     """
-    step = checkpoint.position.step
-    new = name(step)
+    step = checkpoint.state.step
+    new = new_name(step)
     write(checkpoint, store, f"{run_directory}/{new}")
     intact = [new, *intact]
     if keep is not None:
@@ -120,9 +119,9 @@ def read(store: Store, folder: str, optimizer: bool = True) -> Checkpoint:
 
     Without `optimizer` its file, two thirds of the whole, is neither read nor asked for.
     """
-    position, sums = _state(store, folder)
+    state, sums = _state(store, folder)
     moments = _tensors(store, folder, OPTIMIZER, sums) if optimizer else {}
-    return Checkpoint(position, _tensors(store, folder, MODEL, sums), moments)
+    return Checkpoint(state, _tensors(store, folder, MODEL, sums), moments)
 
 
 def latest(
@@ -138,32 +137,11 @@ def latest(
         except Unfinished:
             continue
         except Damaged as error:
-            warn(f"checkpoint {run_directory}/{name} is damaged ({error}): going on from the one before")
+            warn(f"checkpoint {run_directory}/{name} is damaged ({error}): resuming from the one before")
     return None
 
 
-def names(store: Store, run_directory: str) -> list[str]:
-    """The checkpoints of a run directory, the furthest first."""
-    return sorted(filter(_NAME.fullmatch, store.directories(run_directory)), reverse=True)
-
-
-def name(step: int) -> str:
-    """A new name for a checkpoint after `step` steps; names sort by step.
-
-    Each is unique: a run that goes on from an older checkpoint must not write into a damaged newer one.
-    """
-    return f"checkpoint_step{step:012d}_{uuid.uuid4().hex[:6]}"
-
-
-def step_of(name: str) -> int:
-    """The steps taken at the checkpoint of this name."""
-    return int(name.removeprefix("checkpoint_step").partition("_")[0])
-
-
-_NAME = re.compile(r"checkpoint_step\d{12}_[0-9a-f]{6}")
-
-
-def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
+def _state(store: Store, folder: str) -> tuple[TrainState, dict[str, str]]:
     content = _content(store, f"{folder}/{STATE}")
     try:
         body = json.loads(content)
@@ -176,7 +154,7 @@ def _state(store: Store, folder: str) -> tuple[Position, dict[str, str]]:
         raise Damaged(f"{STATE} is not what was written") from None
     store.check_schema(f"{folder}/{STATE}", schema)
     try:
-        return Position(**body["position"]), body["sha256"]
+        return TrainState(**body["position"]), body["sha256"]
     except (KeyError, TypeError):
         raise Damaged(f"{STATE} is not what was written") from None
 

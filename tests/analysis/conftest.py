@@ -5,18 +5,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysweep.analysis import example, regressions, sweep
-from raysweep.space.cell import Space
+from raysweep.analysis import example, regressions
+from raysweep.analysis import sweep_data as sweep
+from raysweep.space.space import Space
 from raysweep.store import Store
 
 
 @pytest.fixture(scope="session")
-def simulated(example_folder: Path) -> sweep.Sweep:
+def simulated(example_folder: Path) -> sweep.SweepData:
     space: Space = example.space()
     return sweep.load(Store(str(example_folder / "store")), space)
 
 
 @pytest.fixture(scope="session")
-def tables_of_example(simulated: sweep.Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables_of_example(simulated: sweep.SweepData) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Its regressions and scaling laws, from few resamples."""
     return regressions.regressions(simulated, draws=200)

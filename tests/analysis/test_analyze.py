@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysweep.analysis import analyze, example, figures, plots, sweep
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis import analyze, columns, drawing, example, figures, plots
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError
 from raysweep.store import Store
 
@@ -96,17 +97,17 @@ def test_every_figure_of_the_paper_is_drawn(output: Path) -> None:
     assert drawn["title"].str.len().min() > 20
 
 
-def test_a_title_names_the_correlation_that_it_prints(output: Path, simulated: Sweep) -> None:
+def test_a_title_names_the_correlation_that_it_prints(output: Path, simulated: SweepData) -> None:
     """Figure 7 has panels of the loss after fine-tuning and of its change."""
     title = pd.read_csv(output / "figures" / "figures.csv").set_index("name").loc["forgetting", "title"]
     parts = re.fullmatch(r"(.+) goes most with the (.+) \(Spearman (.+)\), sizes and training choices mixed", title)
     assert parts is not None
-    columns = {sweep.words(column).lower(): column for column in simulated.cells}
+    columns = {columns.words(column).lower(): column for column in simulated.cells}
     y, x = (simulated.cells[columns[part.lower()]] for part in parts.groups()[:2])
     assert float(parts[3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(x.corr(y, "spearman"), abs=0.0051)
 
 
-def test_runs_of_few_steps_are_hollow(simulated: Sweep) -> None:
+def test_runs_of_few_steps_are_hollow(simulated: SweepData) -> None:
     figure = plots.loss_by_size(simulated, "in_distribution", "effective_rank_W")
     hollow = {
         (x, y)
@@ -129,7 +130,7 @@ def test_runs_of_few_steps_are_hollow(simulated: Sweep) -> None:
     ],
 )
 def test_a_long_label_has_no_word_alone_on_a_line(text: str, lines: list[str]) -> None:
-    assert plots._wrapped(text, 40).split("\n") == lines
+    assert drawing.wrapped(text, 40).split("\n") == lines
 
 
 def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,18 +142,18 @@ def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, m
     load = sweep.load
     monkeypatch.setattr(figures, "catalogue", lambda found: [])
     monkeypatch.setattr(sweep, "load", lambda store, space: few_cells(load(store, space)))
-    analyze.analyze(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path)
+    analyze.analyze_sweep(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path)
     assert all(path.exists() for path in mine)
     assert not any(path.exists() for path in old)
 
 
-def few_cells(found: Sweep) -> Sweep:
-    return sweep.from_tables("few", found.cells.head(1).drop(columns=[sweep.BASE_RATE]), found.trajectories, 108)
+def few_cells(found: SweepData) -> SweepData:
+    return sweep.from_tables("few", found.cells.head(1).drop(columns=[columns.BASE_RATE]), found.trajectories, 108)
 
 
-def test_a_figure_is_drawn_from_what_was_measured(simulated: Sweep, tmp_path: Path) -> None:
+def test_a_figure_is_drawn_from_what_was_measured(simulated: SweepData, tmp_path: Path) -> None:
     """One metric that hardly any cell has leaves the others; sizes keep their colours where some have no cells."""
-    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
     cells.loc[1:, "cosine_H"] = None
     cells.loc[cells["size"] == "4M", "finetune_python_loss"] = None
     part = sweep.from_tables("part", cells, simulated.trajectories.assign(validation_loss=float("nan")))
@@ -191,7 +192,7 @@ def test_a_sweep_that_is_not_finished_is_analysed_as_far_as_it_is(
     store = Store(str(tmp_path / "store"))
     monkeypatch.setattr(figures, "catalogue", lambda found: [e for e in CATALOGUE(found) if e.number in (2, 4, 6, 24)])
     steps: list[tuple[str, int, int]] = []
-    answer = analyze.analyze(
+    answer = analyze.analyze_sweep(
         sweep.load(store, space).where("steps > 0"), tmp_path / "report", lambda *step: steps.append(step)
     )
     assert (answer.analysed, answer.planned) == (36, 108)
@@ -212,8 +213,8 @@ def test_a_sweep_that_is_not_finished_is_analysed_as_far_as_it_is(
 CATALOGUE = figures.catalogue
 
 
-def test_what_is_beyond_the_paper_gets_its_figures(simulated: Sweep, tmp_path: Path) -> None:
-    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+def test_what_is_beyond_the_paper_gets_its_figures(simulated: SweepData, tmp_path: Path) -> None:
+    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
     more = cells.assign(id=cells["id"] + "-x", beta2=0.99, effective_rank_W=cells["effective_rank_W"] + 0.01)
     study = sweep.from_tables("next", pd.concat([cells, more], ignore_index=True), simulated.trajectories)
     extra = [entry for entry in figures.catalogue(study) if entry.name == "beta2"]
@@ -223,7 +224,7 @@ def test_what_is_beyond_the_paper_gets_its_figures(simulated: Sweep, tmp_path: P
     assert row["title"] == "Raising the beta2 at all else equal raises the effective rank of W by 0.01"
 
 
-def test_a_condition_chooses_cells(simulated: Sweep) -> None:
+def test_a_condition_chooses_cells(simulated: SweepData) -> None:
     chosen = simulated.where("width >= 256 and weight_decay == 0.1")
     wanted = simulated.cells[(simulated.cells["width"] >= 256) & (simulated.cells["weight_decay"] == 0.1)]
     assert 0 < len(wanted) < len(simulated.cells)
@@ -240,7 +241,7 @@ def test_a_condition_chooses_cells(simulated: Sweep) -> None:
         ("steps < 0", "holds for none of the 108 finished cells"),
     ],
 )
-def test_a_condition_that_chooses_nothing_is_one_clear_line(simulated: Sweep, condition: str, says: str) -> None:
+def test_a_condition_that_chooses_nothing_is_one_clear_line(simulated: SweepData, condition: str, says: str) -> None:
     with pytest.raises(UserError, match=rf"^--where '{re.escape(condition)}'.* {re.escape(says)}"):
         simulated.where(condition)
 
@@ -256,7 +257,7 @@ def test_an_empty_store_is_one_clear_line(example_folder: Path, tmp_path: Path) 
 def test_an_output_that_cannot_be_written_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match=r"taken cannot be written: (Not a directory|File exists)"):
-        analyze.analyze(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path / "taken")
+        analyze.analyze_sweep(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path / "taken")
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +290,7 @@ def test_the_page_asks_for_nothing_and_says_nothing(page: Any, output: Path) -> 
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
 
 
-def test_the_controls_of_the_scatter_plot_work(page: Any, simulated: Sweep) -> None:
+def test_the_controls_of_the_scatter_plot_work(page: Any, simulated: SweepData) -> None:
     assert page.locator("#scatter .point").count() == 108
     page.select_option("#x", "cosine_W")
     page.select_option("#y", "out_of_distribution_loss")
@@ -319,9 +320,9 @@ def test_the_trajectories_follow_their_controls(page: Any) -> None:
     assert page.said == []
 
 
-def saturating(simulated: Sweep) -> Sweep:
+def saturating(simulated: SweepData) -> SweepData:
     """Two blocks x two batches x two seeds of the smallest size, with a trajectory each."""
-    base = simulated.cells.drop(columns=[sweep.BASE_RATE]).sort_values("parameters").head(1)
+    base = simulated.cells.drop(columns=[columns.BASE_RATE]).sort_values("parameters").head(1)
     run = simulated.trajectories[simulated.trajectories["cell"] == base["id"].iloc[0]]
     cells, runs = [], []
     for number, (block, batch, seed) in enumerate(itertools.product(("sequential", "parallel"), (32, 1024), (1, 2))):
@@ -331,7 +332,7 @@ def saturating(simulated: Sweep) -> Sweep:
     return sweep.from_tables("saturation", pd.concat(cells, ignore_index=True), pd.concat(runs))
 
 
-def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: Sweep) -> None:
+def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: SweepData) -> None:
     figure = plots.saturation(saturating(simulated))
     lines = figure.axes[0].get_lines()
     assert len(lines) == 8
@@ -344,8 +345,8 @@ def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: 
     ]  # fmt: skip
 
 
-def test_the_papers_names_of_sizes_are_for_its_vocabulary(simulated: Sweep) -> None:
-    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+def test_the_papers_names_of_sizes_are_for_its_vocabulary(simulated: SweepData) -> None:
+    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
     assert list(cells["size"].unique()) == ["4M", "8M", "16M", "28M", "40M", "75M"]
     other = sweep.from_tables("other", cells.assign(vocabulary=1536), simulated.trajectories)
     assert list(other.cells["size"].unique()) == ["d64", "d128", "d256", "d384", "d512", "d768"]
@@ -362,7 +363,7 @@ def test_revisions_over_their_steps() -> None:
         figure.get_suptitle().replace("\n", " ")
         == "The effective rank ends at 0.50; the loss ends 10.0% above its lowest"
     )
-    with pytest.raises(plots.NoData, match="names end in their step"):
+    with pytest.raises(drawing.NoData, match="names end in their step"):
         plots.revisions([{"revision": "main"}, {"revision": "step1"}])
-    with pytest.raises(plots.NoData, match="names end in their step"):  # Commits are no steps.
+    with pytest.raises(drawing.NoData, match="names end in their step"):  # Commits are no steps.
         plots.revisions([{"revision": digits * 10} for digits in ("aaa7", "bb12")])

@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import claims, regressions, sweep
-from raysweep.analysis.claims import Finding
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis import claim_tests, claims, columns, findings, regressions, trajectories
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.findings import Finding
+from raysweep.analysis.sweep_data import SweepData
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ def main_regressions(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> pd
 
 
 @pytest.fixture(scope="module")
-def card(simulated: Sweep, main_regressions: pd.DataFrame) -> pd.DataFrame:
+def card(simulated: SweepData, main_regressions: pd.DataFrame) -> pd.DataFrame:
     return claims.claims(simulated, main_regressions)[0].set_index("claim")
 
 
 def test_fifteen_claims_each_with_its_deciding_test(
-    simulated: Sweep, main_regressions: pd.DataFrame, card: pd.DataFrame
+    simulated: SweepData, main_regressions: pd.DataFrame, card: pd.DataFrame
 ) -> None:
     assert list(card.index) == list(range(1, 16))
     _, tests = claims.claims(simulated, main_regressions)
@@ -59,12 +60,12 @@ def test_what_the_example_plants_is_supported(card: pd.DataFrame) -> None:
     assert {n: card.loc[n, "verdict"] for n in (3, 8, 11, 12, 14)} == dict.fromkeys((3, 8, 11, 12, 14), "supported")
 
 
-def changed(simulated: Sweep, **columns: pd.Series) -> Sweep:
-    cells = simulated.cells.assign(**columns).drop(columns=[sweep.BASE_RATE])
+def changed(simulated: SweepData, **columns: pd.Series) -> SweepData:
+    cells = simulated.cells.assign(**columns).drop(columns=[columns.BASE_RATE])
     return sweep.from_tables("changed", cells, simulated.trajectories)
 
 
-def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
     cells = simulated.cells
     upside_down = changed(
         simulated, effective_rank_W=1 - cells["effective_rank_W"], cosine_W=-cells["cosine_W"],
@@ -76,78 +77,80 @@ def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: Sweep, main_
     assert {n: verdicts[n] for n in (3, 8, 9, 11, 12, 14)} == dict.fromkeys((3, 8, 9, 11, 12, 14), "contradicted")
 
 
-def test_a_loss_that_only_rises_is_not_u_shaped(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+def test_a_loss_that_only_rises_is_not_u_shaped(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
     """Convex and rising: the ends together are above the bottom, but the lowest batch is not."""
     rising = changed(simulated, in_distribution_loss=3 + 0.01 * np.log2(simulated.cells["batch_size"] / 16) ** 2)
-    tests = list(claims._Evidence(rising, main_regressions).claim_8())[2:]
+    tests = list(claim_tests.ClaimTests(rising, main_regressions).claim_8())[2:]
     assert [test.verdict for test in tests] == ["contradicted", "supported"]
 
 
-def test_two_seeds_of_a_model_are_no_pair_of_models(simulated: Sweep) -> None:
-    once = next(claims._Evidence(simulated, pd.DataFrame()).claim_2())
+def test_two_seeds_of_a_model_are_no_pair_of_models(simulated: SweepData) -> None:
+    once = next(claim_tests.ClaimTests(simulated, pd.DataFrame()).claim_2())
     again = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True)
-    twice = sweep.from_tables("seeds", again.drop(columns=[sweep.BASE_RATE]), simulated.trajectories)
-    repeated = next(claims._Evidence(twice, pd.DataFrame()).claim_2())
+    twice = sweep.from_tables("seeds", again.drop(columns=[columns.BASE_RATE]), simulated.trajectories)
+    repeated = next(claim_tests.ClaimTests(twice, pd.DataFrame()).claim_2())
     assert repeated.value == pytest.approx(once.value, abs=0.05)
     assert repeated.low < repeated.value < repeated.high
 
 
 def test_a_late_rise_in_loss_contradicts_the_claim_on_saturation(
-    simulated: Sweep, main_regressions: pd.DataFrame
+    simulated: SweepData, main_regressions: pd.DataFrame
 ) -> None:
     rising = simulated.trajectories.copy()
     last = rising.groupby("cell")["step"].transform("max") == rising["step"]
     rising.loc[last, "validation_loss"] *= 1.2
-    rose = sweep.from_tables("rising", simulated.cells.drop(columns=[sweep.BASE_RATE]), rising)
-    assert set(claims.late_rise(rising).values()) != {0.0}
+    rose = sweep.from_tables("rising", simulated.cells.drop(columns=[columns.BASE_RATE]), rising)
+    assert set(trajectories.late_rise(rising).values()) != {0.0}
     card, _ = claims.claims(rose, main_regressions)
     assert card.set_index("claim").loc[5, "verdict"] == "contradicted"
 
 
-def test_a_u_is_found_wherever_its_bottom_is(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+def test_a_u_is_found_wherever_its_bottom_is(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
     """At batch 64, not in the middle of 32 to 512; with noise, of which no slice's bottom is chosen by its own."""
     noise = 0.01 * np.random.default_rng(0).standard_normal(108)
     bent = changed(simulated, in_distribution_loss=3 + 0.1 * np.log2(simulated.cells["batch_size"] / 64) ** 2 + noise)
-    falling, rising = claims._u(bent, "in_distribution_loss")
+    falling, rising = claim_tests._u(bent, "in_distribution_loss")
     assert len(falling) == len(rising) == 12
     drops = np.array([y[1] - y[0] for _, y in falling])
     assert drops.mean() == pytest.approx(-0.1, abs=4 * 0.01 * np.sqrt(2 / 12))
     assert np.mean([y[1] - y[0] for _, y in rising]) == pytest.approx(0.9, abs=4 * 0.01 * np.sqrt(2 / 12))
-    assert [t.verdict for t in list(claims._Evidence(bent, main_regressions).claim_8())[2:]] == ["supported"] * 2
+    assert [t.verdict for t in list(claim_tests.ClaimTests(bent, main_regressions).claim_8())[2:]] == ["supported"] * 2
 
 
-def test_noise_alone_is_no_u(simulated: Sweep, main_regressions: pd.DataFrame) -> None:
+def test_noise_alone_is_no_u(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
     """The lowest of five losses lies below the first; the fall to a bottom that others chose is zero on average."""
     rng = np.random.default_rng(1)
     falls = []
     for _ in range(20):
         flat = changed(simulated, in_distribution_loss=pd.Series(3 + 0.1 * rng.standard_normal(108)))
-        falls.append(np.mean([y[1] - y[0] for _, y in claims._u(flat, "in_distribution_loss")[0]]))
+        falls.append(np.mean([y[1] - y[0] for _, y in claim_tests._u(flat, "in_distribution_loss")[0]]))
     assert np.mean(falls) == pytest.approx(0, abs=4 * 0.1 * np.sqrt(2 / 12 / 20))
 
 
 def test_runs_that_are_not_over_trained_say_nothing_of_saturation(
-    simulated: Sweep, main_regressions: pd.DataFrame
+    simulated: SweepData, main_regressions: pd.DataFrame
 ) -> None:
     short = changed(simulated, parameters=simulated.cells["parameters"] * 1000)
-    rise = list(claims._Evidence(short, main_regressions).claim_5())[1]
+    rise = list(claim_tests.ClaimTests(short, main_regressions).claim_5())[1]
     assert (rise.verdict, rise.n) == ("undecided", 0)
     assert rise.reason.startswith("0 configurations")
     # Nor does their rank: both halves of the claim are about the same runs.
-    assert next(claims._Evidence(short, main_regressions).claim_5()).n == 0
-    assert list(claims._Evidence(simulated, main_regressions).claim_5())[1].verdict == "supported"
+    assert next(claim_tests.ClaimTests(short, main_regressions).claim_5()).n == 0
+    assert list(claim_tests.ClaimTests(simulated, main_regressions).claim_5())[1].verdict == "supported"
 
 
 def test_a_base_rate_that_is_not_the_prescribed_one_decides_nothing_about_it(
-    simulated: Sweep, main_regressions: pd.DataFrame
+    simulated: SweepData, main_regressions: pd.DataFrame
 ) -> None:
     scaled = changed(simulated, learning_rate_factor=0.4 * simulated.cells["learning_rate_factor"])
-    tests = list(claims._Evidence(scaled, main_regressions).claim_10())[2:]
+    tests = list(claim_tests.ClaimTests(scaled, main_regressions).claim_10())[2:]
     assert [t.reason for t in tests] == ["no cell has the prescribed rate; most have 0.4 times it"] * 2
-    assert [t.verdict for t in list(claims._Evidence(simulated, main_regressions).claim_10())[2:]] == ["supported"] * 2
+    assert [t.verdict for t in list(claim_tests.ClaimTests(simulated, main_regressions).claim_10())[2:]] == [
+        "supported"
+    ] * 2
 
 
-def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: Sweep) -> None:
+def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: SweepData) -> None:
     few = sweep.from_tables(
         "few", simulated.cells[["id", "status", *simulated.free_settings[:-1], "size", "parameters", "steps", "flops",
                                 "learning_rate", "validation_loss", "effective_rank_W"]].head(5),
@@ -160,19 +163,19 @@ def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: Sweep)
     assert tests[tests["value"].isna()]["reason"].ne("").all()
 
 
-def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated: Sweep) -> None:
+def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated: SweepData) -> None:
     """Planted flat, with noise of a hundredth of the spread."""
     cells = simulated.cells
     noise = 1e-3 * np.random.default_rng(0).standard_normal(108)
     flat = changed(simulated, effective_rank_W=0.4 + 0.1 * np.log2(cells["batch_size"] / 128) + noise)
-    evidence = list(claims._Evidence(flat, pd.DataFrame()).claim_10())
+    evidence = list(claim_tests.ClaimTests(flat, pd.DataFrame()).claim_10())
     assert [test.verdict for test in evidence[:2]] == ["supported"] * 2
     assert [test.n for test in evidence[:2]] == [12, 12]
 
 
-def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simulated: Sweep) -> None:
+def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simulated: SweepData) -> None:
     """The batch size moves the rank of parallel blocks alone, planted."""
-    plain = simulated.cells.drop(columns=[sweep.BASE_RATE])
+    plain = simulated.cells.drop(columns=[columns.BASE_RATE])
     collapsing = 0.1 * np.log2(plain["batch_size"] / 32)
     cells = pd.concat(
         [
@@ -182,7 +185,7 @@ def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simu
         ignore_index=True,
     )
     both = sweep.from_tables("blocks", cells, simulated.trajectories)
-    rank = next(claims._Evidence(both, pd.DataFrame()).claim_5())
+    rank = next(claim_tests.ClaimTests(both, pd.DataFrame()).claim_5())
     assert (rank.value, rank.verdict) == (pytest.approx(0, abs=1e-12), "contradicted")
 
 
@@ -194,24 +197,24 @@ def test_the_lowest_of_many_noisy_losses_is_no_bottom() -> None:
         pd.DataFrame({"cell": str(i), "step": steps, "validation_loss": (4 - steps / 1000) * (1 + 0.01 * noise)})
         for i, noise in enumerate(rng.standard_normal((50, 200)))
     ]
-    rises = list(claims.late_rise(pd.concat(runs)).values())
+    rises = list(trajectories.late_rise(pd.concat(runs)).values())
     assert np.mean(rises) < 0.003
     lowest = [run["validation_loss"].iloc[-1] / run["validation_loss"].min() - 1 for run in runs]
     assert np.mean(lowest) > 0.015
     rising = runs[0].assign(validation_loss=3 + steps / 100)
     # The mean of the last twentieth over that of the first.
-    assert claims.late_rise(rising)["0"] == pytest.approx((3 + 1.955) / (3 + 0.055) - 1)
+    assert trajectories.late_rise(rising)["0"] == pytest.approx((3 + 1.955) / (3 + 0.055) - 1)
 
 
 def test_a_mean_has_student_s_interval() -> None:
     values = np.array([0.01, 0.03, 0.02, 0.06])
-    found = claims._of_mean("mean", "> 0", values)
+    found = findings.of_mean("mean", "> 0", values)
     expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.value, found.low, found.high) == pytest.approx((0.03, expected.low, expected.high))
-    assert claims._of_mean("mean", "> 0", values[:2]).verdict == "undecided"
+    assert findings.of_mean("mean", "> 0", values[:2]).verdict == "undecided"
 
 
-def test_few_comparisons_decide_nothing_about_isotropy_and_decay(simulated: Sweep) -> None:
-    assert math.isfinite(claims._Evidence(simulated, pd.DataFrame())._isotropy_and_decay().low)
+def test_few_comparisons_decide_nothing_about_isotropy_and_decay(simulated: SweepData) -> None:
+    assert math.isfinite(claim_tests.ClaimTests(simulated, pd.DataFrame())._isotropy_and_decay().low)
     five = simulated.of(simulated.cells["width"] > simulated.cells["width"].min())
-    assert "with 6 comparisons of each" in claims._Evidence(five, pd.DataFrame())._isotropy_and_decay().reason
+    assert "with 6 comparisons of each" in claim_tests.ClaimTests(five, pd.DataFrame())._isotropy_and_decay().reason

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import example, regressions, sweep
+from raysweep.analysis import example, regressions
+from raysweep.analysis import sweep_data as sweep
 
 SWEEPS = 200
 DRAWS = 1000
@@ -21,7 +22,7 @@ NOISE = 0.03
 LAW = {"E": 1.8, "A": 400.0, "B": 1000.0, "alpha": 0.34, "beta": 0.3}
 
 
-def simulate(seed: int) -> sweep.Sweep:
+def simulate(seed: int) -> sweep.SweepData:
     """One sweep of the paper's grid."""
     rng = np.random.default_rng(seed)
     cells = pd.DataFrame([cell.describe() for cell in example.space().cells])

@@ -6,8 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import claims, interventions, noise, plots, regressions, sweep
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis import (
+    claims,
+    columns,
+    drawing,
+    noise,
+    plots,
+    regressions,
+)
+from raysweep.analysis import (
+    intervention_effects as interventions,
+)
+from raysweep.analysis import (
+    sweep_data as sweep,
+)
+from raysweep.analysis.sweep_data import SweepData
 
 TARGETS = (0.5, 0.7, 0.95)
 ALONE = 0.86
@@ -21,13 +34,13 @@ RAISED = 5.0
 """What raising the rank adds to forgetting: off the line of those that lower it."""
 
 
-def moved(simulated: Sweep) -> Sweep:
+def moved(simulated: SweepData) -> SweepData:
     """Three sizes x four seeds, left alone, pushed to three targets, and capped, with planted changes and little noise."""
     columns = ["effective_rank_target", "effective_rank_penalty", "spectral_norm_cap"]
     measured = [
         c for c in simulated.cells if c.endswith(("_loss", "_loss_change", "_byte", "_W", "_H")) and c not in MEASURED
     ]
-    plain = simulated.cells.drop(columns=[sweep.BASE_RATE, *measured, *(c for c in columns if c in simulated.cells)])
+    plain = simulated.cells.drop(columns=[columns.BASE_RATE, *measured, *(c for c in columns if c in simulated.cells)])
     base = plain[(plain["tokens"] == 32e9) & (plain["batch_size"] == 128)].groupby("size").head(1).head(3)
     rng = np.random.default_rng(0)
     rows = []
@@ -53,7 +66,7 @@ def moved(simulated: Sweep) -> Sweep:
     return sweep.from_tables("moved", pd.DataFrame(rows), simulated.trajectories.head(0))
 
 
-def test_planted_changes_are_found_and_others_are_not(simulated: Sweep) -> None:
+def test_planted_changes_are_found_and_others_are_not(simulated: SweepData) -> None:
     study = moved(simulated)
     found = interventions.interventions(study, noise.seed_noise(study))
     every = found[found["size"] == ""].set_index(["intervention", "column"])
@@ -72,7 +85,7 @@ def test_planted_changes_are_found_and_others_are_not(simulated: Sweep) -> None:
     assert set(found["size"]) == {"", *study.cells["size"]}
 
 
-def test_each_size_is_held_against_its_own_noise_of_cells_left_alone(simulated: Sweep) -> None:
+def test_each_size_is_held_against_its_own_noise_of_cells_is_untreated(simulated: SweepData) -> None:
     study = moved(simulated)
     between = noise.seed_noise(study)
     found = interventions.interventions(study, between).set_index(["size", "intervention", "column"])
@@ -85,7 +98,7 @@ def test_each_size_is_held_against_its_own_noise_of_cells_left_alone(simulated: 
     assert len(study.design.cells) == 12
 
 
-def test_cells_with_and_without_a_target_are_analysed_together(simulated: Sweep) -> None:
+def test_cells_with_and_without_a_target_are_analysed_together(simulated: SweepData) -> None:
     study = moved(simulated)
     assert bool(np.isfinite(study.controls.to_numpy()).all())
     found, _ = regressions.regressions(study, draws=50, jobs=1)
@@ -98,7 +111,7 @@ def test_cells_with_and_without_a_target_are_analysed_together(simulated: Sweep)
     assert len(card) == 15
 
 
-def test_penalties_of_other_strengths_are_other_interventions(simulated: Sweep) -> None:
+def test_penalties_of_other_strengths_are_other_interventions(simulated: SweepData) -> None:
     study = moved(simulated)
     pushed = study.cells["effective_rank_target"] == 0.5
     stronger = study.cells[pushed].assign(
@@ -106,7 +119,7 @@ def test_penalties_of_other_strengths_are_other_interventions(simulated: Sweep) 
         effective_rank_penalty=1000.0,
         in_distribution_loss=lambda c: c["in_distribution_loss"] + 1,
     )
-    cells = pd.concat([study.cells, stronger], ignore_index=True).drop(columns=[sweep.BASE_RATE])
+    cells = pd.concat([study.cells, stronger], ignore_index=True).drop(columns=[columns.BASE_RATE])
     found = interventions.interventions(
         sweep.from_tables("x", cells, study.trajectories), noise.seed_noise(study)
     ).set_index(["size", "intervention", "column"])
@@ -116,7 +129,7 @@ def test_penalties_of_other_strengths_are_other_interventions(simulated: Sweep) 
         assert row["change"] == pytest.approx(change, abs=0.004)
 
 
-def test_what_a_penalty_does_by_itself_is_taken_off(simulated: Sweep) -> None:
+def test_what_a_penalty_does_by_itself_is_taken_off(simulated: SweepData) -> None:
     """A penalty whose target is where the rank ends anyway, and which costs as much loss as the others' own part."""
     study = moved(simulated)
     cost = 0.05
@@ -127,7 +140,7 @@ def test_what_a_penalty_does_by_itself_is_taken_off(simulated: Sweep) -> None:
         effective_rank_penalty=100.0,
         effective_rank_W=0.865,
     )
-    cells = pd.concat([study.cells, control], ignore_index=True).drop(columns=[sweep.BASE_RATE])
+    cells = pd.concat([study.cells, control], ignore_index=True).drop(columns=[columns.BASE_RATE])
     cells["in_distribution_loss"] += cost * cells["effective_rank_target"].notna()
     with_control = sweep.from_tables("x", cells, study.trajectories)
     found = interventions.interventions(with_control, noise.seed_noise(with_control))
@@ -143,20 +156,20 @@ def test_what_a_penalty_does_by_itself_is_taken_off(simulated: Sweep) -> None:
     assert set(interventions.interventions(study, noise.seed_noise(study))["against"]) == {""}
 
 
-def test_the_isotropy_under_a_cap_is_left_out(simulated: Sweep) -> None:
+def test_the_isotropy_under_a_cap_is_left_out(simulated: SweepData) -> None:
     study = moved(simulated)
     found = set(interventions.interventions(study, noise.seed_noise(study)).set_index(["intervention", "column"]).index)
     assert ("cap 15", "isotropy_W") not in found
     assert {("cap 15", "effective_rank_W"), ("rank 0.5 x 100", "isotropy_W")} <= found
 
 
-def test_a_sweep_without_interventions_has_none(simulated: Sweep) -> None:
+def test_a_sweep_without_interventions_has_none(simulated: SweepData) -> None:
     assert not len(interventions.interventions(simulated, noise.seed_noise(simulated)))
-    with pytest.raises(plots.NoData, match="no cell has an intervention"):
+    with pytest.raises(drawing.NoData, match="no cell has an intervention"):
         plots.moved_rank(simulated)
 
 
-def test_the_figure_has_a_line_for_each_size(simulated: Sweep) -> None:
+def test_the_figure_has_a_line_for_each_size(simulated: SweepData) -> None:
     figure = plots.moved_rank(moved(simulated))
     assert [len(ax.get_lines()) for ax in figure.axes] == [2 + 3 * 3] * len(figure.axes)
     title = " ".join(figure.get_suptitle().split())

@@ -4,16 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import noise, sweep
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis import columns, noise
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.sweep_data import SweepData
 
 KEPT = ("cosine_W", "isotropy_W", "in_distribution_loss")
 
 
-def with_seeds(simulated: Sweep, deviation: float, seeds: int = 4) -> Sweep:
+def with_seeds(simulated: SweepData, deviation: float, seeds: int = 4) -> SweepData:
     """The simulated sweep, its base cells trained with several seeds that differ by a planted deviation."""
     others = [c for c in simulated.cells if c.endswith(("_loss", "_change", "_W", "_H")) and c not in KEPT]
-    cells = simulated.cells.drop(columns=[sweep.BASE_RATE, *others])
+    cells = simulated.cells.drop(columns=[columns.BASE_RATE, *others])
     base = cells[
         (cells["tokens"] == 32e9) & (cells["batch_size"] == 128) & (cells["weight_decay"] == 0.1)
         & (cells["learning_rate_factor"] == 1) & (cells["final_learning_rate_fraction"] == 0.1)
@@ -27,7 +28,7 @@ def with_seeds(simulated: Sweep, deviation: float, seeds: int = 4) -> Sweep:
     return sweep.from_tables("seeds", pd.concat(copies, ignore_index=True), simulated.trajectories)
 
 
-def test_the_noise_is_the_pooled_standard_deviation(simulated: Sweep) -> None:
+def test_the_noise_is_the_pooled_standard_deviation(simulated: SweepData) -> None:
     study = with_seeds(simulated, 0.03)
     every = noise.seed_noise(study)
     found = every[every["size"] == ""].set_index("column")
@@ -51,12 +52,12 @@ def test_the_interval_holds_the_planted_deviation_as_often_as_it_says() -> None:
         cells = pd.DataFrame({"id": [str(i) for i in range(12)], "width": np.repeat([8, 16, 24], 4), "seed": range(12)})
         cells["size"] = cells["width"].astype(str)
         cells["x_loss"] = np.repeat([1.0, 5.0, 9.0], 4) + 0.2 * rng.standard_normal(12)
-        row = noise.seed_noise(Sweep("x", cells, pd.DataFrame(), 12)).iloc[0]
+        row = noise.seed_noise(SweepData("x", cells, pd.DataFrame(), 12)).iloc[0]
         held.append(row["low"] < 0.2 < row["high"])
     assert np.mean(held) == pytest.approx(0.95, abs=0.03)
 
 
-def test_effects_are_held_against_the_noise(simulated: Sweep) -> None:
+def test_effects_are_held_against_the_noise(simulated: SweepData) -> None:
     study = with_seeds(simulated, 0.03)
     between = noise.seed_noise(study)
     found = noise.effects(study.design, between).set_index(["hyperparameter", "column"])
@@ -67,7 +68,7 @@ def test_effects_are_held_against_the_noise(simulated: Sweep) -> None:
     assert set(found.index.get_level_values(0)) == set(study.hyperparameters)
 
 
-def test_without_seeds_there_is_no_noise_and_effects_stand_alone(simulated: Sweep) -> None:
+def test_without_seeds_there_is_no_noise_and_effects_stand_alone(simulated: SweepData) -> None:
     study = with_seeds(simulated, 0.0, seeds=1)
     between = noise.seed_noise(study)
     assert not len(between)

@@ -10,8 +10,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from raysweep.analysis import regressions, scaling_law, sweep
-from raysweep.analysis.sweep import Sweep
+from raysweep.analysis import columns, regressions, scaling_law
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.sweep_data import SweepData
 
 PAPER_CONTROLS = [
     "parameters", "tokens", "batch_size", "weight_decay", "learning_rate", "final_learning_rate_fraction",
@@ -23,8 +24,8 @@ def table(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     return tables_of_example[0].set_index(["task", "metric", "statistic"])
 
 
-def replace(simulated: Sweep, cells: pd.DataFrame) -> Sweep:
-    return sweep.from_tables("changed", cells.drop(columns=[sweep.BASE_RATE]), simulated.trajectories)
+def replace(simulated: SweepData, cells: pd.DataFrame) -> SweepData:
+    return sweep.from_tables("changed", cells.drop(columns=[columns.BASE_RATE]), simulated.trajectories)
 
 
 PAIRS = [
@@ -36,7 +37,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("task", "metric"), PAIRS)
-def test_values_agree_with_independent_packages(simulated: Sweep, table: pd.DataFrame, task: str, metric: str) -> None:
+def test_values_agree_with_independent_packages(
+    simulated: SweepData, table: pd.DataFrame, task: str, metric: str
+) -> None:
     cells = simulated.cells
     loss, values = cells[simulated.tasks[task]], cells[metric]
     found = table.sort_index().loc[(task, metric)]["value"]
@@ -60,7 +63,7 @@ def test_values_agree_with_independent_packages(simulated: Sweep, table: pd.Data
     assert found["predictive_r2_new_size"] == pytest.approx(r2[1] - r2[0], abs=1e-10)
 
 
-def test_every_number_has_an_interval_around_it_and_an_n(simulated: Sweep, table: pd.DataFrame) -> None:
+def test_every_number_has_an_interval_around_it_and_an_n(simulated: SweepData, table: pd.DataFrame) -> None:
     assert (table["n"] == 108).all()
     assert (table["reason"] == "").all()
     assert (table["low"] < table["high"]).all()
@@ -89,24 +92,24 @@ def test_names_are_those_of_the_papers_tables(tables_of_example: tuple[pd.DataFr
             assert (row["task"], metric, row["statistic"]) in found
 
 
-def test_the_same_tables_every_time(simulated: Sweep) -> None:
+def test_the_same_tables_every_time(simulated: SweepData) -> None:
     once, again = (regressions.of_task(simulated, "in_distribution", draws=50) for _ in range(2))
     pd.testing.assert_frame_equal(pd.DataFrame(once[0]), pd.DataFrame(again[0]))
     pd.testing.assert_frame_equal(pd.DataFrame(once[1]), pd.DataFrame(again[1]))
 
 
-def rows_of(simulated: Sweep, cells: pd.DataFrame, task: str = "in_distribution") -> pd.DataFrame:
+def rows_of(simulated: SweepData, cells: pd.DataFrame, task: str = "in_distribution") -> pd.DataFrame:
     rows, _ = regressions.of_task(replace(simulated, cells), task, draws=100)
     return pd.DataFrame(rows).set_index(["metric", "statistic"])
 
 
-def test_a_constant_metric_has_a_reason_and_no_value(simulated: Sweep) -> None:
+def test_a_constant_metric_has_a_reason_and_no_value(simulated: SweepData) -> None:
     rows = rows_of(simulated, simulated.cells.assign(cosine_W=0.1)).loc["cosine_W"]
     assert rows["value"].isna().all()
     assert set(rows["reason"]) == {"the metric is the same for all cells"}
 
 
-def test_cells_without_the_metric_are_left_out_and_counted(simulated: Sweep) -> None:
+def test_cells_without_the_metric_are_left_out_and_counted(simulated: SweepData) -> None:
     cells = simulated.cells.copy()
     cells.loc[:9, "cosine_H"] = np.nan
     rows = rows_of(simulated, cells)
@@ -117,7 +120,7 @@ def test_cells_without_the_metric_are_left_out_and_counted(simulated: Sweep) -> 
     assert rows.loc[("cosine_H", "raw_spearman"), "value"] == pytest.approx(expected, abs=1e-10)
 
 
-def test_too_few_cells_give_reasons_not_numbers(simulated: Sweep) -> None:
+def test_too_few_cells_give_reasons_not_numbers(simulated: SweepData) -> None:
     rows = rows_of(simulated, simulated.cells.head(7))
     assert rows["value"].isna().all()
     assert set(rows["reason"]) == {"7 cells; at least 8 are needed"}
@@ -131,14 +134,14 @@ def test_too_few_cells_give_reasons_not_numbers(simulated: Sweep) -> None:
     assert rows[rows["value"].isna()]["reason"].ne("").all()
 
 
-def test_a_metric_that_is_a_control_has_no_partial_correlation(simulated: Sweep) -> None:
+def test_a_metric_that_is_a_control_has_no_partial_correlation(simulated: SweepData) -> None:
     cells = simulated.cells.assign(copy_W=np.log(simulated.cells["batch_size"]))
     row = rows_of(simulated, cells).loc[("copy_W", "partial_spearman")]
     assert np.isnan(row["value"])
     assert row["reason"].startswith("the controls determine")
 
 
-def test_seeds_of_one_configuration_stay_in_one_fold(simulated: Sweep) -> None:
+def test_seeds_of_one_configuration_stay_in_one_fold(simulated: SweepData) -> None:
     more = simulated.cells.assign(seed=simulated.cells["seed"] + 1)
     twice = replace(simulated, pd.concat([simulated.cells, more], ignore_index=True))
     assert (twice.configurations[:108] == twice.configurations[108:]).all()
@@ -147,12 +150,12 @@ def test_seeds_of_one_configuration_stay_in_one_fold(simulated: Sweep) -> None:
         assert set(fold) == set(range(5))
 
 
-def test_what_the_next_study_adds_is_picked_up_by_name(simulated: Sweep) -> None:
+def test_what_the_next_study_adds_is_picked_up_by_name(simulated: SweepData) -> None:
     rng = np.random.default_rng(0)
     cells = simulated.cells.assign(
         hellaswag_accuracy=rng.random(108), stable_rank_W=rng.random(108), dropout=np.tile([0.0, 0.1], 54),
         block=np.repeat(["sequential", "parallel"], 54),
-    ).drop(columns=[sweep.BASE_RATE])  # fmt: skip
+    ).drop(columns=[columns.BASE_RATE])  # fmt: skip
     study = sweep.from_tables("next", cells, simulated.trajectories, settings=(*simulated.settings, "dropout", "block"))
     assert study.tasks["hellaswag_accuracy"] == "hellaswag_accuracy"
     assert "stable_rank_W" in study.metrics
@@ -161,7 +164,7 @@ def test_what_the_next_study_adds_is_picked_up_by_name(simulated: Sweep) -> None
     assert {row["metric"] for row in rows} == set(study.metrics)
 
 
-def test_columns_that_are_no_metric_of_the_cell_are_left_out(simulated: Sweep) -> None:
+def test_columns_that_are_no_metric_of_the_cell_are_left_out(simulated: SweepData) -> None:
     cells = simulated.cells.assign(finetune_python_cosine_W=0.3)
     changed = replace(simulated, cells)
     assert "finetune_python_cosine_W" not in changed.metrics
@@ -169,7 +172,7 @@ def test_columns_that_are_no_metric_of_the_cell_are_left_out(simulated: Sweep) -
     assert "train_loss" not in changed.tasks.values()
 
 
-def test_rounding_a_budget_to_steps_is_no_feature(simulated: Sweep) -> None:
+def test_rounding_a_budget_to_steps_is_no_feature(simulated: SweepData) -> None:
     """The FLOPs of the tokens in whole steps are 1e-5 off 6 N D of the budget; no prediction may use that."""
     exact = 6.0 * simulated.cells["parameters"] * simulated.cells["tokens"]
     features = np.log(simulated.cells[["parameters", "tokens"]])
@@ -182,7 +185,7 @@ def test_rounding_a_budget_to_steps_is_no_feature(simulated: Sweep) -> None:
     assert by_three == pytest.approx(regressions.out_of_fold_r2(features.to_numpy(), loss, fold), abs=1e-4)
 
 
-def test_one_cell_or_one_configuration_has_reasons(simulated: Sweep) -> None:
+def test_one_cell_or_one_configuration_has_reasons(simulated: SweepData) -> None:
     assert set(rows_of(simulated, simulated.cells.head(1))["reason"]) == {"1 cells; at least 8 are needed"}
     seeds = pd.concat([simulated.cells.head(1).assign(seed=s) for s in range(10)], ignore_index=True)
     rng = np.random.default_rng(0)
@@ -192,13 +195,13 @@ def test_one_cell_or_one_configuration_has_reasons(simulated: Sweep) -> None:
     assert set(rows["reason"]) == {"1 configurations; at least 8 are needed"}
 
 
-def test_an_infinite_loss_counts_as_not_measured(simulated: Sweep) -> None:
+def test_an_infinite_loss_counts_as_not_measured(simulated: SweepData) -> None:
     cells = simulated.cells.copy()
     cells.loc[0, "in_distribution_loss"] = np.inf
     assert (rows_of(simulated, cells)["n"] == 107).all()
 
 
-def test_no_law_of_an_accuracy_or_of_a_constant_loss(simulated: Sweep) -> None:
+def test_no_law_of_an_accuracy_or_of_a_constant_loss(simulated: SweepData) -> None:
     cells = simulated.cells.assign(arc_accuracy=np.linspace(0, 1, 108), flat_loss=3.0)
     changed = replace(simulated, cells)
     for task, reason in (("arc_accuracy", "the law is one of losses"), ("flat", "the law needs losses above zero")):
@@ -207,12 +210,12 @@ def test_no_law_of_an_accuracy_or_of_a_constant_loss(simulated: Sweep) -> None:
         assert all(row["reason"] for row in rows if np.isnan(row["value"]))
 
 
-def test_a_metric_does_not_hide_another_that_ends_like_it(simulated: Sweep) -> None:
+def test_a_metric_does_not_hide_another_that_ends_like_it(simulated: SweepData) -> None:
     assert "spectral_norm_W" in replace(simulated, simulated.cells.assign(norm_W=np.arange(108.0))).metrics
 
 
-def test_diverged_cells_are_counted_and_left_out(simulated: Sweep) -> None:
-    cells = simulated.cells.drop(columns=[sweep.BASE_RATE])
+def test_diverged_cells_are_counted_and_left_out(simulated: SweepData) -> None:
+    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
     cells.loc[3, "status"] = "diverged"
     found = sweep.from_tables("diverged", cells, simulated.trajectories)
     assert found.diverged == (cells.loc[3, "id"],)

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import analyze, sweep
-from raysweep.analysis.claims import late_rise
+from raysweep.analysis import analyze
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.trajectories import late_rise
 from raysweep.exchange import publish
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_the_committed_tables_follow_from_the_committed_rows(
     study: str, folder: str, condition: str | None, tmp_path: Path
 ) -> None:
     found = sweep.published(publish.read(ROOT / "results" / study))
-    analyze.analyze(found.where(condition) if condition else found, tmp_path)
+    analyze.analyze_sweep(found.where(condition) if condition else found, tmp_path)
     committed = ROOT / "results" / study / folder
     for path in sorted([committed / "summary.md", *committed.glob("tables/*.md")]):
         assert path.read_text(encoding="utf-8") == (tmp_path / path.relative_to(committed)).read_text(encoding="utf-8")

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from raysweep.analysis import noise, plots
-from raysweep.analysis.sweep import BASE_RATE, Sweep, from_tables
+from raysweep.analysis.columns import BASE_RATE
+from raysweep.analysis.sweep_data import SweepData, from_tables
 from raysweep.analysis.trends import (
     PERMUTATIONS,
     effect,
@@ -85,7 +86,7 @@ def test_the_ends_are_compared_with_the_value_in_the_middle() -> None:
     assert position(np.array([64.0, 512.0]), levels) == pytest.approx([0.25, 1])
 
 
-def test_seeds_of_a_configuration_are_one_cell(simulated: Sweep) -> None:
+def test_seeds_of_a_configuration_are_one_cell(simulated: SweepData) -> None:
     """Every cell again under another seed, all with the same error, changes neither the effect's n nor its slices."""
     again = simulated.cells.assign(
         seed=1, id=simulated.cells["id"] + "-again", effective_rank_W=simulated.cells["effective_rank_W"] + 0.2
@@ -101,7 +102,7 @@ def test_seeds_of_a_configuration_are_one_cell(simulated: Sweep) -> None:
     assert (twice.value, twice.low, twice.high) == pytest.approx((once.value, once.low, once.high))
 
 
-def test_slices_of_the_papers_grid(simulated: Sweep) -> None:
+def test_slices_of_the_papers_grid(simulated: SweepData) -> None:
     """By hand: at each of 6 sizes the batch is varied at two budgets, and 1, 2 and 2 values are added to the base."""
     assert len(simulated.cells) == 108
     assert len(simulated.slices("batch_size")) == 12
@@ -119,7 +120,7 @@ def test_slices_of_the_papers_grid(simulated: Sweep) -> None:
     ]  # fmt: skip
 
 
-def test_trend_finds_what_was_planted(simulated: Sweep) -> None:
+def test_trend_finds_what_was_planted(simulated: SweepData) -> None:
     """The example's effective rank rises by 0.075 per doubling of the batch, so by 0.3 from 32 to 512."""
     found = trend(simulated, "batch_size", "effective_rank_W")
     assert found is not None
@@ -131,7 +132,7 @@ def test_trend_finds_what_was_planted(simulated: Sweep) -> None:
     assert trend(simulated, "warmup_fraction", "effective_rank_W") is None
 
 
-def test_a_slice_with_some_of_the_values_tells_of_its_part_of_the_range(simulated: Sweep) -> None:
+def test_a_slice_with_some_of_the_values_tells_of_its_part_of_the_range(simulated: SweepData) -> None:
     """Budgets at equal steps: 8, 32, 64, 128 billion tokens in one slice of a size, 8 and 32 in its two others."""
     level = simulated.cells["tokens"].map({8e9: 0, 32e9: 1, 64e9: 2, 128e9: 3})
     planted = replace(simulated, cells=simulated.cells.assign(cosine_W=0.1 * level))
@@ -141,7 +142,7 @@ def test_a_slice_with_some_of_the_values_tells_of_its_part_of_the_range(simulate
     assert swing(planted, "tokens", "cosine_W", equal_steps=True) == pytest.approx(0.3)
 
 
-def test_a_swing_sees_what_a_line_does_not(simulated: Sweep) -> None:
+def test_a_swing_sees_what_a_line_does_not(simulated: SweepData) -> None:
     batch = np.log2(simulated.cells["batch_size"] / 128)
     planted = replace(simulated, cells=simulated.cells.assign(cosine_W=0.05 * batch**2))
     found = trend(planted, "batch_size", "cosine_W")
@@ -151,7 +152,7 @@ def test_a_swing_sees_what_a_line_does_not(simulated: Sweep) -> None:
     assert math.isnan(swing(planted, "warmup_fraction", "cosine_W"))
 
 
-def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(simulated: Sweep) -> None:
+def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(simulated: SweepData) -> None:
     """What they add has an error that would show: the effects stay those of the cells that were there before."""
     base = simulated.cells[simulated.cells["id"].isin(s["id"].iloc[0] for s in simulated.slices("weight_decay"))]
     assert len(base) == 6
@@ -168,14 +169,14 @@ def test_seeds_that_few_have_and_cells_with_interventions_are_not_of_the_design(
         simulated, "weight_decay", "effective_rank_W"
     )
     # Asking for the design changes nothing of the study itself: the noise is of all seeds that were left alone.
-    assert study.left_alone.sum() == 108 + 18
+    assert study.is_untreated.sum() == 108 + 18
     # Seeds that all have are all of the design, and cells that all have a cap are.
     assert simulated.design is simulated
     crossed = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True).drop(columns=[BASE_RATE])
     assert len(from_tables("x", crossed.assign(spectral_norm_cap=2.0), simulated.trajectories).design.cells) == 216
 
 
-def test_the_rise_by_quantization_is_on_the_text_of_the_loss_after(simulated: Sweep) -> None:
+def test_the_rise_by_quantization_is_on_the_text_of_the_loss_after(simulated: SweepData) -> None:
     """The in-distribution loss may be of more sequences: that it differs is no rise."""
     column = "quantized_4bit_in_distribution_loss"
     other = simulated.cells.assign(in_distribution_loss=simulated.cells["in_distribution_loss"] + 1)
@@ -185,7 +186,7 @@ def test_the_rise_by_quantization_is_on_the_text_of_the_loss_after(simulated: Sw
     np.testing.assert_array_equal(np.sort(shown), np.sort(smallest[f"{column}_change"]))
 
 
-def test_a_seed_less_takes_no_cell_out_of_its_slice(simulated: Sweep) -> None:
+def test_a_seed_less_takes_no_cell_out_of_its_slice(simulated: SweepData) -> None:
     """The mean of three equal rates differs from that of two in the last bit, at widths 384 and 768."""
     seeds = [simulated.cells.assign(seed=seed, id=simulated.cells["id"] + f"-{seed}") for seed in range(6)]
     cells = pd.concat(seeds, ignore_index=True).drop(columns=[BASE_RATE])
@@ -195,7 +196,7 @@ def test_a_seed_less_takes_no_cell_out_of_its_slice(simulated: Sweep) -> None:
         assert [len(s) for s in unequal.over_seeds.slices(name)] == [3] * 6
 
 
-def test_configurations_may_have_other_seeds(simulated: Sweep) -> None:
+def test_configurations_may_have_other_seeds(simulated: SweepData) -> None:
     """A planted effect is found whatever seeds the values have, and whether or not some have several."""
     cells = simulated.cells.assign(cosine_W=simulated.cells["weight_decay"]).drop(columns=[BASE_RATE])
     cells["seed"] = np.arange(len(cells))
@@ -207,7 +208,7 @@ def test_configurations_may_have_other_seeds(simulated: Sweep) -> None:
     assert "weight_decay" in from_tables("x", cells, simulated.trajectories).hyperparameters
 
 
-def test_one_name_for_two_corpora_makes_two_configurations(simulated: Sweep) -> None:
+def test_one_name_for_two_corpora_makes_two_configurations(simulated: SweepData) -> None:
     plain = simulated.cells.drop(columns=[BASE_RATE])
     half = plain.assign(
         corpus_fingerprint="abcdefgh", id=plain["id"] + "-half", effective_rank_W=plain["effective_rank_W"] + 5
@@ -223,7 +224,7 @@ def test_one_name_for_two_corpora_makes_two_configurations(simulated: Sweep) -> 
 
 
 @pytest.mark.parametrize("equal_steps", [True, False])
-def test_budgets_are_a_hyperparameter_however_they_were_varied(simulated: Sweep, equal_steps: bool) -> None:
+def test_budgets_are_a_hyperparameter_however_they_were_varied(simulated: SweepData, equal_steps: bool) -> None:
     """Only with the batch size, in as many steps; and only at one batch size."""
     cells = simulated.cells
     chosen = cells["steps"] == 122_070 if equal_steps else cells["batch_size"] == 128
@@ -234,7 +235,7 @@ def test_budgets_are_a_hyperparameter_however_they_were_varied(simulated: Sweep,
     assert set(table[table["hyperparameter"] == "tokens"]["comparisons"]) == {6}
 
 
-def test_a_column_of_one_domain_is_no_task_or_metric_by_its_name(simulated: Sweep) -> None:
+def test_a_column_of_one_domain_is_no_task_or_metric_by_its_name(simulated: SweepData) -> None:
     names = (
         "out_of_distribution_loss_George_H",
         "out_of_distribution_bits_per_byte_weight_loss",
@@ -247,7 +248,7 @@ def test_a_column_of_one_domain_is_no_task_or_metric_by_its_name(simulated: Swee
     assert "quantized_4bit_out_of_distribution_loss_change" in noise.outcomes(simulated)
 
 
-def test_scaled_losses_are_of_the_size_where_depth_changes_the_parameters(simulated: Sweep) -> None:
+def test_scaled_losses_are_of_the_size_where_depth_changes_the_parameters(simulated: SweepData) -> None:
     cells = simulated.cells[simulated.cells["weight_decay"] == 0.1].drop(columns=[BASE_RATE])
     deeper = cells.assign(
         depth=12, id=cells["id"] + "-deep", parameters=cells["parameters"] * 2, learning_rate=cells["learning_rate"],

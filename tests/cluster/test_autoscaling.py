@@ -16,7 +16,7 @@ from cluster import hosts as pretend
 from cluster.hosts import Hosts
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 pytestmark = [pytest.mark.autoscaling, pytest.mark.skipif(bool(pretend.missing()), reason=pretend.missing())]
 
@@ -83,7 +83,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -
         cluster.head.run("ray", "get-auth-token", "--generate")
         started = cluster.head.run(
             "env", "RAY_FAKE_CLUSTER=1", "AUTOSCALER_UPDATE_INTERVAL_S=1", "RAY_enable_autoscaler_v2=0",
-            "RAY_AUTOSCALER_UTILIZATION_SCORER=raysweep.autoscaling.spot_first",
+            "RAY_AUTOSCALER_UTILIZATION_SCORER=raysweep.cluster.autoscaling.spot_first",
             "ray", "start", "--head", "--num-cpus=0", '--resources={"raysweep_driver": 1}',
             "--object-store-memory=200000000", "--autoscaling-config=/mnt/shared/autoscaler.json",
         )  # fmt: skip

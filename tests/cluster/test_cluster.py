@@ -23,7 +23,7 @@ from cluster.hosts import REPOSITORY, Host, Hosts
 from reliability.sweeps import Sweep, contents
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(pretend.missing()), reason=pretend.missing())]
 

@@ -36,9 +36,9 @@ from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_US
 from ray.core.generated.common_pb2 import PlacementStrategy
 from tiny import make_cell
 
-from raysweep.cluster import connection as cluster
-from raysweep.cluster.connection import DRIVER, Growth
-from raysweep.space.cell import Space
+from raysweep.cluster import capacity
+from raysweep.cluster.capacity import DRIVER, AutoscalerLimits, Capacity, autoscaler_limits, max_concurrent_cells
+from raysweep.space.space import Space
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster.gcp.yaml", "cluster.local.yaml")
@@ -89,7 +89,7 @@ def test_what_is_the_same_for_every_cloud_is() -> None:
     local["setup_commands"] = [*first, install.replace('[aws,gcp]"', '"'), last]
     local["head_start_ray_commands"][-1] = (
         aws["head_start_ray_commands"][-1]
-        .replace(f" {SCORER}=raysweep.autoscaling.spot_first", "")
+        .replace(f" {SCORER}=raysweep.cluster.autoscaling.spot_first", "")
         .replace("--head", "--head --num-cpus=0 --resources='{\"raysweep_driver\": 1}'")
     )
     assert halves["cluster.local.yaml"] == local
@@ -513,40 +513,40 @@ def make_space(
     return Space.model_validate({"name": "tiny", "cells": (make_cell(),), "resources": resources})
 
 
-def read_growth(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> Growth | None:
-    monkeypatch.setattr(cluster, "_autoscaling_configuration", lambda: path)
-    return cluster.growth()
+def read_limits(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> AutoscalerLimits | None:
+    monkeypatch.setattr(capacity, "_autoscaling_configuration", lambda: path)
+    return autoscaler_limits()
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Growth([(GPU_NODE, 8), (GPU_NODE, 8)], 8)),
+        ({}, AutoscalerLimits([(GPU_NODE, 8), (GPU_NODE, 8)], 8)),
         # The most of all together is the most of each.
-        ({"max_workers": 3}, Growth([(GPU_NODE, 3), (GPU_NODE, 3)], 3)),
-        ({"max_workers": 20}, Growth([(GPU_NODE, 8), (GPU_NODE, 8)], 20)),
+        ({"max_workers": 3}, AutoscalerLimits([(GPU_NODE, 3), (GPU_NODE, 3)], 3)),
+        ({"max_workers": 20}, AutoscalerLimits([(GPU_NODE, 8), (GPU_NODE, 8)], 20)),
     ],
 )
 def test_growth_is_read_from_what_ray_up_leaves_on_the_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: Growth
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], expected: AutoscalerLimits
 ) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(prepared("cluster.yaml") | changes))
-    assert read_growth(monkeypatch, file) == expected
+    assert read_limits(monkeypatch, file) == expected
 
 
 def test_growth_where_a_type_has_no_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
     types = {"head": {"resources": {"CPU": 0}}, "spot": {"resources": {"CPU": 4}}}
     file.write_text(yaml.safe_dump({"max_workers": 5, "head_node_type": "head", "available_node_types": types}))
-    assert read_growth(monkeypatch, file) == Growth([({"CPU": 4}, 5)], 5)
+    assert read_limits(monkeypatch, file) == AutoscalerLimits([({"CPU": 4}, 5)], 5)
 
 
 def test_one_s_own_machines_do_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What they hold is known when they are there, so that nothing may be refused beforehand."""
     file = tmp_path / "ray_bootstrap_config.yaml"
     file.write_text(json.dumps(prepared("cluster.local.yaml")))
-    assert read_growth(monkeypatch, file) is None
+    assert read_limits(monkeypatch, file) is None
 
 
 @pytest.mark.parametrize(
@@ -557,13 +557,13 @@ def test_a_configuration_that_cannot_be_read_is_no_autoscaler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     file = tmp_path / "ray_bootstrap_config.yaml"
-    assert read_growth(monkeypatch, file) is None
+    assert read_limits(monkeypatch, file) is None
     file.write_text(text)
-    assert read_growth(monkeypatch, file) is None
-    assert read_growth(monkeypatch, None) is None
+    assert read_limits(monkeypatch, file) is None
+    assert read_limits(monkeypatch, None) is None
 
 
-BOTH = Growth([(GPU_NODE, 8), (GPU_NODE, 8)], 8)  # cluster.yaml's
+BOTH = AutoscalerLimits([(GPU_NODE, 8), (GPU_NODE, 8)], 8)  # cluster.yaml's
 
 
 @pytest.mark.parametrize(
@@ -576,14 +576,14 @@ BOTH = Growth([(GPU_NODE, 8), (GPU_NODE, 8)], 8)  # cluster.yaml's
         # With one: 8 nodes whichever the type, not 16.
         (make_space(), [HEAD, GPU_NODE], BOTH, 8, True),
         (make_space(cpus=2, gpus=0.25), [HEAD, GPU_NODE], BOTH, 32, True),
-        (make_space(), [GPU_NODE], Growth([(GPU_NODE, 2), (GPU_NODE, 3)], 8), 5, True),
+        (make_space(), [GPU_NODE], AutoscalerLimits([(GPU_NODE, 2), (GPU_NODE, 3)], 8), 5, True),
         # More nodes than may be: the limit was lowered, or somebody added some.
-        (make_space(), [GPU_NODE] * 3, Growth([(GPU_NODE, 2)], 2), 3, True),
+        (make_space(), [GPU_NODE] * 3, AutoscalerLimits([(GPU_NODE, 2)], 2), 3, True),
         # The best nodes count: two that hold 4 each, and two that hold one each.
         (
             make_space(cpus=4, gpus=0),
             [{"CPU": 4}],
-            Growth([({"CPU": 4}, 8), ({"CPU": 16}, 2)], 4),
+            AutoscalerLimits([({"CPU": 4}, 8), ({"CPU": 16}, 2)], 4),
             2 * 4 + 2 * 1,
             True,
         ),
@@ -595,14 +595,14 @@ BOTH = Growth([(GPU_NODE, 8), (GPU_NODE, 8)], 8)  # cluster.yaml's
         (make_space(workers=4, cpus=4, gpus=0), [HEAD, *[GPU_NODE] * 2], BOTH, 4, True),
     ],
 )
-def test_room(
-    space: Space, nodes: list[dict[str, float]], grows: Growth | None, places: int, grown: bool | None
+def test_max_concurrent_cells(
+    space: Space, nodes: list[dict[str, float]], grows: AutoscalerLimits | None, places: int, grown: bool | None
 ) -> None:
-    assert cluster.room(space, nodes, grows) == (places, "", grown)
+    assert max_concurrent_cells(space, nodes, grows) == Capacity(places, "", grown)
 
 
 def test_no_node_holds_a_cell_and_none_will_come() -> None:
-    assert cluster.room(make_space(cpus=9), [HEAD, GPU_NODE], None) == (
+    assert max_concurrent_cells(make_space(cpus=9), [HEAD, GPU_NODE], None) == Capacity(
         0,
         "a cell of tiny asks for 9 CPU and 1 GPU and the cluster's nodes have 0 CPU, 8 CPU and 1 GPU",
         None,
@@ -619,13 +619,15 @@ def test_no_node_holds_a_cell_and_none_will_come() -> None:
     ],
 )
 def test_no_node_holds_a_cell_yet(space: Space, places: int, who: str) -> None:
-    assert cluster.room(space, [HEAD], BOTH) == (places, f"{who} and the cluster's nodes have 0 CPU", True)
+    assert max_concurrent_cells(space, [HEAD], BOTH) == Capacity(
+        places, f"{who} and the cluster's nodes have 0 CPU", True
+    )
 
 
 def test_no_node_holds_an_evaluation_yet() -> None:
     # The node that there is holds 8 cells of one CPU, the two that can come 16.
     space = make_space(cpus=1, gpus=0, evaluation_gpus=1)
-    assert cluster.room(space, [{"CPU": 8}], Growth([(GPU_NODE, 2)], 2)) == (
+    assert max_concurrent_cells(space, [{"CPU": 8}], AutoscalerLimits([(GPU_NODE, 2)], 2)) == Capacity(
         16,
         "an evaluation of tiny asks for 1 CPU and 1 GPU and the cluster's nodes have 8 CPU",
         True,
@@ -648,14 +650,14 @@ NEVER = "and the cluster's nodes and node types have 0 CPU, 8 CPU and 1 GPU"
         # A type of which there may be none is none.
         (
             make_space(cpus=16),
-            Growth([({"CPU": 64, "GPU": 8}, 0), (GPU_NODE, 8)], 8),
+            AutoscalerLimits([({"CPU": 64, "GPU": 8}, 0), (GPU_NODE, 8)], 8),
             f"a cell of tiny asks for 16 CPU and 1 GPU {NEVER}",
         ),
     ],
 )
 @pytest.mark.parametrize("nodes", [[HEAD], [HEAD, GPU_NODE]], ids=["before", "after"])
-def test_no_type_holds_it(nodes: list[dict[str, float]], space: Space, grows: Growth, why: str) -> None:
-    assert cluster.room(space, nodes, grows) == (0, why, False)
+def test_no_type_holds_it(nodes: list[dict[str, float]], space: Space, grows: AutoscalerLimits, why: str) -> None:
+    assert max_concurrent_cells(space, nodes, grows) == Capacity(0, why, False)
 
 
 @pytest.mark.parametrize(
@@ -663,20 +665,25 @@ def test_no_type_holds_it(nodes: list[dict[str, float]], space: Space, grows: Gr
     [
         # Nine nodes, where there are eight at most.
         (make_space(workers=9), BOTH),
-        (make_space(workers=4), Growth([(GPU_NODE, 3)], 8)),
+        (make_space(workers=4), AutoscalerLimits([(GPU_NODE, 3)], 8)),
         # Two nodes of one worker each.
-        (make_space(workers=3), Growth([(GPU_NODE, 8)], 2)),
+        (make_space(workers=3), AutoscalerLimits([(GPU_NODE, 8)], 2)),
     ],
 )
-def test_a_cell_of_more_workers_than_nodes_can_come_is_refused(space: Space, grows: Growth) -> None:
+def test_a_cell_of_more_workers_than_nodes_can_come_is_refused(space: Space, grows: AutoscalerLimits) -> None:
     """Otherwise the sweep waits for ever for nodes that the autoscaler may not start."""
     for nodes in ([HEAD], [HEAD, GPU_NODE]):
-        places, why, grown = cluster.room(space, nodes, grows)
-        assert (places, grown) == (0, False)
-        assert f"each of the {space.resources.train.workers} workers of a cell of tiny asks for 8 CPU and 1 GPU" in why
+        found = max_concurrent_cells(space, nodes, grows)
+        assert (found.cells, found.grows) == (0, False)
+        assert (
+            f"each of the {space.resources.train.workers} workers of a cell of tiny asks for 8 CPU and 1 GPU"
+            in found.why_none
+        )
 
 
 def test_the_head_s_own_cores_count_beside_the_nodes_that_come() -> None:
     # 4 cells of one CPU on the head, which is none of the at most two workers, and 8 on each of those.
     head = {"CPU": 4, DRIVER: 1}
-    assert cluster.room(make_space(cpus=1, gpus=0), [head], Growth([(GPU_NODE, 2)], 2)) == (20, "", True)
+    assert max_concurrent_cells(make_space(cpus=1, gpus=0), [head], AutoscalerLimits([(GPU_NODE, 2)], 2)) == Capacity(
+        20, "", True
+    )

@@ -14,7 +14,7 @@ import pytest
 from tiny import TINY
 
 from raysweep.corpora import build, installed
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.corpora.tokenizer import END_OF_TEXT
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from raysweep.corpora import installed
-from raysweep.space.corpus import PRESETS
+from raysweep.space.data_sets import DATA_SETS
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def write(path: Path, corpus: dict[str, Any], **more: Any) -> Path:
 
 def test_list_names_every_data_set_with_its_commit() -> None:
     listed = json.loads(raysweep("corpus", "list", "--json").stdout)
-    assert set(listed) == set(PRESETS)
+    assert set(listed) == set(DATA_SETS)
     shown = raysweep("corpus", "list").stdout
     for name, known in listed.items():
         assert name in shown

@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raysweep.corpora.loader import TokenizedCorpus
-from raysweep.corpora.shared import directory, obtain, publish
+from raysweep.corpora.progress import CorpusProgress
+from raysweep.corpora.shared import directory, obtain, upload
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import StoreError, UserError
 from raysweep.space.corpus import Corpus
-from raysweep.store import Store
-from raysweep.sweep import runner as sweep
+from raysweep.store import Store, corpora_record
+from raysweep.sweep import prepare_corpora
 
 
-def quiet(part: str, done: int, of: int) -> None:
-    assert done <= of
+def quiet(progress: CorpusProgress) -> None:
+    assert progress.done <= progress.total
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -34,7 +35,7 @@ def test_a_node_copies_it_once(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what = Corpus.model_validate(corpus.manifest["corpus"])
-    publish(corpus, store, quiet)
+    upload(corpus, store, quiet)
     on_another_node(monkeypatch, tmp_path / "cache")
     # Several workers of a node ask at once.
     with ThreadPoolExecutor(4) as pool:
@@ -56,7 +57,7 @@ def test_where_it_is_built_it_is_used(corpus: TokenizedCorpus, tmp_path: Path) -
 def test_a_store_without_it_is_named(corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_another_node(monkeypatch, tmp_path / "cache")
     what = Corpus.model_validate(corpus.manifest["corpus"])
-    with pytest.raises(UserError, match="neither has the store"):
+    with pytest.raises(UserError, match="nor does the store"):
         obtain(what, corpus.fingerprint, Store(str(tmp_path / "store")))
 
 
@@ -64,12 +65,12 @@ def test_a_half_published_one_does_not_count(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     what = Corpus.model_validate(corpus.manifest["corpus"])
-    publish(corpus, store, quiet)
+    upload(corpus, store, quiet)
     store.delete(f"{directory(corpus.fingerprint)}/manifest.json")
     on_another_node(monkeypatch, tmp_path / "cache")
-    with pytest.raises(UserError, match="neither has the store"):
+    with pytest.raises(UserError, match="nor does the store"):
         obtain(what, corpus.fingerprint, store)
-    publish(corpus, store, quiet)
+    upload(corpus, store, quiet)
     assert obtain(what, corpus.fingerprint, store).fingerprint == corpus.fingerprint
 
 
@@ -78,7 +79,7 @@ def test_a_damaged_one_is_refused_and_copied_again_when_mended(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     what = Corpus.model_validate(corpus.manifest["corpus"])
-    publish(corpus, store, quiet)
+    upload(corpus, store, quiet)
     shard = f"{directory(corpus.fingerprint)}/pretraining/validation.bin"
     whole = store.read(shard)
     assert whole is not None
@@ -98,7 +99,7 @@ def test_a_bucket_cannot_write_elsewhere(
 ) -> None:
     client, uri = bucket
     store = Store(uri)
-    publish(corpus, store, quiet)
+    upload(corpus, store, quiet)
     key = f"store/{directory(corpus.fingerprint)}/../../../../evil"
     client.put_object(Bucket="sweeps", Key=key, Body=b"evil")
     on_another_node(monkeypatch, tmp_path / "cache")
@@ -128,6 +129,6 @@ def test_what_was_built_here_is_found_whatever_became_of_its_text(
     # A driver that goes on needs its text no more than a worker does.
     store = Store(str(tmp_path / "begun"))
     with pytest.raises(UserError, match="no such folder"):
-        sweep._opened(gone, store)
-    store.check_corpora({gone.key: corpus.fingerprint})
-    assert sweep._opened(gone, store).folder == relative
+        prepare_corpora._opened(gone, store, quiet)
+    corpora_record.record(store, {gone.key: corpus.fingerprint})
+    assert prepare_corpora._opened(gone, store, quiet).folder == relative

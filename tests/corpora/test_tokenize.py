@@ -18,9 +18,9 @@ import psutil
 import pytest
 
 from raysweep.corpora import installed, show, tokenize
-from raysweep.corpora.build import _place
-from raysweep.corpora.loader import TokenizedCorpus, open_corpus
+from raysweep.corpora.build import open_corpus, place
 from raysweep.corpora.split import share
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
 
@@ -86,13 +86,14 @@ def test_every_document_is_there_once_in_order_and_held_out_by_its_hash(folder: 
 
 BUILD = """
 import os, sys
-from raysweep.corpora import Corpus, tokenize
-from raysweep.corpora.loader import open_corpus
+from raysweep.corpora import tokenize
+from raysweep.corpora.build import open_corpus
+from raysweep.space.corpus import Corpus
 tokenize.BLOCK = 50_000
 tokenize.SMALL = int(sys.argv[2])
 if cores := os.environ.get("CORES"):
-    from raysweep import cluster
-    cluster.set_environment()
+    from raysweep.cluster import environment
+    os.environ.update(environment.CLIENT | environment.LOCAL_CLUSTER)
     import ray
     ray.init(address="local", num_cpus=int(cores), logging_level="CRITICAL", log_to_driver=False)
 print(open_corpus(Corpus.model_validate_json(sys.argv[1])).fingerprint)
@@ -171,7 +172,7 @@ def test_a_damaged_block_is_made_again(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(tokenize, "BLOCK", 50_000)
     corpus = corpus_of(folder)
     expected = open_corpus(corpus).fingerprint
-    built = _place(corpus)[0]
+    built = place(corpus)[0]
     unfinished = built.with_name(f"{built.name}.unfinished")
 
     def stop(*_: Any) -> Iterator[Any]:
@@ -190,10 +191,10 @@ def test_a_damaged_block_is_made_again(folder: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_changed_file_is_another_corpus(folder: Path) -> None:
-    before = _place(corpus_of(folder))[0]
+    before = place(corpus_of(folder))[0]
     with (folder / "0.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more"}) + "\n")
-    assert _place(corpus_of(folder))[0] != before
+    assert place(corpus_of(folder))[0] != before
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_many_malformed_lines_take_no_memory(tmp_path: Path, texts: list[str], m
 
 
 @pytest.mark.slow
-def test_an_error_of_a_task_of_ray_s_ends_the_build_with_its_place(folder: Path, tmp_path: Path) -> None:
+def test_an_error_of_a_task_of_ray_s_ends_the_build_with_itsplace(folder: Path, tmp_path: Path) -> None:
     with (folder / "2.jsonl").open("a") as file:
         file.write("{broken\n")
     process = build(corpus_of(folder), tmp_path / "cache", small=0)

@@ -12,15 +12,19 @@ from tiny import make_cell
 from torch import nn
 
 from raysweep.corpora import installed
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.evaluation import finetune, in_distribution, out_of_distribution, quantized, representation
-from raysweep.evaluation import task as evaluate
+from raysweep.evaluation.run import run
+from raysweep.evaluation.task import Subject
 from raysweep.model import geometry
 from raysweep.model import olmo as model
+from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
+from raysweep.space.evaluations import task_module
 from raysweep.store import Store
+from raysweep.store.checkpoints import names
 from raysweep.training import checkpoint
-from raysweep.training.run import LanguageModel, Run
+from raysweep.training.run import Run
 
 
 class Trained:
@@ -32,10 +36,10 @@ class Trained:
         list(run.rows())
         self.weights = {name: tensor.clone() for name, tensor in run.checkpoint().model.items()}
 
-    def subject(self, corpus: TokenizedCorpus, folder: Path, directory: str = "train/x/own") -> evaluate.Subject:
+    def subject(self, corpus: TokenizedCorpus, folder: Path, directory: str = "train/x/own") -> Subject:
         olmo = model.build(self.cell.shape, 32, 0)
         olmo.load_state_dict(self.weights)
-        return evaluate.Subject(self.cell, LanguageModel(olmo), corpus, Store(str(folder)), directory)
+        return Subject(self.cell, LanguageModel(olmo), corpus, Store(str(folder)), directory)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +47,8 @@ def trained(corpus: TokenizedCorpus) -> Trained:
     return Trained(corpus, 16)
 
 
-def metrics(subject: evaluate.Subject, settings: Any) -> dict[str, float]:
-    found = evaluate.TASKS[settings.task].evaluate(subject, settings)
+def metrics(subject: Subject, settings: Any) -> dict[str, float]:
+    found = task_module(settings.task).evaluate(subject, settings)
     return {metric.name: metric.value for metric in found}
 
 
@@ -258,10 +262,10 @@ def test_a_killed_finetuning_goes_on_and_ends_the_same(
     again = trained.subject(corpus, tmp_path / "b")
     found = checkpoint.latest(again.store, again.directory)
     assert found is not None
-    assert 0 < found[1].position.step < 128
+    assert 0 < found[1].state.step < 128
     assert metrics(again, settings) == reference
     # The final weights stay, for export.
-    assert len(checkpoint.names(again.store, again.directory)) == 1
+    assert len(names(again.store, again.directory)) == 1
 
 
 def test_subjects_share_no_document_with_pretraining() -> None:
@@ -292,7 +296,7 @@ def test_built_shards_share_no_document(corpus: TokenizedCorpus) -> None:
 def test_rows_carry_the_settings(trained: Trained, corpus: TokenizedCorpus, tmp_path: Path) -> None:
     settings = in_distribution.Settings(sequences=3)
     store = Store(str(tmp_path))
-    rows = evaluate.run(trained.cell, settings, trained.weights, corpus, store, torch.device("cpu"))
+    rows = run(trained.cell, settings, trained.weights, corpus, store, torch.device("cpu"))
     assert [(row["cell"], row["task"], row["metric"]) for row in rows] == [
         (trained.cell.id, "in_distribution", "in_distribution_loss")
     ]

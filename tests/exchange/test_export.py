@@ -13,15 +13,18 @@ import torch.nn.functional as F
 from tiny import make_cell
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.evaluation import finetune, in_distribution, quantized
-from raysweep.evaluation import task as evaluate
+from raysweep.evaluation.run import run as run_evaluation
+from raysweep.evaluation.task import Subject
 from raysweep.exchange import export
-from raysweep.space.cell import Cell, Space
+from raysweep.model.language_model import LanguageModel
+from raysweep.space.cell import Cell
+from raysweep.space.space import Space, find_cell
 from raysweep.store import Store
 from raysweep.training import checkpoint
-from raysweep.training.run import LanguageModel, Run
+from raysweep.training.run import Run
 
 EVALUATIONS = (
     quantized.Settings(bits=(3,), calibration_sequences=8, sequences=4),
@@ -37,7 +40,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     run = Run(cell, corpus)
     for _ in run.rows():
         checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), [])
-    evaluate.run(cell, EVALUATIONS[1], run.checkpoint().model, corpus, store, torch.device("cpu"))
+    run_evaluation(cell, EVALUATIONS[1], run.checkpoint().model, corpus, store, torch.device("cpu"))
     return Space(name="tiny", cells=(cell,), evaluations=EVALUATIONS), store, cell, run
 
 
@@ -70,7 +73,7 @@ def test_its_loss_by_plain_transformers_code_is_the_evaluation_s(
 ) -> None:
     space, store, cell, run = swept
     settings = in_distribution.Settings(sequences=8)
-    rows = evaluate.run(cell, settings, run.checkpoint().model, corpus, store, torch.device("cpu"))
+    rows = run_evaluation(cell, settings, run.checkpoint().model, corpus, store, torch.device("cpu"))
     export.export(space, store, cell, tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokens = torch.from_numpy(np.asarray(corpus.tokens("pretraining/test")[: 8 * 32 + 1]).astype(np.int64))
@@ -107,7 +110,7 @@ def test_a_step_a_finetuning_and_a_quantization(
     export.export(space, store, cell, tmp_path / "small", form="quantized_3bit")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert all(len(set(row)) <= 8 for row in model.model.layers[3].mlp.down_proj.weight.tolist())
-    subject = evaluate.Subject(
+    subject = Subject(
         cell, LanguageModel(Run(cell, corpus, weights=run.checkpoint().model).model.olmo), corpus, store, ""
     )
     quantized.gptq(subject, 3, EVALUATIONS[0])
@@ -134,8 +137,8 @@ def test_what_is_not_there_is_named(swept: tuple[Space, Store, Cell, Run], tmp_p
     with pytest.raises(UserError, match="holds no weights of"):
         export.export(space, store, other, tmp_path / "d")
     with pytest.raises(UserError, match="has no cell with 'nonsense'"):
-        export.find(space, "nonsense")
-    assert export.find(space, cell.id[-8:]) == cell
+        find_cell(space, "nonsense")
+    assert find_cell(space, cell.id[-8:]) == cell
     parallel = make_cell(block="parallel")
     with pytest.raises(UserError, match="has parallel blocks"):  # Whether it was trained or not.
         export.export(space, store, parallel, tmp_path / "e")
@@ -148,10 +151,10 @@ def test_a_model_that_is_not_finished_is_exported_only_when_asked_for(
     store = Store(str(tmp_path / "store"))
     run = Run(cell, corpus)
     rows = run.rows()
-    while run.position.step == 0:
+    while run.state.step == 0:
         next(rows)
     checkpoint.append(run.checkpoint(), store, store.run_directory(cell.id), [])
-    step = run.position.step
+    step = run.state.step
     assert 0 < step < cell.steps
     with pytest.raises(UserError, match=f"is at step {step} of {cell.steps}.*--step {step} exports it"):
         export.export(space, store, cell, tmp_path / "a")
@@ -164,7 +167,6 @@ def test_geometry_and_loss_of_an_exported_folder(
 ) -> None:
     """`raysweep geometry DIR` gives the final row's geometry; with a corpus, the loss of the same text by its tokenizer."""
     from raysweep.exchange import pretrained
-    from raysweep.space import corpus as corpora
 
     space, store, cell, run = swept
     export.export(space, store, cell, tmp_path / "model")
@@ -176,12 +178,12 @@ def test_geometry_and_loss_of_an_exported_folder(
         check=True,
     )
     measured = json.loads(done.stdout)
-    assert measured["effective_rank"] == pytest.approx(run.position.rows[-1]["effective_rank_W"], rel=1e-9)
+    assert measured["effective_rank"] == pytest.approx(run.state.rows[-1]["effective_rank_W"], rel=1e-9)
 
     # The command's corpus is the whole one; here the small one stands for it, to save its minute.
-    monkeypatch.setattr(corpora, "Corpus", lambda name: cell.corpus)
+    monkeypatch.setattr(pretrained, "Corpus", lambda name: cell.corpus)
     monkeypatch.setattr(pretrained, "SEQUENCES", 50)
-    answer = pretrained.measure(str(tmp_path / "model"), corpus="installed")
+    answer = pretrained.geometry(str(tmp_path / "model"), corpus="installed")
     # To the end of the first document past 50 sequences, in pieces of 32.
     tokens = torch.from_numpy(np.asarray(corpus.tokens("pretraining/test")).astype(np.int64))
     ends = (tokens == corpus.manifest["end_of_text"]).nonzero().flatten()

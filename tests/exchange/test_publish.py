@@ -10,29 +10,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysweep.analysis import example, sweep
+from raysweep.analysis import example
+from raysweep.analysis import sweep_data as sweep
+from raysweep.cli.sweep_commands import retry_evaluation
 from raysweep.errors import UserError
-from raysweep.exchange import publish, reproduce
-from raysweep.space import cell as space
-from raysweep.space.cell import Space
-from raysweep.store import Store
+from raysweep.exchange import reproduce
+from raysweep.exchange.account import Account, account
+from raysweep.exchange.publish import publish
+from raysweep.exchange.published import PublishedResults, read_published
+from raysweep.exchange.restore import restore
+from raysweep.space import read as space
+from raysweep.space.space import Space
+from raysweep.store import Store, corpora_record
 from raysweep.store.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
-from raysweep.sweep import runner as sweeps
 from raysweep.sweep import trial
-from raysweep.sweep.runner import run, survey
+from raysweep.sweep.runner import evaluate
+from raysweep.sweep.survey import cells_missing_weights, survey
 
 
 @pytest.fixture(scope="module")
 def folder(example_folder: Path) -> Path:
     """A simulated sweep, and its publication beside it."""
     store = Store(str(example_folder / "store"))
-    published = publish.publish(example_folder / "simulated.yaml", store, example_folder / "results")
+    published = publish(example_folder / "simulated.yaml", store, example_folder / "results")
     assert len(published.results) == 108
     return example_folder
 
 
 def test_the_analysis_sees_the_same_sweep(folder: Path) -> None:
-    published = sweep.published(publish.read(folder / "results"))
+    published = sweep.published(read_published(folder / "results"))
     stored = sweep.load(Store(str(folder / "store")), example.space())
     pd.testing.assert_frame_equal(published.cells, stored.cells, check_exact=True)
     pd.testing.assert_frame_equal(published.trajectories, stored.trajectories, check_exact=True)
@@ -40,44 +46,44 @@ def test_the_analysis_sees_the_same_sweep(folder: Path) -> None:
 
 
 def test_publishing_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    publish.publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path)
+    publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path)
     for path in (folder / "results").iterdir():
         assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
     # From the copy of the search space that was published, in place.
-    publish.publish(tmp_path / "space.yaml", Store(str(folder / "store")), tmp_path)
+    publish(tmp_path / "space.yaml", Store(str(folder / "store")), tmp_path)
 
 
 def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no cell of simulated is finished in"):
-        publish.publish(folder / "simulated.yaml", Store(str(tmp_path / "empty")), tmp_path / "results")
+        publish(folder / "simulated.yaml", Store(str(tmp_path / "empty")), tmp_path / "results")
     shutil.copytree(folder / "results", tmp_path / "results")
     (tmp_path / "results/timings.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"timings.parquet cannot be read .*: .* is not what `raysweep publish` writes"):
-        publish.read(tmp_path / "results")
+        read_published(tmp_path / "results")
     later = pa.table({"cell": ["a"]}).replace_schema_metadata({"raysweep_schema": "9"})
     pq.write_table(later, tmp_path / "results/timings.parquet")
     with pytest.raises(
-        UserError, match=r"timings.parquet was written under schema 9, this raysweep reads \d: publish it"
+        UserError, match=r"timings.parquet was written under schema 9, this raysweep reads 1 and 2 and 3: publish it"
     ):
-        publish.read(tmp_path / "results")
+        read_published(tmp_path / "results")
     (tmp_path / "results/results.parquet").unlink()
     with pytest.raises(UserError, match=r"results.parquet is missing: "):
-        publish.read(tmp_path / "results")
+        read_published(tmp_path / "results")
 
 
 def test_a_restored_store_is_published_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
-    read = publish.read(folder / "results")
-    assert publish.restore(read, store) == (108, 108)
-    assert publish.restore(read, store) == (108, 0)
-    publish.publish(folder / "simulated.yaml", store, tmp_path / "again")
+    read = read_published(folder / "results")
+    assert restore(read, store) == (108, 108)
+    assert restore(read, store) == (108, 0)
+    publish(folder / "simulated.yaml", store, tmp_path / "again")
     for path in (folder / "results").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
     assert all(state.complete for state in survey(store, read.space).states)
 
 
-def three(folder: Path) -> publish.Published:
-    read = publish.read(folder / "results")
+def three(folder: Path) -> PublishedResults:
+    read = read_published(folder / "results")
     return replace(read, results=read.results.slice(0, 3))
 
 
@@ -87,16 +93,16 @@ def test_a_cell_that_lacks_an_evaluation_is_not_restored(folder: Path, tmp_path:
     kept = [r for r in read.evaluations.to_pylist() if (r["cell"], r["task"]) != (first, "quantized")]
     store = Store(str(tmp_path))
     lacking = replace(read, evaluations=pa.Table.from_pylist(kept, schema=read.evaluations.schema))
-    assert publish.restore(lacking, store) == (2, 2)
+    assert restore(lacking, store) == (2, 2)
     assert [state.cell.id for state in survey(store, read.space).left][:2] == [first, read.space.cells[3].id]
 
 
 def test_a_store_of_another_corpus_is_not_restored_to(folder: Path, tmp_path: Path) -> None:
     read = three(folder)
     store = Store(str(tmp_path))
-    store.check_corpora({read.space.cells[0].corpus.key: "another"})
+    corpora_record.record(store, {read.space.cells[0].corpus.key: "another"})
     with pytest.raises(UserError, match=r"when the store .* was begun"):
-        publish.restore(read, store)
+        restore(read, store)
     assert store.files("cells") == []
 
 
@@ -104,10 +110,10 @@ def test_what_a_store_has_is_kept(folder: Path, tmp_path: Path) -> None:
     read = three(folder)
     cell = read.space.cells[0].id
     store = Store(str(tmp_path))
-    publish.restore(read, store)
+    restore(read, store)
     row = (store.cell_row(cell) or {}) | {"torch_version": "mine"}
     store.write_table(store.cell_file(cell), [row], CELLS)
-    publish.restore(read, store)
+    restore(read, store)
     assert (store.cell_row(cell) or {})["torch_version"] == "mine"
 
 
@@ -116,22 +122,24 @@ def test_what_has_no_weights_is_not_trained_by_evaluating(
 ) -> None:
     read = three(folder)
     store = Store(str(tmp_path))
-    publish.restore(read, store)
+    restore(read, store)
     first, *others = read.space.evaluations
     more = read.space.model_copy(update={"evaluations": (first.model_copy(update={"sequences": 7}), *others)})
     # What a fine-tuning left is no weights of the cell.
     done = read.results["id"].to_pylist()
     (tmp_path / "train" / done[0] / "finetune_math-0a1b2c3d").mkdir(parents=True)
-    assert run(more, store, "again", train=False) == 1
+    result = evaluate(more, store)
+    assert len(result.survey.left) == 3
     assert "3 cells that lack evaluations have no weights in" in caplog.text
     assert "`raysweep run` trains them again" in caplog.text
-    assert "`raysweep run` trains again what has no weights" in capsys.readouterr().out
+    assert retry_evaluation(result, store) == "`raysweep run` trains again what has no weights"
+    assert capsys.readouterr().out == ""
     before = survey(store, more)
     assert [state.training for state in before.states[:4]] == ["done", "done", "done", "new"]
-    assert sweeps._without_weights(before, store) == set(done)
+    assert cells_missing_weights(before, store) == set(done)
     # Weights that turn out to be damaged only in the trial: nothing is set aside there either.
     cell = next(cell for cell in more.cells if cell.id == done[0])
-    failed = trial._complete(cell, more, store, "", train=False)
+    failed = trial.complete_cell(cell, more, store, "", train=False)
     assert failed == ["its final weights are damaged or gone: `raysweep run` trains it again"]
     assert survey(store, more) == before
 
@@ -142,9 +150,9 @@ def test_metrics_are_restored_under_the_settings_that_they_were_measured_with(fo
     first, *others = read.space.evaluations
     edited = read.space.model_copy(update={"evaluations": (first.model_copy(update={"sequences": 7}), *others)})
     store = Store(str(tmp_path))
-    assert publish.restore(replace(read, space=edited), store) == (0, 0)
+    assert restore(replace(read, space=edited), store) == (0, 0)
     without = read.space.model_copy(update={"evaluations": tuple(others)})
-    assert publish.restore(replace(read, space=without), store) == (3, 3)
+    assert restore(replace(read, space=without), store) == (3, 3)
     assert all(state.complete for state in survey(store, read.space).states[:3])
 
 
@@ -158,18 +166,18 @@ def test_what_a_folder_lacks_is_not_restored(folder: Path, tmp_path: Path) -> No
         trajectories=pa.Table.from_pylist(rows, schema=read.trajectories.schema),
     )
     store = Store(str(tmp_path))
-    assert publish.restore(lacking, store) == (2, 2)
+    assert restore(lacking, store) == (2, 2)
     assert [state.training for state in survey(store, read.space).states[:3]] == ["new", "done", "diverged"]
     shutil.copytree(folder / "results", tmp_path / "five")
     (tmp_path / "five/evaluations.parquet").unlink()
     with pytest.raises(UserError, match=r"evaluations.parquet is missing: .*: publish it again"):
-        publish.read(tmp_path / "five")
+        read_published(tmp_path / "five")
 
 
-def one(folder: Path) -> tuple[publish.Published, Space, Store]:
+def one(folder: Path) -> tuple[PublishedResults, Space, Store]:
     planned = space.load(folder / "simulated.yaml")
     return (
-        publish.read(folder / "results"),
+        read_published(folder / "results"),
         planned.model_copy(update={"cells": planned.cells[5:6]}),
         Store(str(folder / "store")),
     )
@@ -177,7 +185,8 @@ def one(folder: Path) -> tuple[publish.Published, Space, Store]:
 
 def test_equal_numbers_are_equal(folder: Path) -> None:
     published, planned, store = one(folder)
-    count, found = reproduce.compare(published, planned, store)
+    comparison = reproduce.compare(published, planned, store)
+    count, found = comparison.compared, comparison.differences
     rows = len(store.read_rows(store.trajectory_file(planned.cells[0].id), TRAJECTORIES) or [])
     assert found == []
     published_row, trajectory = published.results.to_pylist()[5], published.trajectories.to_pylist()
@@ -194,7 +203,7 @@ def test_a_last_bit_is_a_difference(folder: Path, column: str) -> None:
     was = rows[5][column]
     rows[5][column] = was * (1 + 2**-52) if isinstance(was, float) else "other"
     changed = replace(published, results=pa.Table.from_pylist(rows, schema=published.results.schema))
-    found = reproduce.compare(changed, planned, store)[1]
+    found = reproduce.compare(changed, planned, store).differences
     assert [(d.name, d.published, d.here) for d in found] == [(column, rows[5][column], was)]
 
 
@@ -203,7 +212,7 @@ def test_what_was_not_measured_when_it_was_published_is_no_difference(folder: Pa
     rows = published.results.to_pylist()
     rows[5]["finetune_math_loss"] = None
     changed = replace(published, results=pa.Table.from_pylist(rows, schema=published.results.schema))
-    assert reproduce.compare(changed, planned, store)[1] == []
+    assert reproduce.compare(changed, planned, store).differences == []
 
 
 def test_a_search_space_behind_a_link_is_not_written_over(folder: Path, tmp_path: Path) -> None:
@@ -211,9 +220,9 @@ def test_a_search_space_behind_a_link_is_not_written_over(folder: Path, tmp_path
     mine.write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out/space.yaml").symlink_to(mine)
-    publish.publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path / "out")
+    publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path / "out")
     assert mine.read_text() == "mine"
-    assert publish.read(tmp_path / "out").space.name == "simulated"
+    assert read_published(tmp_path / "out").space.name == "simulated"
 
 
 def test_a_row_over_training_that_differs_or_is_missing_is_a_difference(folder: Path) -> None:
@@ -222,7 +231,7 @@ def test_a_row_over_training_that_differs_or_is_missing_is_a_difference(folder: 
     mine = [row for row in rows if row["cell"] == planned.cells[0].id]
     mine[2]["validation_loss"] += 1e-9
     changed = replace(published, trajectories=pa.Table.from_pylist(mine[:-1], schema=published.trajectories.schema))
-    found = reproduce.compare(changed, planned, store)[1]
+    found = reproduce.compare(changed, planned, store).differences
     assert [d.name for d in found] == ["rows over training", f"step {mine[2]['step']}: validation_loss"]
 
 
@@ -255,10 +264,10 @@ def test_the_account_of_a_sweep() -> None:
         # For another search space of the same store.
         {"cell": "c", "stage": "train", "seconds": 360.0, "starts": 1, "finished": noon + 3 * hour},
     ]
-    account = publish.account(
-        publish.Published(
+    taken = account(
+        PublishedResults(
             planned, pa.table({"tokens_trained": [5, 7]}), pa.table({}), pa.table({}),
             pa.Table.from_pylist(took, schema=TIMINGS), pa.Table.from_pylist(ran, schema=SESSIONS),
         )
     )  # fmt: skip
-    assert account == publish.Account(2, 1, 1, 7200.0, 11160.0, 12, 4 / 3)
+    assert taken == Account(2, 1, 1, 7200.0, 11160.0, 12, 4 / 3)

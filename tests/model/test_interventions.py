@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny import make_cell
 
-from raysweep.corpora.loader import open_corpus
+from raysweep.corpora.build import open_corpus
 from raysweep.evaluation import finetune
 from raysweep.model import geometry, interventions
 from raysweep.training.run import Run
@@ -69,14 +69,14 @@ def test_a_run_with_a_penalty_and_a_cap_goes_on_to_the_same_bits() -> None:
     rows = [row for row in whole.rows() if row]
     first = Run(cell, corpus)
     for _ in first.rows():
-        if first.position.step >= cell.steps // 2:
+        if first.state.step >= cell.steps // 2:
             break
     state = copy.deepcopy(first.checkpoint())
     second = Run(cell, corpus, checkpoint=state)
-    assert 0 < second.position.step < cell.steps
+    assert 0 < second.state.step < cell.steps
     for _ in second.rows():
         pass
-    assert second.position.rows == rows
+    assert second.state.rows == rows
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters.values(), second.parameters.values(), strict=True))
 
 

@@ -5,7 +5,7 @@ import torch
 from olmo.model import OLMo
 
 from raysweep.model import olmo as model
-from raysweep.model.olmo import SIZES, Shape, peak_learning_rate
+from raysweep.space.size import SIZES, Shape, peak_learning_rate
 
 # Name, N and peak learning rate: Table 1 of arXiv 2602.20433 and what follows from it (facts of the paper).
 TABLE_1 = [

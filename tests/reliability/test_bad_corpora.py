@@ -9,12 +9,16 @@ import pytest
 from corpora import hostile
 from tiny import TINY, make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus, open_corpus
+from raysweep.corpora.build import open_corpus
+from raysweep.corpora.progress import ignore
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.corpora.tokenizer import encode, pieces, train_bpe
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
+from raysweep.space.evaluations import evaluation
 from raysweep.store import Store
-from raysweep.sweep import runner as sweep
+from raysweep.sweep.prepare_corpora import prepare_corpora
+from raysweep.sweep.survey import CellState
 from raysweep.training.run import Run
 
 
@@ -40,9 +44,9 @@ def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 def test_what_cannot_be_trained_on_is_refused_before_anything_starts(
     corpus: dict[str, Any], refusal: str, tmp_path: Path
 ) -> None:
-    state = sweep.CellState(make_cell(corpus=corpus), "new")
+    state = CellState(make_cell(corpus=corpus), "new")
     with pytest.raises(UserError, match=refusal) as refused:
-        sweep._corpora([state], ["out_of_distribution"], Store(str(tmp_path / "store")))
+        prepare_corpora([state], [evaluation("out_of_distribution")], Store(str(tmp_path / "store")), False, ignore)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "store").exists()
 

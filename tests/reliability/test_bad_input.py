@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raysweep.cli import main as cli
 from raysweep.errors import UserError
-from raysweep.space import cell as space
+from raysweep.space import read as space
 
 SHIPPED = [Path(__file__).parents[2] / "search_spaces" / name for name in ("demo.yaml", "paper.yaml")]
 WEIRD: list[Any] = [

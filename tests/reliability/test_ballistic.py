@@ -23,7 +23,7 @@ import yaml
 from reliability.sweeps import Sweep, contents
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 KILLS = 40
 SEED = 0

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 from tiny import make_cell
 
-from raysweep.corpora.build import checksum
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.manifest import checksum
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.store import Store
+from raysweep.store import Store, corpora_record
+from raysweep.store.checkpoints import names
 from raysweep.store.schemas import CELLS, EVALUATIONS, PLAN, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN
-from raysweep.sweep import trial
+from raysweep.sweep import cell_tables
 from raysweep.training import checkpoint
 from raysweep.training.run import Run
 
@@ -51,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     for _ in run.rows():
         pass
     checkpoint.append(run.checkpoint(), store, store.run_directory(CELL.id), [])
-    trial._write_tables(CELL, store)
+    cell_tables.write_cell_tables(CELL, store)
     rows = [
         {
             "cell": CELL.id,
@@ -65,24 +66,24 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     ]
     store.write_table(store.evaluation_file(CELL.id, "in_distribution", SETTINGS), rows, EVALUATIONS)
     store.write_table("plan.parquet", [CELL.describe()], PLAN)
-    store.check_corpora({"a corpus": "0123456789abcdef"})
+    corpora_record.record(store, {"a corpus": "0123456789abcdef"})
     return store
 
 
 def final(store: Store) -> list[Any] | None:
-    found = trial._final(CELL, store)
-    return None if found is None else [found.position, {k: v.tolist() for k, v in found.model.items()}]
+    found = cell_tables.final_checkpoint(CELL, store)
+    return None if found is None else [found.state, {k: v.tolist() for k, v in found.model.items()}]
 
 
 def whole(store: Store) -> list[Any] | None:
     found = checkpoint.latest(store, store.run_directory(CELL.id))
-    return None if found is None else [found[1].position, {k: v.tolist() for k, v in found[1].optimizer.items()}]
+    return None if found is None else [found[1].state, {k: v.tolist() for k, v in found[1].optimizer.items()}]
 
 
 def corpora(store: Store) -> str | None:
     """What the store remembers of the corpus: None where it is gone, and then recorded anew."""
     before = store.read("corpora.json")
-    store.check_corpora({"a corpus": "0123456789abcdef"})
+    corpora_record.record(store, {"a corpus": "0123456789abcdef"})
     return "as it was" if store.read("corpora.json") == before else None
 
 
@@ -113,7 +114,7 @@ READERS: dict[str, tuple[Callable[[Store], str], Callable[[Store], Any], int]] =
 
 def _checkpoint(store: Store, name: str) -> str:
     directory = store.run_directory(CELL.id)
-    return f"{directory}/{checkpoint.names(store, directory)[0]}/{name}"
+    return f"{directory}/{names(store, directory)[0]}/{name}"
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster
 from reliability.sweeps import Sweep, contents
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 SPACE: dict[str, Any] = {
     "name": "nodes",

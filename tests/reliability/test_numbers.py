@@ -9,7 +9,8 @@ import torch
 from pydantic import ValidationError
 from tiny import TINY, make_cell
 
-from raysweep.corpora.loader import Sequences, TokenizedCorpus
+from raysweep.corpora.sequences import Sequences
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.training.run import Run
 
 
@@ -31,15 +32,15 @@ def finished(run: Run) -> list[dict[str, Any]]:
     assert run.finished
     last = rows[-1]
     finite = all(math.isfinite(last[name]) for name in ("train_loss", "validation_loss", "gradient_norm"))
-    assert finite or run.position.diverged
-    assert run.position.diverged or last["step"] == run.cell.steps
+    assert finite or run.state.diverged
+    assert run.state.diverged or last["step"] == run.cell.steps
     return rows
 
 
 def test_a_learning_rate_of_ten(corpus: TokenizedCorpus) -> None:
     """It ends worse than knowing nothing, or as diverged."""
     rows = finished(run := Run(make_cell(learning_rate=10.0), corpus))
-    assert run.position.diverged or rows[-1]["validation_loss"] > math.log(512)
+    assert run.state.diverged or rows[-1]["validation_loss"] > math.log(512)
 
 
 def test_weights_so_large_that_the_gradient_overflows(corpus: TokenizedCorpus) -> None:
@@ -48,7 +49,7 @@ def test_weights_so_large_that_the_gradient_overflows(corpus: TokenizedCorpus) -
         for parameter in run.parameters.values():
             parameter *= 1e18
     rows = finished(run)
-    assert run.position.diverged
+    assert run.state.diverged
     assert len(rows) >= 1
 
 
@@ -57,7 +58,7 @@ def test_weights_so_large_that_the_gradient_overflows(corpus: TokenizedCorpus) -
 )
 def test_as_small_as_it_goes(corpus: TokenizedCorpus, changes: dict[str, Any]) -> None:
     rows = finished(run := Run(make_cell(tokens=256, **changes), corpus))
-    assert not run.position.diverged
+    assert not run.state.diverged
     assert rows[-1]["validation_loss"] == pytest.approx(math.log(512), abs=0.5)
 
 

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from tiny import make_cell
 
-from raysweep.corpora.build import checksum, fingerprint
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.manifest import checksum, fingerprint
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.exchange.pretrained import unembedding
-from raysweep.space import cell as space
+from raysweep.space import read as space
 from raysweep.space.corpus import Corpus
-from raysweep.store import Store, lock
+from raysweep.store import Store, corpora_record, lock
+from raysweep.store.checkpoints import new_name
 from raysweep.store.schemas import CELLS, PLAN
-from raysweep.store.store import checksum as store_checksum
-from raysweep.sweep import trial
+from raysweep.store.tables import checksum as store_checksum
+from raysweep.sweep import cell_tables
 from raysweep.training import checkpoint
 
 CELL = make_cell()
@@ -49,7 +50,7 @@ def test_the_pickle_is_hostile(hostile: bytes, trace: Path) -> None:
 def test_a_pickle_in_a_checkpoint(tmp_path: Path, hostile: bytes, trace: Path, name: str) -> None:
     """Under checksums that fit, as one who can write the folder can make them."""
     store = Store(str(tmp_path / "store"))
-    folder = Path(store.root) / store.run_directory(CELL.id) / checkpoint.name(CELL.steps)
+    folder = Path(store.root) / store.run_directory(CELL.id) / new_name(CELL.steps)
     folder.mkdir(parents=True)
     for file in (checkpoint.MODEL, checkpoint.OPTIMIZER):
         (folder / file).write_bytes(hostile)
@@ -58,7 +59,7 @@ def test_a_pickle_in_a_checkpoint(tmp_path: Path, hostile: bytes, trace: Path, n
     body = {"position": position, "sha256": sums}
     state = json.dumps(body | {"checksum": store_checksum(body)}).encode()
     (folder / checkpoint.STATE).write_bytes(hostile if name == checkpoint.STATE else state)
-    assert trial._final(CELL, store) is None
+    assert cell_tables.final_checkpoint(CELL, store) is None
     assert checkpoint.latest(store, store.run_directory(CELL.id)) is None
     assert not trace.exists()
 
@@ -70,7 +71,7 @@ def test_a_pickle_in_the_place_of_a_table_a_record_and_a_lock(tmp_path: Path, ho
     assert store.read_rows(store.cell_file(CELL.id), CELLS) is None
     assert store.read_rows("plan.parquet", PLAN) is None
     assert lock.holder(store) is None
-    store.check_corpora({"corpus": "0"})
+    corpora_record.record(store, {"corpus": "0"})
     assert not trace.exists()
 
 

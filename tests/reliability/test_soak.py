@@ -21,7 +21,7 @@ import yaml
 from reliability.sweeps import Sweep
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 CELLS = int(os.environ.get("SOAK_CELLS", "300"))
 SPACE: dict[str, Any] = {

@@ -26,7 +26,7 @@ from moto.server import ThreadedMotoServer
 from reliability.sweeps import Sweep, contents
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 
 SPACE: dict[str, Any] = {
     "name": "faults",

@@ -8,9 +8,10 @@ import yaml
 from tiny import TINY, make_cell
 
 from raysweep.errors import UserError
-from raysweep.model.olmo import SIZES
-from raysweep.space import cell as space
-from raysweep.space.cell import Cell, Space
+from raysweep.space import read as space
+from raysweep.space.cell import Cell
+from raysweep.space.size import SIZES
+from raysweep.space.space import Space
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 
@@ -250,7 +251,7 @@ REFUSED: list[tuple[Any, list[str]]] = [
     ("just text", ["the file", "mapping"]),
     ("", ["mapping"]),
     ("name: x\nname: y\nbase: {}\n", ["'name'", "twice"]),
-    ("name: x\nbase: {1: 2}\n", ["1", "no name"]),
+    ("name: x\nbase: {1: 2}\n", ["1", "not a name"]),
     ({"base": BASE}, ["name: missing"]),
     ({"name": "x"}, ["base: missing"]),
     (space_with(crosss={"size": ["4M"]}), ["crosss", "unknown key", "did you mean 'cross'"]),

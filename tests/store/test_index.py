@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from raysweep.store import Store
-from raysweep.store import store as stores
 from raysweep.store.index import WORTH_WRITING, read_all
 from raysweep.store.schemas import FAILURES, SCHEMA_VERSION
 
@@ -39,13 +38,13 @@ def one_by_one(store: Store) -> dict[str, Any]:
 def opened(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From here on the paths that are read."""
     paths: list[str] = []
-    read = stores.Store.read
+    read = Store.read
 
     def counting(self: Store, path: str) -> bytes | None:
         paths.append(path)
         return read(self, path)
 
-    monkeypatch.setattr(stores.Store, "read", counting)
+    monkeypatch.setattr(Store, "read", counting)
     return paths
 
 

@@ -18,11 +18,12 @@ from tiny import make_cell
 
 from raysweep.errors import StoreError, UserError
 from raysweep.evaluation.in_distribution import Settings
-from raysweep.store import Store
-from raysweep.store import index as tables
-from raysweep.store import store as stores
+from raysweep.space.space import Space
+from raysweep.store import Store, corpora_record
+from raysweep.store.filesystem import open_filesystem
+from raysweep.store.results import results
 from raysweep.store.schemas import CELLS, EVALUATIONS, TRAJECTORIES
-from raysweep.store.store import checksum
+from raysweep.store.tables import checksum
 
 ROW: dict[str, Any] = {"cell": "a", "step": 1, "tokens": 128, "train_loss": 5.0, "validation_loss": math.nan}
 
@@ -136,7 +137,7 @@ def test_a_store_in_use_that_goes_away_is_waited_for_and_never_made_anew(
 ) -> None:
     """What cannot be seen meanwhile is not missing, and nothing is written where the store was."""
     store, place, away = Store(str(tmp_path / "store"), running=True), tmp_path / "store", tmp_path / "away"
-    monkeypatch.setattr("raysweep.store.store.PATIENCE", 2.0)
+    monkeypatch.setattr("raysweep.store.retry.PATIENCE", 2.0)
     place.mkdir()
     (place / "plan.parquet").touch()
     store.write("cells/a", b"x")
@@ -146,7 +147,7 @@ def test_a_store_in_use_that_goes_away_is_waited_for_and_never_made_anew(
         result = use()
         assert result in (b"x", [], None)
         assert (place / "cells/a").read_bytes() == b"x"
-    monkeypatch.setattr("raysweep.store.store.PATIENCE", 0.5)
+    monkeypatch.setattr("raysweep.store.retry.PATIENCE", 0.5)
     place.rename(away)
     for use in (lambda: store.read("cells/a"), lambda: store.files("cells"), lambda: store.write("cells/b", b"x")):
         with pytest.raises(StoreError, match=r"cannot be (read|written): it is not there \(moved, or not mounted\?\)"):
@@ -199,10 +200,10 @@ def test_a_cell_written_under_schema_2_has_the_settings_that_came_later(tmp_path
 
 def test_a_corpus_that_changed_is_refused_naming_both(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    store.check_corpora({"installed": "aaaa"})
-    store.check_corpora({"installed": "aaaa", "other": "cccc"})
+    corpora_record.record(store, {"installed": "aaaa"})
+    corpora_record.record(store, {"installed": "aaaa", "other": "cccc"})
     with pytest.raises(UserError, match=r"installed was aaaa .* is bbbb now"):
-        store.check_corpora({"installed": "bbbb"})
+        corpora_record.record(store, {"installed": "bbbb"})
 
 
 def test_corpora_on_record_under_every_schema(tmp_path: Path) -> None:
@@ -215,13 +216,13 @@ def test_corpora_on_record_under_every_schema(tmp_path: Path) -> None:
         if body is not None:
             store.write("corpora.json", json.dumps(body).encode())
         if body is None or "schema" not in body:
-            store.check_corpora(known)
+            corpora_record.record(store, known)
             with pytest.raises(UserError, match="installed was aaaa"):
-                store.check_corpora({"installed": "bbbb"})
+                corpora_record.record(store, {"installed": "bbbb"})
             store.delete("corpora.json")
-            store.check_corpora(known)
+            corpora_record.record(store, known)
     with pytest.raises(UserError, match=r"corpora.json was written under schema 9"):
-        store.check_corpora(known)
+        corpora_record.record(store, known)
 
 
 def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: Path) -> None:
@@ -234,25 +235,28 @@ def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: 
     path = store.evaluation_file(cells[0].id, "in_distribution", settings.model_dump())
     store.write_table(path, [row | {"value": 4.5, "unit": "nats per token"}], EVALUATIONS)
 
-    table = tables.results(store, cells, [settings])
+    table = results(Space(name="x", cells=tuple(cells), evaluations=(settings,)), store)
     assert table["id"].to_pylist() == [cells[0].id, cells[1].id]
     assert table["in_distribution_loss"].to_pylist() == [4.5, None]
     assert table["seed"].to_pylist() == [0, 1]
     assert table.schema.field("in_distribution_loss").metadata == {b"unit": b"nats per token"}
     # Other settings are another result.
-    assert "in_distribution_loss" not in tables.results(store, cells, [Settings(sequences=9)]).column_names
+    assert (
+        "in_distribution_loss"
+        not in results(Space(name="x", cells=tuple(cells), evaluations=(Settings(sequences=9),)), store).column_names
+    )
 
 
 def test_an_address_with_a_slash_too_few_is_no_folder() -> None:
-    with pytest.raises(UserError, match=r"store s3:/bucket/x is no address: write s3://"):
+    with pytest.raises(UserError, match=r"store s3:/bucket/x is not an address: write s3://"):
         Store("s3:/bucket/x")
 
 
 def test_google_s_client_leaves_waiting_to_the_store() -> None:
-    fs, root = stores._filesystem("gs://bucket/x")
+    fs, root = open_filesystem("gs://bucket/x")
     assert root == "bucket/x"
     assert "10" in str(fs.__reduce__()[1])
-    assert fs.__reduce__() != stores._filesystem("gs://bucket/x?retry_limit_seconds=5")[0].__reduce__()
+    assert fs.__reduce__() != open_filesystem("gs://bucket/x?retry_limit_seconds=5")[0].__reduce__()
 
 
 def test_how_long_ago_a_file_was_written(tmp_path: Path) -> None:

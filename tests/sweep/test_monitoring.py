@@ -28,8 +28,8 @@ import yaml
 from reliability.sweeps import Sweep
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
-from raysweep.space import cell as space
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.space import read as space
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())

@@ -25,8 +25,8 @@ import yaml
 from events import scalars
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
-from raysweep.space import cell as space
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.space import read as space
 from raysweep.store import Store
 from raysweep.training.run import Run
 from raysweep.version import __version__
@@ -261,7 +261,7 @@ def disturbed(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> Pa
     finally:
         printed = finish(stopped)
     assert stopped.returncode == 130, printed
-    assert "stopped: 1 of 2 cells trained, nothing is lost. Go on with:" in printed
+    assert "stopped: 1 of 2 cells trained, nothing is lost. Resume with:" in printed
     assert f"raysweep run {folder / 'tiny.yaml'} --store {store}" in printed
     finished = contents(store)
     assert set(finished) >= {f"cells/{first}.parquet", f"trajectories/{first}.parquet"}
@@ -336,7 +336,7 @@ def test_what_is_damaged_is_set_aside_and_made_again(
 ) -> None:
     store, printed = mended
     assert f"trajectories/{ids[0]}.parquet is damaged" in printed
-    assert "model.safetensors is not what was written): going on from the one before" in printed
+    assert "model.safetensors is not what was written): resuming from the one before" in printed
     assert f"{ids[1]}.parquet is damaged" in printed
     assert "Traceback" not in printed
     assert list(store.rglob("*.damaged-*"))
@@ -439,5 +439,5 @@ def test_a_store_or_a_cell_that_cannot_be_is_refused_before_anything_starts(fold
     (folder / "typo.yaml").write_text("name: x\nbase: {sise: 4M}\n", encoding="utf-8")
     refused = command("run", str(folder / "typo.yaml"))
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "typo.yaml: base.sise: unknown field" in refused.stderr
+    assert "typo.yaml:2: base.sise: unknown field" in refused.stderr
     assert "did you mean 'size'" in refused.stderr

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from tiny import make_cell
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import StoreError, UserError
 from raysweep.store import Store
+from raysweep.store.checkpoints import names, new_name, step_of
 from raysweep.training import checkpoint
 from raysweep.training.run import Run
 
@@ -26,17 +27,17 @@ def run(corpus: TokenizedCorpus) -> Run:
 
 def at(run: Run, step: int) -> checkpoint.Checkpoint:
     made = run.checkpoint()
-    made.position.step = step
+    made.state.step = step
     return made
 
 
 def steps(store: Store) -> list[int]:
-    return [checkpoint.step_of(name) for name in checkpoint.names(store, DIRECTORY)]
+    return [step_of(name) for name in names(store, DIRECTORY)]
 
 
 def furthest(store: Store, warned: list[str] | None = None) -> int | None:
     found = checkpoint.latest(store, DIRECTORY, (warned if warned is not None else []).append)
-    return found[1].position.step if found else None
+    return found[1].state.step if found else None
 
 
 @pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (None, [30, 20, 10, 0])])
@@ -45,7 +46,7 @@ def test_the_last_are_kept(store: Store, run: Run, keep: int | None, left: list[
     for step in (0, 10, 20, 30):
         intact = checkpoint.append(at(run, step), store, DIRECTORY, intact, keep)
     assert steps(store) == left
-    assert [checkpoint.step_of(name) for name in intact] == left
+    assert [step_of(name) for name in intact] == left
     assert furthest(store) == 30
 
 
@@ -55,7 +56,7 @@ def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, kee
     warned: list[str] = []
     for step in (10, 20, 30):
         checkpoint.append(at(run, step), store, DIRECTORY, [])
-    unfinished, damaged, good = (Path(store.root) / DIRECTORY / name for name in checkpoint.names(store, DIRECTORY))
+    unfinished, damaged, good = (Path(store.root) / DIRECTORY / name for name in names(store, DIRECTORY))
     (unfinished / checkpoint.STATE).unlink()
     (damaged / checkpoint.MODEL).write_bytes(b"x")
     assert furthest(store, warned) == 10
@@ -99,7 +100,7 @@ def test_one_of_a_later_schema_is_refused_and_not_passed_over(
 
 def test_what_a_kill_left_unfinished_is_passed_over_without_a_word(store: Store, run: Run) -> None:
     checkpoint.append(at(run, 10), store, DIRECTORY, [])
-    unfinished = Path(store.root) / DIRECTORY / checkpoint.name(20)
+    unfinished = Path(store.root) / DIRECTORY / new_name(20)
     unfinished.mkdir()
     (unfinished / checkpoint.MODEL).write_bytes(b"half")
     warned: list[str] = []

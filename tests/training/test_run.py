@@ -13,13 +13,14 @@ from olmo.model import OLMo
 from tiny import make_cell
 from torch.nn.parallel import DistributedDataParallel
 
-from raysweep.corpora.loader import TokenizedCorpus
+from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.store import Store
 from raysweep.training import checkpoint
 from raysweep.training import run as train
-from raysweep.training.run import Run, learning_rate, report_shares, report_steps
+from raysweep.training.run import Run
+from raysweep.training.schedule import learning_rate, report_shares, report_steps
 
 
 def trained(run: Run) -> list[dict[str, Any]]:
@@ -94,15 +95,15 @@ def test_interrupted_anywhere_the_rows_are_the_same_to_the_last_bit(corpus: Toke
     for stop in (0, 1, 17, 41, 64):
         run = Run(cell, corpus)
         for _ in run.rows(pause=lambda step, stop=stop: step == stop):  # type: ignore[misc]
-            if run.position.step == stop:
+            if run.state.step == stop:
                 break
         store = Store(str(tmp_path))
         checkpoint.write(run.checkpoint(), store, str(stop))
         resumed = Run(cell, corpus, checkpoint=checkpoint.read(store, str(stop)))
-        assert resumed.position.step == stop
+        assert resumed.state.step == stop
         list(resumed.rows())
-        assert resumed.position.rows == reference
-        assert resumed.position.starts == 2
+        assert resumed.state.rows == reference
+        assert resumed.state.starts == 2
 
 
 def test_a_checkpoint_of_another_cell_or_corpus_is_refused(corpus: TokenizedCorpus) -> None:
@@ -131,7 +132,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
     )  # fmt: skip
     # Stopped between two rows, and gone on from what the first of them wrote.
     run = make()
-    next(None for _ in run.rows(pause=lambda step: step == 6) if run.position.step == 6)
+    next(None for _ in run.rows(pause=lambda step: step == 6) if run.state.step == 6)
     if rank == 0:
         checkpoint.write(run.checkpoint(), Store(folder), "half")
     torch.distributed.barrier()
@@ -154,8 +155,8 @@ def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: P
     first, second = (checkpoint.read(Store(str(tmp_path)), str(rank)) for rank in (0, 1))
     assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
     # Rows are the first worker's: the second has those that it went on from.
-    assert second.position.rows == [row for row in first.position.rows if row["step"] <= 6] != []
-    for one, two in zip(trained(Run(cell, corpus)), first.position.rows, strict=True):
+    assert second.state.rows == [row for row in first.state.rows if row["step"] <= 6] != []
+    for one, two in zip(trained(Run(cell, corpus)), first.state.rows, strict=True):
         assert two.keys() == one.keys()
         # Isotropy is taken over eigenvectors, and rounding alone chooses those of singular values that are all at the cap.
         determined = [name for name in one if not (changes and name.startswith("isotropy"))]
@@ -166,7 +167,7 @@ def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: P
 def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(corpus: TokenizedCorpus) -> None:
     run = Run(make_cell(learning_rate=1e30, tokens=8192), corpus)
     rows = trained(run)
-    assert run.position.diverged
+    assert run.state.diverged
     assert run.finished
     assert rows[-1]["step"] < 64
     assert not math.isfinite(rows[-1]["train_loss"] + rows[-1]["gradient_norm"])

@@ -21,9 +21,10 @@ import torch.nn.functional as F
 from olmo.model import OLMo
 from tiny import make_cell
 
-from raysweep.corpora.loader import Sequences
+from raysweep.corpora.sequences import Sequences
 from raysweep.model import kernels
-from raysweep.training.run import Run, learning_rate
+from raysweep.training.run import Run
+from raysweep.training.schedule import learning_rate
 
 GOLDEN = Path(__file__).parent / "golden_trajectory.txt"
 STEPS = 200

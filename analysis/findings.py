@@ -1,0 +1,150 @@
+"""One test of a claim: an effect with its interval, the rule it is held to, and the verdict that follows.
+
+Effects of hyperparameters have exact permutation intervals (`trends`); everything else resamples configurations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
+
+from raysweep.analysis import statistics
+from raysweep.analysis.columns import outcome, words
+from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS
+from raysweep.analysis.sweep_data import SweepData
+from raysweep.analysis.trends import Effect, trend
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One effect and what a claim says of it."""
+
+    effect: str
+    rule: str
+    """`> x`, `< x` or `within ±x`."""
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    reason: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """supported, contradicted or undecided, as the module says."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return "undecided"
+        sign, _, bound = self.rule.partition(" ")
+        limit = float(bound.removeprefix("±"))
+        if sign == "within":
+            inside, outside = -limit < self.low and self.high < limit, self.low > limit or self.high < -limit
+        elif sign == ">":
+            inside, outside = self.low > limit, self.high < limit
+        else:
+            inside, outside = self.high < limit, self.low > limit
+        return "supported" if inside else "contradicted" if outside else "undecided"
+
+
+@dataclass(frozen=True)
+class Tests:
+    """The kinds of test there are, on one sweep."""
+
+    sweep: SweepData
+    regressions: pd.DataFrame
+    """By task, metric and statistic."""
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        return self.sweep.cells
+
+    @property
+    def loss(self) -> str:
+        """Its column; empty where there is none."""
+        return self.sweep.tasks.get(self.sweep.main_task, "")
+
+    @property
+    def loss_words(self) -> str:
+        return outcome(self.sweep.main_task)
+
+    def regression(self, task: str, metric: str, statistic: str, rule: str) -> Finding:
+        name = f"{STATISTIC_WORDS[statistic]}, {words(metric)} and {outcome(task)}"
+        if (task, metric, statistic) not in self.regressions.index:
+            return Finding(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
+        row = self.regressions.loc[(task, metric, statistic)]
+        return Finding(
+            name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
+        )
+
+    def trend(
+        self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] | None = None,
+        keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells, equal_steps: bool = False,
+        ends: str = "lowest to the highest",
+    ) -> Finding:  # fmt: skip
+        over = words(hyperparameter)
+        name = f"{what}, from the {ends} {over}" if contrast is None else f"{what} ({over})"
+        if column not in self.cells:
+            return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
+        found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
+        if found is None:
+            equal = "steps and all else" if equal_steps else "all else"
+            return Finding(name, rule, reason=f"no two cells that this compares differ in {over} with {equal} equal")
+        return of_effect(name, rule, found)
+
+    def line(self, x: str, y: str, what: str, rule: str) -> Finding:
+        return self.resampled(
+            f"R² of a line from {self.loss_words} to {what}", rule, (x, y),
+            lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
+        )  # fmt: skip
+
+    def resampled(
+        self, name: str, rule: str, columns: tuple[str, ...],
+        statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None,
+        fewest: int = 8, basic: bool = False, only: list[float] | None = None,
+    ) -> Finding:  # fmt: skip
+        """A statistic of the cells that have `columns`, and its bootstrap interval over configurations."""
+        cells = self.cells
+        if missing := [c for c in columns if c not in cells]:
+            return Finding(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
+        cells = cells.dropna(subset=list(columns))
+        if only is not None:
+            cells = cells[cells["parameters"].isin(only)]
+        groups = self.sweep.configurations[cells.index]
+        count = len(np.unique(groups))
+        of_kind = [count] if only is None else [len(np.unique(groups[cells["parameters"] == size])) for size in only]
+        if min(of_kind) < fewest or statistic is None:
+            reason = f"{count} configurations; at least {fewest} of a kind are needed"
+            return Finding(name, rule, n=len(cells), reason=reason)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            of = statistic(cells)
+            value = float(of(statistics.sample(len(cells)))[0])
+            draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
+        if not math.isfinite(value):
+            return Finding(
+                name, rule, n=len(cells), reason="not defined: one side is constant, or no cell is of the kind"
+            )
+        interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
+        reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
+        return Finding(name, rule, value, *interval, n=len(cells), reason=reason)
+
+
+def of_mean(name: str, rule: str, values: Array) -> Finding:
+    """A mean with Student's t interval."""
+    if len(values) < 3:
+        return Finding(name, rule, n=len(values), reason=f"{len(values)} configurations; at least 3 are needed")
+    value, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values)))
+    reach = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return Finding(name, rule, value, value - reach, value + reach, n=len(values))
+
+
+def of_effect(name: str, rule: str, found: Effect) -> Finding:
+    if not math.isfinite(found.low):
+        reason = f"{found.slices} comparisons at equal settings allow too few permutations for a 95% interval"
+        return Finding(name, rule, found.value, n=found.n, reason=reason)
+    return Finding(name, rule, found.value, found.low, found.high, found.n)

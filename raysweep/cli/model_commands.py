@@ -1,0 +1,44 @@
+"""geometry, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raysweep.cli.options import load_space, open_store, print_json
+from raysweep.errors import UserError
+
+
+def geometry(options: argparse.Namespace) -> int:
+    """`raysweep geometry`."""
+    from raysweep.exchange import pretrained
+
+    answers = []
+    for revision in options.revision or [None]:
+        answer = pretrained.geometry(options.model, revision, options.corpus)
+        answers.append(answer if revision is None else {"revision": revision} | answer)
+        if not options.json:
+            for name, value in answers[-1].items():
+                print(f"{name:20} {value:.6g}" if isinstance(value, float) else f"{name:20} {value}")
+    if options.json:
+        print_json(answers[0] if len(answers) == 1 else answers)
+    if options.figure:
+        from raysweep.analysis import drawing, plots
+
+        try:
+            drawing.save(plots.revisions(answers), Path(options.figure))
+        except drawing.NoData as error:
+            raise UserError(f"--figure: {error}") from None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{options.figure} cannot be written: {error}") from None
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    """`raysweep export`."""
+    from raysweep.exchange.export import export
+
+    space = load_space(options)
+    cell = export(space, open_store(options, space), options.cell, options.output, options.form, options.step)
+    print(f"{cell.id} written to {options.output}")
+    return 0

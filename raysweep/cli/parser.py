@@ -1,0 +1,174 @@
+"""What can be typed. A command is named by its module in this package and its function there, and imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from raysweep.version import __version__
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raysweep", description="Controlled sweeps of language-model pretraining on a Ray cluster."
+    )
+    parser.add_argument("--version", action="version", version=f"raysweep {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    json_option = argparse.ArgumentParser(add_help=False)
+    json_option.add_argument("--json", action="store_true", help="print the answer as JSON")
+    space_argument = argparse.ArgumentParser(add_help=False)
+    space_argument.add_argument("space", metavar="SPACE", help="a search-space file, such as search_spaces/demo.yaml")
+    store_option = argparse.ArgumentParser(add_help=False)
+    store_option.add_argument(
+        "--store", help="folder or URI of the sweep's results (default: RAYSWEEP_STORE, else runs/<space name>)"
+    )
+
+    def command(name: str, function: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, parents=[shared, *parents])
+        added.set_defaults(command=function)
+        return added
+
+    command(
+        "plan",
+        "sweep_commands:plan",
+        "show the cells, steps, tokens, FLOPs and GPU-hours of a search space",
+        space_argument,
+        json_option,
+    )
+    cluster_option = argparse.ArgumentParser(add_help=False)
+    cluster_option.add_argument(
+        "--cluster", metavar="CLUSTER.yaml", help="do it on the cluster that `ray up CLUSTER.yaml` started, over SSH"
+    )
+    run = command(
+        "run",
+        "sweep_commands:run",
+        "train and evaluate every cell that the store lacks",
+        space_argument,
+        store_option,
+        cluster_option,
+    )
+    run.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="go through every step of one small cell in a few hundred tokens, on this machine, and keep nothing",
+    )
+    command(
+        "stop",
+        "sweep_commands:stop",
+        "stop a sweep that runs elsewhere, as Ctrl-C would",
+        space_argument,
+        store_option,
+        cluster_option,
+    )
+    command(
+        "evaluate",
+        "sweep_commands:evaluate",
+        "evaluate the trained cells, and train nothing",
+        space_argument,
+        store_option,
+    )
+    command(
+        "status",
+        "sweep_commands:status",
+        "show what is done, running, failed and left",
+        space_argument,
+        store_option,
+        cluster_option,
+        json_option,
+    )
+    results = command("results", "result_commands:results", "one row per finished cell", space_argument, store_option)
+    results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
+    published = command(
+        "publish",
+        "result_commands:publish",
+        "the results as a folder of a few small files",
+        space_argument,
+        store_option,
+    )
+    published.add_argument("--output", metavar="DIR", required=True, help="what was published there is replaced")
+    restored = command(
+        "restore", "result_commands:restore", "a store out of published results, to continue from there", store_option
+    )
+    restored.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
+    reproduced = command(
+        "reproduce",
+        "result_commands:reproduce",
+        "train a published cell again, and compare every number with its own",
+    )
+    reproduced.add_argument("--store", help="where the cell is trained again (default: runs/<space name>-again)")
+    reproduced.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
+    reproduced.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
+    analyzed = command(
+        "analyze", "result_commands:analyze", "regressions, scaling law, claims, tables, figures and a report",
+        store_option, json_option,
+    )  # fmt: skip
+    analyzed.add_argument(
+        "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
+    )
+    analyzed.add_argument(
+        "--where", metavar="CONDITION", help="only the cells for which it holds, such as 'steps >= 2048 and width > 16'"
+    )
+    analyzed.add_argument(
+        "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
+    )
+    measured = command(
+        "geometry", "model_commands:geometry", "measure the unembedding of a language model", json_option
+    )
+    measured.add_argument(
+        "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
+    )
+    measured.add_argument(
+        "--revision", action="append", help="revision of a model on the hub; several times for a trajectory"
+    )
+    measured.add_argument("--corpus", help="also the loss on the in-distribution test text of this corpus")
+    measured.add_argument("--figure", metavar="FILE.png", help="draw several revisions over their training steps")
+    exported = command(
+        "export", "model_commands:export", "write a cell as a transformers model folder", space_argument, store_option
+    )
+    exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
+    exported.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
+    exported.add_argument(
+        "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
+    )
+    exported.add_argument("--step", type=int, help="an earlier checkpoint that the store still has")
+    _corpus_parser(commands, [shared], space_argument, json_option)
+    return parser
+
+
+def _corpus_parser(
+    commands: Any,
+    shared: list[argparse.ArgumentParser],
+    space_argument: argparse.ArgumentParser,
+    json_option: argparse.ArgumentParser,
+) -> None:
+    text = "list the published data sets; build, show or verify the corpora of a search space"
+    actions = commands.add_parser("corpus", help=text, description=text).add_subparsers(
+        title="actions", required=True, metavar="ACTION"
+    )
+
+    def action(name: str, function: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = actions.add_parser(
+            name, help=text, description=text, parents=[*shared, *parents]
+        )
+        added.set_defaults(command=function)
+        return added
+
+    action("list", "corpus_commands:list_data_sets", "the data sets that a search space may name", json_option)
+    build = action(
+        "build", "corpus_commands:build", "tokenize what is not there yet; resumes where it was stopped", space_argument
+    )
+    build.add_argument("--stream", action="store_true", help="read files of the hub as they come, and keep no copy")
+    show = action(
+        "show",
+        "corpus_commands:show",
+        "what is in the corpora, which are built first if they are not there",
+        space_argument,
+        json_option,
+    )
+    show.add_argument(
+        "--shard", default="pretraining/train", help="whose tokens and documents (default: pretraining/train)"
+    )
+    action("verify", "corpus_commands:verify", "read every file and compare it with its checksum", space_argument)

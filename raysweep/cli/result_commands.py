@@ -1,0 +1,102 @@
+"""results, publish, restore, reproduce, analyze."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from raysweep.cli import messages
+from raysweep.cli.options import load_space, open_store, print_json
+from raysweep.errors import UserError, reason
+from raysweep.store import Store
+from raysweep.store.results import results as results_table
+
+
+def results(options: argparse.Namespace) -> int:
+    """`raysweep results`."""
+    space = load_space(options)
+    table = results_table(space, open_store(options, space))
+    if options.output is None:
+        messages.show_table(table)
+        return 0
+    import pyarrow.parquet as pq  # Not needed to show it.
+
+    try:
+        pq.write_table(table, options.output)
+    except OSError as error:
+        raise UserError(f"{options.output} cannot be written: {reason(error)}") from None
+    print(f"{table.num_rows} of {len(space.cells)} cells written to {options.output}")
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    """`raysweep publish`."""
+    from raysweep.exchange.account import account
+    from raysweep.exchange.publish import publish
+
+    space = load_space(options)
+    published = publish(Path(options.space), open_store(options, space), Path(options.output))
+    print(f"{len(published.results)} of {len(space.cells)} cells published in {options.output}")
+    messages.show_account(account(published))
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    """`raysweep restore`."""
+    from raysweep.exchange.published import read_published
+    from raysweep.exchange.restore import restore
+
+    published = read_published(Path(options.published))
+    store = open_store(options, published.space)
+    complete, lacked = restore(published, store)
+    print(
+        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {lacked} that "
+        f"{store.location} lacked are there now, without checkpoints: `raysweep run` there does what is left"
+    )
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> int:
+    """`raysweep reproduce`."""
+    from raysweep.cli.sweep_commands import RETRY, conclude, watched
+    from raysweep.exchange.published import read_published
+    from raysweep.exchange.reproduce import reproduce
+    from raysweep.space.space import find_cell
+
+    folder = Path(options.published)
+    published = read_published(folder)
+    store = Store(options.store or f"runs/{published.space.name}-again")
+    again = ["raysweep", "reproduce", options.published, options.cell]
+    again += ["--store", options.store] if options.store else []
+    space = published.space.model_copy(update={"cells": (find_cell(published.space, options.cell),)})
+    outcome, interrupted = watched(
+        lambda on_event, stop: reproduce(published, folder, options.cell, store, on_event, stop)
+    )
+    result, comparison = outcome or (None, None)
+    if conclude(space, store, (result, interrupted), shlex.join(again), RETRY) or comparison is None:
+        return 1
+    messages.show_differences(comparison, folder, store)
+    return 1 if comparison.differences else 0
+
+
+def analyze(options: argparse.Namespace) -> int:
+    """`raysweep analyze`."""
+    from raysweep.analysis.analyze import analyze
+    from raysweep.cli.progress_bars import ProgressBars
+
+    output = Path(options.output)
+    published = Path(options.space).is_dir()
+    if published and options.store:
+        raise UserError(f"--store is for a search space; {options.space} has its results in itself")
+    space = options.space if published else load_space(options)
+    store = None if published else open_store(options, space)
+    with ProgressBars() as bars:
+        summary = analyze(space, store, output, options.where, bars.step)
+    card = summary.claims[["claim", "verdict", "statement"]].to_dict("records")
+    if options.json:
+        print_json({"cells": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card})
+    else:
+        messages.show_claims(card)
+        print(f"{summary.analysed} of {summary.planned} cells analysed; open {output / 'report.html'}")
+    return 0

@@ -1,0 +1,133 @@
+"""What the nodes of a cluster hold, what an autoscaler may add, and how many cells that is at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+import yaml
+
+from raysweep.space.space import Space
+from raysweep.text import resources as resources_text
+
+# The custom resource of nodes that are not taken away, where drivers and trials belong: the head of cluster.yaml.
+DRIVER = "raysweep_driver"
+
+
+def nodes() -> dict[str, dict[str, float]]:
+    """The nodes that are alive, by their ids, with their resources."""
+    import ray  # After its environment is set.
+
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+
+@dataclass(frozen=True)
+class AutoscalerLimits:
+    """What an autoscaler may add: node types by their resources, with the most nodes of each, and of all together."""
+
+    types: list[tuple[dict[str, float], int]]
+    most_nodes: int
+
+    @property
+    def every_node(self) -> list[dict[str, float]]:
+        """Each node of each type that there may be."""
+        return [resources for resources, most in self.types for _ in range(most)]
+
+    @property
+    def most_cpus(self) -> int:
+        """The most CPUs that the workers of the cluster can have together."""
+        each = sorted((resources.get("CPU", 0) for resources in self.every_node), reverse=True)
+        return int(sum(each[: self.most_nodes]))
+
+
+def autoscaler_limits() -> AutoscalerLimits | None:
+    """What the autoscaler of the cluster may add, where there is one and its monitor runs on this machine (the head).
+
+    Ray tells the cluster's drivers nothing of it. The monitor's own configuration does.
+    """
+    path = _autoscaling_configuration()
+    if path is None:
+        return None
+    try:
+        configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+        head = configuration["head_node_type"]
+        most_nodes = int(configuration["max_workers"])
+        types = [
+            (dict(kind.get("resources") or {}), min(int(kind.get("max_workers", most_nodes)), most_nodes))
+            for name, kind in configuration["available_node_types"].items()
+            if name != head
+        ]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+    # Of machines that somebody owns nothing is said beforehand, and all are started at once.
+    return AutoscalerLimits(types, most_nodes) if types and all(resources for resources, _ in types) else None
+
+
+@cache
+def _autoscaling_configuration() -> Path | None:
+    for process in psutil.process_iter(["cmdline"]):
+        for argument in process.info["cmdline"] or []:
+            if argument.startswith("--autoscaling-config="):
+                return Path(argument.partition("=")[2]).expanduser()
+    return None
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many cells of a sweep a cluster can train at once."""
+
+    cells: int
+    """When it has grown as far as it may."""
+    why_none: str
+    """Why no cell can start on the nodes that there are now; empty where one can."""
+    grows: bool | None
+    """Whether the autoscaler can bring nodes where one can; None without an autoscaler."""
+
+
+def max_concurrent_cells(space: Space, nodes: list[dict[str, float]], limits: AutoscalerLimits | None) -> Capacity:
+    """What nodes with these resources hold of a sweep, now and when the autoscaler has done what it may.
+
+    The workers of a cell may be on several nodes, one worker may not.
+    """
+    train, evaluate = space.resources.train, space.resources.evaluate
+    now, why = _cells(space, nodes, "nodes have")
+    if limits is None:
+        return Capacity(now, why, None)
+    one_of_each = [resources for resources, most in limits.types if most]
+    _, never = _cells(space, [*nodes, *one_of_each * train.workers], "nodes and node types have")
+    if never:
+        return Capacity(0, never, False)
+    best = sorted(
+        limits.every_node,
+        key=lambda node: (-slots([node], train.cpus, train.gpus), -slots([node], evaluate.cpus, evaluate.gpus)),
+    )
+    # The head is none of those that may come.
+    heads = [node for node in nodes if DRIVER in node]
+    grown, never = _cells(space, [*heads, *best[: limits.most_nodes]], f"at most {limits.most_nodes} workers have")
+    return Capacity(max(now, grown), why, True) if now or grown else Capacity(0, never, False)
+
+
+def slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many of something that takes `cpus` and `gpus` nodes of these resources hold."""
+    each = {"CPU": cpus, "GPU": gpus}
+    return sum(min(int(node.get(name, 0) / amount + 1e-6) for name, amount in each.items() if amount) for node in nodes)
+
+
+def _cells(space: Space, nodes: list[dict[str, float]], have: str) -> tuple[int, str]:
+    """How many cells the nodes can train at once, and why none where it is none, or why none could be evaluated."""
+    train, evaluate = space.resources.train, space.resources.evaluate
+
+    def lacking(what: str, cpus: float, gpus: float) -> str:
+        sizes = sorted((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        distinct = dict.fromkeys(resources_text(*size) for size in sizes)
+        return f"{what} of {space.name} asks for {resources_text(cpus, gpus)} and the cluster's {have} {', '.join(distinct)}"
+
+    cells = slots(nodes, train.cpus, train.gpus) // train.workers
+    if not cells:
+        what = "a cell" if train.workers == 1 else f"each of the {train.workers} workers of a cell"
+        return 0, lacking(what, train.cpus, train.gpus)
+    if not slots(nodes, evaluate.cpus, evaluate.gpus):
+        return cells, lacking("an evaluation", evaluate.cpus, evaluate.gpus)
+    return cells, ""

@@ -1,0 +1,83 @@
+"""What Ray reads from the environment, all of it in one place.
+
+Ray reads some of this when it is imported, some when it starts a cluster and some when it runs: so it is set before Ray is
+imported, and kept until the sweep is over. The process's own environment is put back after that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from raysweep.errors import UserError
+
+# For every process that talks to Ray.
+CLIENT = {
+    # Tune's own progress reports and loggers would run through ours.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Who runs the sweep decides what Ctrl-C does.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Raylets' logs would too, by the page where a node is lost. (What Ray says there goes through its deduplicator.)
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+}
+
+# For a cluster that is started here.
+LOCAL_CLUSTER = {
+    # The loopback address is the node's, so that nothing listens beyond this machine. (The name is from what Ray does on
+    # macOS and Windows by default.)
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # A trial takes some seven processes, more than Ray expects of a small machine, and an evaluation that finds the
+    # process of an earlier one alive is spared four seconds of imports.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "8",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+    # What Ray remembers of tasks, actors and processes that are over: by its defaults a megabyte and more for every cell.
+    "RAY_task_events_max_num_task_in_gcs": "2000",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "500",
+    "RAY_maximum_gcs_dead_worker_cached_count": "500",
+    # This machine's processes are not taken away with notice, which is what each trial would start one more to watch for.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+
+# For a process that calls `fit()` of Ray Train: a trial, and the driver, whose environment trials on its machine inherit.
+TRIAL = {
+    # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A worker may have to wait for an evaluation, or for a node to start; giving up is not the controller's to decide.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
+}
+
+
+@contextmanager
+def ray_environment(local: bool) -> Iterator[None]:
+    """Ray's environment while in the context; `local` where a cluster is to be started on this machine."""
+    with preserved_environment():
+        os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}))
+        yield
+
+
+@contextmanager
+def preserved_environment() -> Iterator[None]:
+    """Put the process's environment back as it was, whatever changes it meanwhile."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
+
+
+def check_import_order() -> None:
+    """Raise `UserError` where Ray was imported before its environment was set, and would listen beyond this machine."""
+    constants = sys.modules.get("ray._private.ray_constants")
+    if constants is not None and constants.ENABLE_RAY_CLUSTER:
+        raise UserError(
+            "ray was imported before raysweep could set its environment, so that a cluster started now would listen beyond "
+            "this machine: import ray after the first call of raysweep, or start it yourself (`ray start --head`)"
+        )

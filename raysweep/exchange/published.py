@@ -1,0 +1,77 @@
+"""A sweep's results as a folder of a few small files, to commit and to hand on.
+
+    space.yaml             the search space
+    results.parquet        one row per finished cell: settings, last row of training, every metric (`raysweep results`)
+    trajectories.parquet   every cell's rows over training
+    evaluations.parquet    every metric, with its task and settings
+    timings.parquet        seconds of every training and evaluation
+    sessions.parquet       when the sweep was worked on, where, under which versions
+
+`raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again, and
+`raysweep restore` makes a store of it, on which the sweep resumes where it was published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysweep.errors import UserError
+from raysweep.space.read import load
+from raysweep.space.space import Space
+from raysweep.store.schemas import CELLS, DEFAULTS, EVALUATIONS, READABLE, SESSIONS, TIMINGS, TRAJECTORIES
+from raysweep.store.tables import read_parquet, with_defaults
+
+SPACE = "space.yaml"
+TABLES = {
+    "results": CELLS,
+    "trajectories": TRAJECTORIES,
+    "evaluations": EVALUATIONS,
+    "timings": TIMINGS,
+    "sessions": SESSIONS,
+}
+
+
+@dataclass(frozen=True)
+class PublishedResults:
+    """What is in such a folder."""
+
+    space: Space
+    results: pa.Table
+    trajectories: pa.Table
+    evaluations: pa.Table
+    timings: pa.Table
+    sessions: pa.Table
+
+
+def read_published(folder: Path) -> PublishedResults:
+    """What was published in a folder. Raises `UserError` naming the file that is missing, damaged or of another schema."""
+    read_tables = {}
+    for name, schema in TABLES.items():
+        path = folder / f"{name}.parquet"
+        try:
+            table = read_parquet(path)
+        except (OSError, pa.ArrowException) as error:
+            reason = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+            raise UserError(
+                f"{path} {reason}: {folder} is not what `raysweep publish` writes: publish it again"
+            ) from None
+        version = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
+        if version not in READABLE or not set(schema.names) <= {*table.column_names, *DEFAULTS}:
+            raise UserError(
+                f"{path} was written under schema {version or 'unknown'}, this raysweep reads {' and '.join(READABLE)}: "
+                "publish it again"
+            )
+        read_tables[name] = with_defaults(table, schema)
+    return PublishedResults(load(folder / SPACE), **read_tables)
+
+
+def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:
+    """A published table's rows by their cell."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        rows.setdefault(row["cell"], []).append(row)
+    return rows

@@ -1,0 +1,59 @@
+"""A store out of published results, on which the sweep continues where it was published."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raysweep.exchange.published import PublishedResults, by_cell
+from raysweep.store import Store, corpora_record, sessions
+from raysweep.store.lock import Lock
+from raysweep.store.results import finished
+from raysweep.store.schemas import CELLS, EVALUATIONS, SESSIONS, TIMINGS, TRAJECTORIES
+from raysweep.store.store import PLANNED, settings_text
+from raysweep.sweep.runner import write_plan
+
+
+def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
+    """Write to a store the published cells that it lacks, so that `raysweep run` resumes from there.
+
+    Checkpoints are not published: a cell whose evaluations are not all there, under the settings of the published search
+    space, is left to be trained again. What the store has finished is left as it is. How many cells are complete, and how
+    many of them the store lacked. Raises `UserError` where it was begun on other corpora.
+    """
+    space = published.space
+    rows = {row["id"]: row for row in published.results.to_pylist()}
+    parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
+    settings_of_space = {(evaluation.task, settings_text(evaluation.model_dump())) for evaluation in space.evaluations}
+    store.probe()
+    with Lock(store):
+        if store.read(PLANNED) is None:
+            write_plan(space, store)
+        corpora_record.record(
+            store, {cell.corpus.key: rows[cell.id]["corpus_fingerprint"] for cell in space.cells if cell.id in rows}
+        )
+        recorded = {(row["started"], row["host"]) for row in sessions.read(store, space.name)}
+        for index, row in enumerate(published.sessions.to_pylist()):
+            if (row["started"], row["host"]) not in recorded:
+                store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
+        done = finished(store)
+        complete = lacked = 0
+        for cell in [cell.id for cell in space.cells if cell.id in rows]:
+            trajectory, metrics, timings = (part.get(cell, []) for part in parts.values())
+            evaluations: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for metric in metrics:
+                evaluations.setdefault((metric["task"], metric["settings"]), []).append(metric)
+            if not trajectory or (rows[cell]["status"] == "done" and not settings_of_space <= evaluations.keys()):
+                continue
+            complete += 1
+            if cell in done:
+                continue
+            lacked += 1
+            for (task, settings), of_task in evaluations.items():
+                store.write_table(store.evaluation_file(cell, task, json.loads(settings)), of_task, EVALUATIONS)
+            for timing in timings:
+                store.write_table(store.timing_file(cell, timing["stage"]), [timing], TIMINGS)
+            store.write_table(store.trajectory_file(cell), trajectory, TRAJECTORIES)
+            # Last: it says that the cell is done.
+            store.write_table(store.cell_file(cell), [{name: rows[cell][name] for name in CELLS.names}], CELLS)
+    return complete, lacked

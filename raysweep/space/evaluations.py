@@ -1,0 +1,77 @@
+"""Which evaluation tasks there are, and the base of their settings.
+
+A task is a module that has `Settings`, a subclass of `Evaluation`, and `evaluate(subject, settings) -> list[Metric]`. It
+is named here and imported when a search space asks for it, so that nothing here depends on what evaluates.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from raysweep.errors import allowed
+from raysweep.space.fields import Strict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from raysweep.space.cell import Cell
+
+# Task -> its module.
+TASKS = {
+    "in_distribution": "raysweep.evaluation.in_distribution",
+    "out_of_distribution": "raysweep.evaluation.out_of_distribution",
+    "representation": "raysweep.evaluation.representation",
+    "quantized": "raysweep.evaluation.quantized",
+    "finetune_python": "raysweep.evaluation.finetune",
+    "finetune_math": "raysweep.evaluation.finetune",
+}
+
+
+class Evaluation(Strict):
+    """What a search space may set of one task."""
+
+    task: str
+
+    @property
+    def corpus_role(self) -> str | None:
+        """The role whose documents the task needs beside those of pretraining, such as `out_of_distribution`."""
+        return None
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        """The shards of the corpus that must hold a sequence for it."""
+        return ()
+
+    def check_corpus(self, corpus: Any, sequence_length: int) -> None:
+        """Raise `UserError` where a built corpus (`TokenizedCorpus`) lacks anything else that the task reads."""
+
+    def check_cells(self, cells: Iterable[Cell]) -> None:
+        """Raise `ValueError`, beginning with the name of the setting, where the settings do not fit these cells."""
+
+
+def task_module(task: str) -> ModuleType:
+    """The module of a task."""
+    return importlib.import_module(TASKS[task])
+
+
+def evaluation(value: Any) -> Any:
+    """The settings that a search space gives a task, as an `Evaluation`; a bare name stands for the task's defaults.
+
+    Raises `ValueError` where there is no such task, and pydantic's `ValidationError` where a setting is wrong.
+    """
+    if isinstance(value, Evaluation):
+        return value
+    return settings_class(value).model_validate({"task": value} if isinstance(value, str) else value)
+
+
+def settings_class(value: Any) -> type[Evaluation]:
+    """The `Settings` of the task that a name, or a mapping with `task` in it, asks for."""
+    if isinstance(value, dict) and "task" not in value:
+        raise ValueError(f"task is missing; allowed: {', '.join(TASKS)}")
+    task = value["task"] if isinstance(value, dict) else value
+    if not isinstance(task, str) or task not in TASKS:
+        raise ValueError(f"{task!r} is not an evaluation task; {allowed(task, TASKS)}")
+    found: type[Evaluation] = task_module(task).Settings
+    return found

@@ -1,0 +1,208 @@
+"""A search-space file -> a validated `Space`.
+
+A search space has a `base` (one value per field), a `cross` (axes, full product) and `ablate` (a list of items; each is a
+small grid of changes to the base, crossed with `cross`). Its cells are cross x ({base} + every ablation), equal cells
+counted once, in the order of the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from raysweep.errors import UserError, allowed, did_you_mean
+from raysweep.space.cell import Cell
+from raysweep.space.evaluations import Evaluation, settings_class
+from raysweep.space.explain import explain, show
+from raysweep.space.resources import Resources
+from raysweep.space.space import Space
+from raysweep.space.yaml_file import YamlFile
+
+# Beyond this an axis is a mistake, and making the cells would only hang.
+MOST_CELLS = 100_000
+
+_KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources", "loggers")
+
+_Path = tuple[str | int, ...]
+
+
+def load(path: str | Path) -> Space:
+    """Read and validate a search-space file.
+
+    Parameters
+    ----------
+    path
+        A YAML file; README.md shows one, `raysweep.Cell` has every field.
+
+    Returns
+    -------
+    Space
+        The name, the cells in the file's order, the evaluations, the resources and the loggers.
+
+    Raises
+    ------
+    UserError
+        One line with the file, the line, the key, what was found and what is allowed.
+
+    Examples
+    --------
+    >>> space = load("search_spaces/demo.yaml")
+    >>> space.name, len(space.cells)
+    ('demo', 16)
+    """
+    return _Reader(YamlFile(Path(path))).space()
+
+
+class _Reader:
+    """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
+
+    def __init__(self, file: YamlFile) -> None:
+        self.file = file
+
+    def space(self) -> Space:
+        content = self._mapping(self.file.content, ())
+        for key in content:
+            if key not in _KEYS:
+                raise self.file.error((key,), f"unknown key; {allowed(key, _KEYS)}")
+        for key in ("name", "base"):
+            if key not in content:
+                raise self.file.error((key,), "missing")
+        cells = self._cells(content)
+        values = {key: content[key] for key in ("name", "loggers") if content.get(key) is not None}
+        evaluations = self._evaluations(content.get("evaluations"))
+        resources = self._validated(Resources, content.get("resources") or {}, ("resources",))
+        whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
+        space: Space = self._validated(Space, whole, ())
+        self._check_workers(space)
+        self._check_evaluations(space)
+        return space
+
+    def _cells(self, content: dict[str, Any]) -> tuple[Cell, ...]:
+        base = self._mapping(content["base"], ("base",))
+        base = {name: self._value(name, value, ("base", name)) for name, value in base.items()}
+        cross = self._axes(content.get("cross") or {}, ("cross",))
+        ablate = content.get("ablate") or []
+        if not isinstance(ablate, list):
+            raise self.file.error(
+                ("ablate",), f"a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {show(ablate)}"
+            )
+        items = [self._axes(item, ("ablate", i)) for i, item in enumerate(ablate)]
+        for i, item in enumerate(items):
+            for name in item:
+                if name in cross:
+                    raise self.file.error(
+                        ("ablate", i, name), "already an axis of cross; an axis belongs to one of them"
+                    )
+        count = math.prod(map(len, cross.values())) * (1 + sum(math.prod(map(len, i.values())) for i in items))
+        if count > MOST_CELLS:
+            raise UserError(
+                f"{self.file.path}: cross and ablate: {count:,} cells, where a sweep has at most {MOST_CELLS:,}"
+            )
+        changes: list[tuple[_Path, dict[str, Any]]] = [(("base",), {})]
+        changes += [(("ablate", i), change) for i, item in enumerate(items) for change in _product(item)]
+        cells: dict[str, Cell] = {}
+        for crossed in _product(cross):
+            for where, ablated in changes:
+                axes = crossed | ablated
+                cell: Cell = self._validated(Cell, base | axes, where, axes)
+                if cells.setdefault(cell.id, cell) != cell:
+                    raise self.file.error(
+                        where,
+                        "two cells differ only in where folders of their corpora are and would share results: give the "
+                        "corpora different names",
+                    )
+        return tuple(cells.values())
+
+    def _axes(self, content: Any, where: _Path) -> dict[str, list[Any]]:
+        axes: dict[str, list[Any]] = {}
+        for name, values in self._mapping(content, where).items():
+            here = (*where, name)
+            self._check_field(name, here)
+            if not isinstance(values, list):
+                raise self.file.error(here, f"a list of values is needed, not {show(values)}")
+            if not values:
+                raise self.file.error(here, "the list is empty; give at least one value or remove the axis")
+            axes[name] = [self._value(name, value, (*here, i)) for i, value in enumerate(values)]
+            for i, value in enumerate(axes[name]):
+                if value in axes[name][:i]:
+                    raise self.file.error((*here, i), f"{show(values[i])} is in the list twice")
+        return axes
+
+    def _check_field(self, name: Any, where: _Path) -> None:
+        fields = Cell.model_fields
+        if name not in fields:
+            raise self.file.error(where, f"unknown field{did_you_mean(name, fields) or f'; {allowed(name, fields)}'}")
+
+    def _value(self, name: Any, value: Any, where: _Path) -> Any:
+        """One value of one field, validated by the field's own type."""
+        self._check_field(name, where)
+        field = Cell.model_fields[name]
+        kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        try:
+            return TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            inside, message = explain(error, kind)
+            raise self.file.error((*where, *inside), message) from None
+
+    def _evaluations(self, content: Any) -> tuple[Evaluation, ...]:
+        if content is None:
+            return ()
+        if not isinstance(content, list):
+            raise self.file.error(("evaluations",), f"a list is needed, not {show(content)}")
+        evaluations = []
+        for i, item in enumerate(content):
+            try:
+                kind = settings_class(item)
+            except ValueError as error:
+                raise self.file.error(("evaluations", i), str(error)) from None
+            values = {"task": item} if isinstance(item, str) else item
+            evaluations.append(self._validated(kind, values, ("evaluations", i)))
+        return tuple(evaluations)
+
+    def _validated(self, kind: Any, values: Any, where: _Path, axes: dict[str, Any] | None = None) -> Any:
+        try:
+            return kind.model_validate(values)
+        except ValidationError as error:
+            inside, message = explain(error, kind)
+            at = f" (at {', '.join(f'{k}={show(v)}' for k, v in axes.items())})" if axes else ""
+            raise self.file.error((*where, *inside), message + at) from None
+
+    def _mapping(self, value: Any, where: _Path) -> dict[Any, Any]:
+        if not isinstance(value, dict):
+            what = "" if where else "the file: "
+            raise self.file.error(where, f"{what}a mapping of names to values is needed, not {show(value)}")
+        return value
+
+    def _check_workers(self, space: Space) -> None:
+        workers = space.resources.train.workers
+        for cell in space.cells:
+            if cell.batch_size % workers:
+                raise self.file.error(
+                    ("resources", "train", "workers"),
+                    f"batch_size {cell.batch_size} of cell {cell.id} cannot be split evenly over {workers} workers",
+                )
+
+    def _check_evaluations(self, space: Space) -> None:
+        for i, evaluation in enumerate(space.evaluations):
+            where = ("evaluations", i)
+            if evaluation.task in [earlier.task for earlier in space.evaluations[:i]]:
+                raise self.file.error((*where, "task"), f"{evaluation.task} is listed twice")
+            role = evaluation.corpus_role
+            for corpus in dict.fromkeys(cell.corpus for cell in space.cells):
+                if role is not None and corpus.sources() and role not in corpus.sources():
+                    raise self.file.error(
+                        where, f"the corpus {corpus.name} has no {role}: give it sources, or drop the task"
+                    )
+            try:
+                evaluation.check_cells(space.cells)
+            except ValueError as error:
+                name, _, message = str(error).partition(" ")
+                raise self.file.error((*where, name), f"{message}") from None
+
+
+def _product(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

@@ -1,0 +1,46 @@
+"""What a sweep asks of the cluster for each cell and each evaluation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from raysweep.space.fields import Count, Gpus, Strict
+
+
+class TrainResources(Strict):
+    """What one cell's training asks of the cluster."""
+
+    workers: Count = 1
+    """Data-parallel Ray Train workers of a cell."""
+    cpus: Count = 1
+    """Cores of each worker; also its torch threads."""
+    gpus: Gpus = 0
+    """GPU of each worker; a fraction only with one worker."""
+    micro_batch_size: Count | None = None
+    """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
+    keep_checkpoints: Count | Literal["all"] = 2
+    """How many of a cell's checkpoints stay in the store: the last so many, or all, one for each row."""
+    compile: bool = False
+    """Whether the blocks go through `torch.compile`."""
+
+    @model_validator(mode="after")
+    def _whole_gpus(self) -> TrainResources:
+        if self.workers > 1 and self.gpus % 1:
+            raise ValueError(f"{self.workers} workers cannot share a GPU: gpus must be whole, not {self.gpus:g}")
+        return self
+
+
+class EvaluateResources(Strict):
+    """What one evaluation task asks of the cluster."""
+
+    cpus: Count = 1
+    gpus: Gpus = 0
+
+
+class Resources(Strict):
+    """What the search space's `resources` says."""
+
+    train: TrainResources = TrainResources()
+    evaluate: EvaluateResources = EvaluateResources()

@@ -1,0 +1,44 @@
+"""A validated search space: its cells, and what is done with them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
+
+from raysweep.errors import UserError
+from raysweep.space.cell import Cell
+from raysweep.space.evaluations import Evaluation, evaluation
+from raysweep.space.fields import Strict, unique
+from raysweep.space.resources import Resources
+
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class Space(Strict):
+    """A validated search space.
+
+    `evaluations` names the tasks run on each trained cell, `resources` what a cell's training and one evaluation ask of the
+    cluster, and `loggers` the experiment trackers that are told of it.
+
+    Examples
+    --------
+    >>> space = Space(name="one", cells=(Cell(size="4M", corpus="installed", tokens=10**6, batch_size=4),))
+    >>> space.cells[0].id
+    '4M-1M-b4-wd0.1-lr1-f0.1-s6198-60a2d941'
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    cells: tuple[Cell, ...]
+    evaluations: tuple[SerializeAsAny[Annotated[Evaluation, BeforeValidator(evaluation)]], ...] = ()
+    resources: Resources = Resources()
+    loggers: Annotated[tuple[Tracker, ...], AfterValidator(unique)] = ()
+
+
+def find_cell(space: Space, part: str) -> Cell:
+    """The cell with this id, or with this part in its id. Raises `UserError` where no cell or several have it."""
+    matches = [cell for cell in space.cells if cell.id == part] or [cell for cell in space.cells if part in cell.id]
+    if len(matches) == 1:
+        return matches[0]
+    number = "no cell" if not matches else f"{len(matches)} cells"
+    raise UserError(f"{space.name} has {number} with {part!r} in the id: `raysweep plan` lists them")

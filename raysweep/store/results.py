@@ -1,0 +1,76 @@
+"""What a store has finished, read from its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysweep.space.space import Space
+from raysweep.store.index import read_all
+from raysweep.store.schemas import CELLS, EVALUATIONS, REAL, TIMINGS, TRAJECTORIES
+from raysweep.store.store import TRAIN, Store
+
+
+def finished(store: Store) -> dict[str, dict[str, Any]]:
+    """The row of every finished cell by its id; a cell counts as finished only if its trajectory can be read too."""
+    trajectories = read_all(store, "trajectories", TRAJECTORIES, rows=False)
+    return {cell: rows[0] for cell, rows in read_all(store, "cells", CELLS).items() if rows and cell in trajectories}
+
+
+def evaluated(store: Store, task: str, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one evaluation by cell."""
+    return read_all(store, store.evaluation_tables(task, settings), EVALUATIONS)
+
+
+def results(space: Space, store: str | Path | Store) -> pa.Table:
+    """The results of a sweep so far, one row per finished cell.
+
+    Parameters
+    ----------
+    space
+        Which cells, and which evaluations.
+    store
+        The folder or URI of the results.
+
+    Returns
+    -------
+    pyarrow.Table
+        In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
+        token, geometry of W), every metric of the evaluations, and its training time in seconds. The unit of a column is in
+        its field's metadata. A metric that a cell lacks is null.
+
+    Raises
+    ------
+    StoreError
+        Where the store cannot be read.
+
+    Examples
+    --------
+    >>> space = raysweep.load("search_spaces/demo.yaml")
+    >>> raysweep.results(space, "runs/demo").num_rows                  # doctest: +SKIP
+    16
+    """
+    store = store if isinstance(store, Store) else Store(str(store))
+    done = finished(store)
+    timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
+    measured = [evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in space.evaluations]
+    rows: list[dict[str, Any]] = []
+    units: dict[str, str] = {}
+    for cell in space.cells:
+        row = done.get(cell.id)
+        if row is None:
+            continue
+        timing = timings.get(cell.id)
+        row["train_seconds"] = timing[0]["seconds"] if timing else None
+        row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
+        for task in measured:
+            for metric in task.get(cell.id, []):
+                row[metric["metric"]] = metric["value"]
+                units[metric["metric"]] = metric["unit"]
+        rows.append(row)
+    schema = CELLS
+    for name, unit in {"train_seconds": "s", "train_tokens_per_second": "tokens/s", **units}.items():
+        schema = schema.append(pa.field(name, REAL, metadata={"unit": unit}))
+    return pa.Table.from_pylist(rows, schema=schema)

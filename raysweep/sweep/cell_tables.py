@@ -1,0 +1,57 @@
+"""The tables of one cell, out of its final checkpoint."""
+
+from __future__ import annotations
+
+import socket
+from importlib.metadata import version
+
+from raysweep.space.cell import Cell
+from raysweep.store import Store
+from raysweep.store.schemas import CELLS, TIMINGS, TRAJECTORIES
+from raysweep.store.sessions import now
+from raysweep.store.store import TRAIN
+from raysweep.training import checkpoint
+from raysweep.training.checkpoint import Checkpoint
+from raysweep.version import __version__
+
+
+def final_checkpoint(cell: Cell, store: Store) -> Checkpoint | None:
+    """State and weights at the end of a cell's training, if they are there and intact."""
+    latest = checkpoint.latest(store, store.run_directory(cell.id), optimizer=False)
+    return latest[1] if latest is not None and latest[1].state.ends(cell.steps) else None
+
+
+def write_cell_tables(cell: Cell, store: Store) -> None:
+    """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done."""
+    final = final_checkpoint(cell, store)
+    if final is None:
+        raise RuntimeError("training ended without its final checkpoint")
+    state = final.state
+    last = state.rows[-1]
+    store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
+    tokens = last["tokens"]
+    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts)
+    row = cell.describe() | {
+        "status": "diverged" if state.diverged else "done",
+        "steps_trained": state.step,
+        "tokens_trained": tokens,
+        **{key: value for key, value in last.items() if key in CELLS.names and key not in ("tokens", "learning_rate")},
+        "corpus_fingerprint": state.fingerprint,
+        "raysweep_version": __version__,
+        "torch_version": version("torch"),
+    }
+    store.write_table(store.cell_file(cell.id), [row], CELLS)
+
+
+def write_timing(store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int) -> None:
+    """What wall-clock measured of one stage (`train` or a task), apart from what must not depend on it."""
+    row = {
+        "cell": cell.id,
+        "stage": stage,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if tokens is not None and seconds > 0 else None,
+        "starts": starts,
+        "host": socket.gethostname(),
+        "finished": now(),
+    }
+    store.write_table(store.timing_file(cell.id, stage), [row], TIMINGS)

@@ -1,0 +1,65 @@
+"""How many cells train at once: as many as the cluster has slots for, as its nodes come and go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ray.tune.search.basic_variant import BasicVariantGenerator
+
+from raysweep.cluster.capacity import DRIVER, autoscaler_limits, max_concurrent_cells, nodes
+from raysweep.errors import UserError
+from raysweep.space.space import Space
+from raysweep.sweep.events import Event, NodesChanged, Waiting
+
+# How often, in seconds, a sweep looks which nodes there are.
+REFRESH_EVERY = 5.0
+
+
+class ConcurrencyController:
+    """Sets the number of trials that Tune runs at once.
+
+    `shared` says that the cluster may change: its nodes come and go, and an autoscaler may bring some. Raises `UserError`
+    where it can never hold a cell.
+    """
+
+    def __init__(self, space: Space, emit: Callable[[Event], None], shared: bool) -> None:
+        self.generator = BasicVariantGenerator()
+        self._space, self._emit, self._shared = space, emit, shared
+        self._refreshed: float | None = None
+        self._alive: set[str] = set()
+        self._waiting = ""
+        self.nodes_lost = 0
+        """How many nodes have gone since the sweep began."""
+        self.refresh()
+        safe = any(DRIVER in node for node in nodes().values())
+        self.trial_resources = {DRIVER: 0.001} if safe else {}
+        """What a trial asks for beside memory: a place on a node that is not taken away, where there is one."""
+
+    def refresh(self, now: bool = False) -> None:
+        """See which nodes there are, and which the autoscaler would bring; every few seconds, unless it must be `now`."""
+        first = self._refreshed is None
+        if self._refreshed is not None and not now and time.monotonic() - self._refreshed < REFRESH_EVERY:
+            return
+        self._refreshed = time.monotonic()
+        alive = nodes()
+        self.nodes_lost += len(self._alive - set(alive))
+        if self._alive and len(alive) != len(self._alive):
+            cpus, gpus = (sum(node.get(name, 0) for node in alive.values()) for name in ("CPU", "GPU"))
+            self._emit(NodesChanged(len(self._alive), len(alive), cpus, gpus))
+        self._alive = set(alive)
+        limits = autoscaler_limits() if self._shared else None
+        found = max_concurrent_cells(self._space, list(alive.values()), limits)
+        if first and found.why_none and (found.grows is False or not self._shared):
+            raise UserError(f"{found.why_none}: lower resources in the search space")
+        # One more than can train, so that a trial's own start overlaps the training of the one before it.
+        self.generator.max_concurrent = found.cells + 1
+        hope = (
+            "the autoscaler starts some"
+            if found.grows
+            else "add nodes, or stop and lower resources in the search space"
+        )
+        waiting = f"{found.why_none}: {hope}" if found.why_none else ""
+        if waiting != self._waiting:
+            self._waiting = waiting
+            self._emit(Waiting(waiting))

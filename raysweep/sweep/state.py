@@ -1,0 +1,189 @@
+"""The state of a running sweep: what its events add up to."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysweep.sweep.events import (
+    CellFailed,
+    CellFinished,
+    CellReported,
+    CellStarted,
+    ClusterConnected,
+    Event,
+    StoreLost,
+    SweepSurveyed,
+    Waiting,
+)
+
+# Seconds of training after which the tokens trained say how fast it goes.
+SETTLED = 60.0
+
+_SHOWN = ("validation_loss", "effective_rank_W")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far a sweep's training is, and how fast it goes."""
+
+    tokens_per_second: float
+    seconds_left: float | None
+    """None while nothing is known of the rate."""
+    share: float
+    """Of the tokens that were left to train, 0 to 1."""
+
+
+@dataclass
+class RunState:
+    """Apply every event to it in turn; it holds nothing that did not come by one."""
+
+    dashboard: str = ""
+    waiting: str = ""
+    """Why no cell can start at present."""
+    stop_reason: str = ""
+    """Why the sweep cannot go on; empty while it can."""
+    complete_before: int = 0
+    """Cells that were complete when the sweep began."""
+    tokens_before: int = 0
+    """Tokens of the cells that were trained when the sweep began."""
+    planned: dict[str, int] = field(default_factory=dict)
+    """The cells that were left when the sweep began, and the tokens of each."""
+    untrained: set[str] = field(default_factory=set)
+    """Those of them that were not trained."""
+    running: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Cell -> since when, and what it reported last; `starting` until the first report of one that is to be trained."""
+    finished: set[str] = field(default_factory=set)
+    failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Cell -> its errors."""
+    process_lost: list[str] = field(default_factory=list)
+    """The cells whose process was lost for good."""
+    _first_tokens: dict[str, int] = field(default_factory=dict)
+    _last_tokens: dict[str, int] = field(default_factory=dict)
+    """At the first and the last report of each cell: what this run has trained is their difference."""
+    _training_since: float | None = None
+    """When the first cell reported; starting a cluster says nothing about how fast it trains."""
+
+    def apply(self, event: Event) -> None:
+        """Take an event in; those that change nothing here are ignored."""
+        match event:
+            case SweepSurveyed():
+                left = event.survey.left
+                tokens = {s.cell.id: s.cell.steps * s.cell.tokens_per_step for s in event.survey.states}
+                self.complete_before = len(event.survey.states) - len(left)
+                self.tokens_before = sum(tokens[s.cell.id] for s in event.survey.states if s.trained)
+                self.planned = {s.cell.id: tokens[s.cell.id] for s in left}
+                self.untrained = {s.cell.id for s in left if not s.trained}
+            case ClusterConnected():
+                self.dashboard = event.dashboard
+            case Waiting():
+                self.waiting = event.reason
+            case CellStarted():
+                cell = self.running.setdefault(event.cell, {"cell": event.cell, "since": event.at})
+                if event.cell in self.untrained and event.cell not in self._last_tokens:
+                    cell["starting"] = True
+            case CellReported():
+                self._report(event)
+            case CellFinished():
+                self.running.pop(event.cell, None)
+                self.finished.add(event.cell)
+            case CellFailed():
+                self.running.pop(event.cell, None)
+                self.failed[event.cell] = event.errors
+                if event.process_lost:
+                    self.process_lost.append(event.cell)
+            case StoreLost():
+                self.stop_reason = event.reason
+
+    def _report(self, event: CellReported) -> None:
+        cell = self.running.setdefault(event.cell, {"cell": event.cell, "since": event.at})
+        cell |= {"step": event.step, "steps": event.steps, "tokens_per_second": event.tokens_per_second}
+        cell |= {name: event.row[name] for name in _SHOWN if name in event.row}
+        if cell.pop("starting", False):
+            cell["since"] = event.at
+        if self._training_since is None:
+            self._training_since = event.at
+        self._first_tokens.setdefault(event.cell, event.tokens)
+        self._last_tokens[event.cell] = event.tokens
+
+    @property
+    def ended(self) -> int:
+        """How many cells have finished or failed."""
+        return len(self.finished) + len(self.failed)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether cells are left that have neither finished nor failed."""
+        return self.ended < len(self.planned)
+
+    @property
+    def tokens_left_before(self) -> int:
+        """Tokens that were left to train when the sweep began."""
+        return sum(self.planned[cell] for cell in self.untrained)
+
+    @property
+    def tokens_planned(self) -> int:
+        """Tokens of all cells of the search space."""
+        return self.tokens_before + self.tokens_left_before
+
+    @property
+    def tokens_trained(self) -> int:
+        """Tokens that cells have been trained on, in this run and before."""
+        return self.tokens_before + sum(list(self._last_tokens.values()))
+
+    def counts(self) -> dict[str, int]:
+        """The cells that this run is to complete, by state."""
+        starting = sum(cell.get("starting", False) for cell in list(self.running.values()))
+        return {
+            "done": len(self.finished),
+            "running": len(self.running) - starting,
+            "starting": starting,
+            "failed": len(self.failed),
+            "waiting": len(self.planned) - self.ended - len(self.running),
+        }
+
+    def pace(self, now: float | None = None) -> Pace:
+        """How far training is and how fast it goes at a time (by default now), in seconds since 1970."""
+        now = time.time() if now is None else now
+        elapsed = 0.0 if self._training_since is None else now - self._training_since
+        trained = sum(tokens - self._first_tokens[cell] for cell, tokens in list(self._last_tokens.items()))
+        reached = sum(list(self._last_tokens.values()))
+        if elapsed < SETTLED:
+            # The first reports come after few tokens and a long start; what the workers measure tells more.
+            rate = sum(cell.get("tokens_per_second", 0.0) for cell in list(self.running.values()))
+        else:
+            rate = trained / elapsed
+        total = self.tokens_left_before
+        return Pace(rate, (total - reached) / rate if rate > 0 else None, reached / total if total else 1.0)
+
+    def record(self) -> dict[str, Any]:
+        """What `raysweep status` is told of a running sweep, as JSON has it."""
+        pace = self.pace()
+        return {
+            "dashboard": self.dashboard,
+            "waiting": self.waiting,
+            "running": {cell: dict(shown) for cell, shown in list(self.running.items())},
+            "finished": len(self.finished),
+            "tokens_per_second": pace.tokens_per_second,
+            "seconds_left": pace.seconds_left,
+            "share": pace.share,
+        }
+
+
+class EventBus:
+    """Tells every subscriber what happens, in the order in which they subscribed; the state comes first."""
+
+    def __init__(self) -> None:
+        self.state = RunState()
+        self._subscribers: list[Callable[[Event], None]] = []
+
+    def subscribe(self, subscriber: Callable[[Event], None]) -> None:
+        """Have it called with every event from now on; an exception in it ends the sweep."""
+        self._subscribers.append(subscriber)
+
+    def __call__(self, event: Event) -> None:
+        self.state.apply(event)
+        for subscriber in self._subscribers:
+            subscriber(event)

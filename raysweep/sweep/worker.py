@@ -1,0 +1,86 @@
+"""What each Ray Train worker of a cell does: train from the furthest checkpoint, report rows, keep checkpoints."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import get_device
+from torch.nn.parallel import DistributedDataParallel
+
+from raysweep.corpora.shared import obtain
+from raysweep.errors import UserError
+from raysweep.model import kernels
+from raysweep.space.cell import Cell
+from raysweep.store import Store
+from raysweep.training import checkpoint
+from raysweep.training.resume import train_to_end
+from raysweep.training.run import Run
+
+# A checkpoint at least this often, in seconds, where rows are further apart.
+CHECKPOINT_INTERVAL = 300.0
+
+
+def train_in_worker(config: dict[str, Any]) -> Any:
+    """Train the cell that `config` describes. A `UserError` of a lone worker is returned: to try again would not help."""
+    try:
+        _train(config)
+    except UserError as error:
+        if ray.train.get_context().get_world_size() > 1:
+            raise  # The others would wait for this one for ever.
+        return type(error)(str(error))
+    return None
+
+
+def _train(config: dict[str, Any]) -> None:
+    cell = Cell.model_validate(config["cell"])
+    resources = config["resources"]
+    store = Store(config["store"], running=True)
+    context = ray.train.get_context()
+    rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
+    torch.set_num_threads(resources["cpus"])
+    warnings: list[str] = []
+    latest = checkpoint.latest(store, store.run_directory(cell.id), warnings.append)
+    resumed_from, resumed = latest if latest else (None, None)
+    if resumed and resumed.state.fingerprint == config["fingerprint"] and resumed.state.ends(cell.steps):
+        return  # Trained to the end, but killed before its tables were written.
+    run = Run(
+        cell,
+        obtain(cell.corpus, config["fingerprint"], store),
+        device=device,
+        rank=rank,
+        workers=workers,
+        micro_batch_size=resources["micro_batch_size"],
+        gpu_share=resources["gpus"] or 1.0,
+        compile=resources["compile"],
+        distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
+        checkpoint=resumed,
+    )
+    if device.type == "cpu" and not kernels.available():
+        warnings.append(
+            f"{socket.gethostname()} has no C compiler, or it failed: small models train with PyTorch's own operations, "
+            "about half as fast, and round differently from where there is one"
+        )
+    started, first_step = time.monotonic(), run.state.step
+
+    def report(row: dict[str, Any] | None) -> None:
+        step = run.state.step
+        progress = {
+            "cell": cell.id,
+            "step": step,
+            "steps": cell.steps,
+            "tokens": step * cell.tokens_per_step,
+            "tokens_per_second": (step - first_step) * cell.tokens_per_step / (time.monotonic() - started),
+            **{key: value for key, value in (row or {}).items() if value is not None},
+        }
+        if warnings:
+            # A worker's own log is on its node; by a report it reaches the person who is watching.
+            progress["warning"] = "; ".join(warnings)
+            warnings.clear()
+        ray.train.report(progress)
+
+    kept = None if resources["keep_checkpoints"] == "all" else resources["keep_checkpoints"]
+    train_to_end(run, store, store.run_directory(cell.id), resumed_from, kept, CHECKPOINT_INTERVAL, report)

@@ -1,0 +1,36 @@
+"""The loss of a model over held-out sequences, and how many of them fit in one forward pass."""
+
+from __future__ import annotations
+
+import torch
+
+from raysweep.corpora.sequences import Sequences
+from raysweep.model.language_model import LanguageModel, precision
+from raysweep.model.loss import token_losses
+from raysweep.space.cell import Cell
+
+
+def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, micro_batch_size: int) -> float:
+    """Mean next-token loss in nats over a sample of `count` sequences (all of them where there are fewer)."""
+    chosen = sequences.sample(count)
+    device = language_model.unembedding.device
+    total = torch.zeros((), dtype=torch.float64)
+    with torch.no_grad(), precision(device):
+        for start in range(0, len(chosen), micro_batch_size):
+            tokens = torch.from_numpy(sequences.read(chosen[start : start + micro_batch_size])).to(device)
+            losses = token_losses(language_model.hidden(tokens[:, :-1]), language_model.unembedding, tokens[:, 1:])
+            total += losses.sum(dtype=torch.float64).cpu()
+    return float(total / (len(chosen) * sequences.length))
+
+
+def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0) -> int:
+    """Sequences per forward pass whose activations fit: 1 GiB on a CPU, 40% of this cell's share of a GPU."""
+    # Counted in units of the width per token and block; generous, since eager kernels keep copies.
+    per_token = cell.size.depth * cell.size.width * 30 * (4 if device.type == "cpu" else 2)
+    if device.type == "cuda":
+        budget = 0.4 * gpu_share * torch.cuda.get_device_properties(device).total_memory
+        most_tokens = 2**17
+    else:
+        budget, most_tokens = 2.0**30, 2**13
+    tokens = min(budget / per_token, most_tokens)
+    return max(1, min(cell.batch_size, int(tokens // cell.sequence_length)))
