@@ -126,10 +126,10 @@ class ClaimTests(Tests):
 
     def claim_5(self) -> Iterator[Finding]:
         # The claim is about sequential blocks: the models that saturate have parallel ones.
-        chosen = self.cells["tokens"] >= OVER_TRAINED * self.cells["parameters"]
+        over_trained = self.cells["tokens"] >= OVER_TRAINED * self.cells["parameters"]
         if "block" in self.cells:
-            chosen &= self.cells["block"] == "sequential"
-        late = replace(self, sweep=self.sweep.of(chosen))
+            over_trained &= self.cells["block"] == "sequential"
+        late = replace(self, sweep=self.sweep.of(over_trained))
         runs = f"of runs of at least {OVER_TRAINED} tokens for each parameter"
 
         def extremes(cells: pd.DataFrame) -> pd.DataFrame:
@@ -188,11 +188,11 @@ class ClaimTests(Tests):
         yield self.trend("weight_decay", COSINE, "cosine", "< 0")
         yield self.trend("weight_decay", ISOTROPY, "isotropy", "> 0")
         name = f"change of weight decay's effect on {self.loss_words} per e-fold of size"
-        sizes, found = slopes(self.sweep, "weight_decay", self.loss) if self.loss else (np.array([]), np.array([]))
+        sizes, falls = slopes(self.sweep, "weight_decay", self.loss) if self.loss else (np.array([]), np.array([]))
         if len(np.unique(sizes)) < 3:
             yield Finding(name, "< 0", reason="weight decay was varied at fewer than 3 sizes")
         else:
-            yield of_effect(name, "< 0", effect([(sizes, found)]))
+            yield of_effect(name, "< 0", effect([(sizes, falls)]))
         yield self.trend(
             "weight_decay", self.loss, f"{self.loss_words}, smaller half of the sizes", "> 0", keep=self._smaller_half
         )
@@ -209,14 +209,14 @@ class ClaimTests(Tests):
                 keep=partial(_between, "learning_rate_factor", keep), ends=ends,
             )  # fmt: skip
         for side, of in (("lower", np.less_equal), ("higher", np.greater_equal)):
-            found = self.trend(
+            finding = self.trend(
                 "learning_rate_factor", self.loss, f"{self.loss_words} at the prescribed rate minus at {side} ones",
                 "< 0", lambda values: (values == 1).astype(float), partial(_where_factor, of=of, bound=1),
             )  # fmt: skip
-            if found.reason and len(self.cells) and 1 not in self.cells.get("learning_rate_factor", []).to_numpy():
+            if finding.reason and len(self.cells) and 1 not in self.cells.get("learning_rate_factor", []).to_numpy():
                 most = self.cells["learning_rate_factor"].mode().iloc[0]
-                found = replace(found, reason=f"no cell has the prescribed rate; most have {most:g} times it")
-            yield found
+                finding = replace(finding, reason=f"no cell has the prescribed rate; most have {most:g} times it")
+            yield finding
 
     def claim_11(self) -> Iterator[Finding]:
         yield self.trend("final_learning_rate_fraction", RANK, "effective rank", "> 0")
@@ -256,14 +256,14 @@ class ClaimTests(Tests):
 
     def _isotropy_and_decay(self) -> Finding:
         name = "mean |change| of isotropy over the range of weight decay minus over any other hyperparameter's"
-        found = {}
+        by_setting = {}
         for h in self.sweep.hyperparameters if ISOTROPY in self.cells else ():
             changes = np.abs(slopes(self.sweep, h, ISOTROPY, self.sweep.at_equal_steps(h))[1])
             # Resamples of fewer differ too little among each other for an interval.
             if len(changes) >= FEWEST_SLOPES:
-                found[h] = changes
-        decay = found.pop("weight_decay", np.array([]))
-        if not len(decay) or not found:
+                by_setting[h] = changes
+        decay = by_setting.pop("weight_decay", np.array([]))
+        if not len(decay) or not by_setting:
             needed = f"weight decay and another hyperparameter are needed, with {FEWEST_SLOPES} comparisons of each"
             return Finding(name, "> 0", reason=needed)
         rng = np.random.default_rng(SEED)
@@ -271,8 +271,8 @@ class ClaimTests(Tests):
         def means(changes: Array) -> Array:
             return np.asarray(changes[rng.integers(len(changes), size=(DRAWS, len(changes)))].mean(axis=1))
 
-        draws = means(decay) - np.max([means(changes) for changes in found.values()], axis=0)
-        value = float(decay.mean() - max(changes.mean() for changes in found.values()))
+        draws = means(decay) - np.max([means(changes) for changes in by_setting.values()], axis=0)
+        value = float(decay.mean() - max(changes.mean() for changes in by_setting.values()))
         return Finding(name, "> 0", value, *statistics.percentile_interval(draws), n=len(decay))
 
     def claim_14(self) -> Iterator[Finding]:

@@ -69,10 +69,10 @@ def claims(sweep: SweepData, regressions: pd.DataFrame) -> tuple[pd.DataFrame, p
     evidence = ClaimTests(sweep, regressions.set_index(keys) if len(regressions) else regressions)
     card, tests = [], []
     for number, statement in STATEMENTS.items():
-        found = list(getattr(evidence, f"claim_{number}")())
-        verdicts = [test.verdict for test in found]
+        findings = list(getattr(evidence, f"claim_{number}")())
+        verdicts = [test.verdict for test in findings]
         verdict = next((v for v in ("contradicted", "undecided") if v in verdicts), "supported")
-        rows = [{"claim": number, "statement": statement, **vars(t), "verdict": t.verdict} for t in found]
+        rows = [{"claim": number, "statement": statement, **vars(t), "verdict": t.verdict} for t in findings]
         # Where no interval of a claim exists, the first test says why.
         card.append(rows[verdicts.index(verdict)])
         tests += rows

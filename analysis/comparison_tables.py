@@ -47,8 +47,8 @@ class Table:
 
     def cell(self, statistic: str, metric: str) -> pd.Series:
         """The row of one statistic of one metric."""
-        found = self.rows[(self.rows["statistic"] == statistic) & (self.rows["metric"] == metric)]
-        return found.iloc[0]
+        matching = self.rows[(self.rows["statistic"] == statistic) & (self.rows["metric"] == metric)]
+        return matching.iloc[0]
 
     def markdown(self) -> str:
         """A pipe table; each entry is `value [low, high]`, and the paper's value below it."""

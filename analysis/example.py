@@ -119,22 +119,22 @@ def _write_cell(store: Store, simulated: Space, cell: Cell, row: dict[str, float
     settings = cell.describe()
     versions = {"corpus_fingerprint": SIMULATED, "raysweep_version": SIMULATED, "torch_version": SIMULATED}
     finished = {"status": "done", "steps_trained": cell.steps, "tokens_trained": cell.steps * cell.tokens_per_step}
-    known = {name: row[name] for name in CELLS.names if name in row}
+    results = {name: row[name] for name in CELLS.names if name in row}
     store.write_table(store.trajectory_file(cell.id), _trajectory(cell, row, rng), TRAJECTORIES)
     timing = {
         "cell": cell.id, "stage": TRAIN, "seconds": seconds, "tokens_per_second": cell.tokens / seconds, "starts": 1,
         "host": SIMULATED, "finished": None,
     }  # fmt: skip
     store.write_table(store.timing_file(cell.id, TRAIN), [timing], TIMINGS)
-    store.write_table(store.cell_file(cell.id), [settings | finished | known | versions], CELLS)
+    store.write_table(store.cell_file(cell.id), [settings | finished | results | versions], CELLS)
     for evaluation in simulated.evaluations:
-        chosen = evaluation.model_dump()
+        settings_of = evaluation.model_dump()
         rows = [
-            {"cell": cell.id, "task": evaluation.task, "settings": json.dumps(chosen, sort_keys=True), "metric": metric,
+            {"cell": cell.id, "task": evaluation.task, "settings": json.dumps(settings_of, sort_keys=True), "metric": metric,
              "value": row[metric], "unit": "nats per token" if "loss" in metric else ""}
             for metric in _metrics_of(evaluation.task, row)
         ]  # fmt: skip
-        store.write_table(store.evaluation_file(cell.id, evaluation.task, chosen), rows, EVALUATIONS)
+        store.write_table(store.evaluation_file(cell.id, evaluation.task, settings_of), rows, EVALUATIONS)
 
 
 def _metrics_of(task: str, row: dict[str, float]) -> list[str]:

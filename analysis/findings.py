@@ -91,11 +91,11 @@ class Tests:
         name = f"{what}, from the {ends} {over}" if contrast is None else f"{what} ({over})"
         if column not in self.cells:
             return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
-        found = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
-        if found is None:
+        over_range = trend(self.sweep, hyperparameter, column, contrast, keep, equal_steps)
+        if over_range is None:
             equal = "steps and all else" if equal_steps else "all else"
             return Finding(name, rule, reason=f"no two cells that this compares differ in {over} with {equal} equal")
-        return of_effect(name, rule, found)
+        return of_effect(name, rule, over_range)
 
     def line(self, x: str, y: str, what: str, rule: str) -> Finding:
         return self.resampled(
@@ -143,8 +143,8 @@ def of_mean(name: str, rule: str, values: Array) -> Finding:
     return Finding(name, rule, value, value - reach, value + reach, n=len(values))
 
 
-def of_effect(name: str, rule: str, found: Effect) -> Finding:
-    if not math.isfinite(found.low):
-        reason = f"{found.slices} comparisons at equal settings allow too few permutations for a 95% interval"
-        return Finding(name, rule, found.value, n=found.n, reason=reason)
-    return Finding(name, rule, found.value, found.low, found.high, found.n)
+def of_effect(name: str, rule: str, measured: Effect) -> Finding:
+    if not math.isfinite(measured.low):
+        reason = f"{measured.slices} comparisons at equal settings allow too few permutations for a 95% interval"
+        return Finding(name, rule, measured.value, n=measured.n, reason=reason)
+    return Finding(name, rule, measured.value, measured.low, measured.high, measured.n)

@@ -46,21 +46,23 @@ def interventions(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}
     rows = []
-    found = [(name, "", alone, cell) for name, alone, cell in pairs(sweep)]
-    found += _against_controls(found)
+    comparisons = [(name, "", alone, cell) for name, alone, cell in pairs(sweep)]
+    comparisons += _against_controls(comparisons)
     lowered = [_not_raised(sweep, family) for family in _families(sweep)]
-    names = sorted({(against, name) for name, against, _, _ in found})
-    for column in outcomes(sweep) if found else []:
-        for size in ["", *dict.fromkeys(before["size"] for _, _, before, _ in found)]:
+    names = sorted({(against, name) for name, against, _, _ in comparisons})
+    for column in outcomes(sweep) if comparisons else []:
+        for size in ["", *dict.fromkeys(before["size"] for _, _, before, _ in comparisons)]:
             deviation = deviations.get(size, {}).get(column, 0.0)
             for against, name in names:
-                chosen = [
+                compared = [
                     (before, after)
-                    for n, a, before, after in found
+                    for n, a, before, after in comparisons
                     if (n, a) == (name, against) and size in ("", before["size"])
                     if not (column.startswith("isotropy") and _capped(after))
                 ]
-                swaps = [(a["size"], np.array([0.0, 1.0]), np.array([a[column], b[column]], float)) for a, b in chosen]
+                swaps = [
+                    (a["size"], np.array([0.0, 1.0]), np.array([a[column], b[column]], float)) for a, b in compared
+                ]
                 rows.append(_row(name, against, column, swaps, deviation, size))
             trends = [
                 (group["size"].iloc[0], group[RANK].to_numpy(float), group[column].to_numpy(float))
@@ -78,9 +80,9 @@ def _row(
     kept = [(of, x, y) for of, x, y in slices if len(x) > 1 and np.isfinite(y).all()]
     if not kept:
         return None
-    found = effect((x, y) for _, x, y in kept)
-    times = found.value / deviation if deviation else math.nan
-    return name, against, column, found.value, *found.interval, len(kept), len({of for of, _, _ in kept}), times, size
+    change = effect((x, y) for _, x, y in kept)
+    times = change.value / deviation if deviation else math.nan
+    return name, against, column, change.value, *change.interval, len(kept), len({of for of, _, _ in kept}), times, size
 
 
 def _not_raised(sweep: SweepData, family: pd.DataFrame) -> pd.DataFrame:
@@ -109,11 +111,13 @@ def pairs(sweep: SweepData) -> Iterator[tuple[str, pd.Series, pd.Series]]:
 
 
 def _against_controls(
-    found: list[tuple[str, str, pd.Series, pd.Series]],
+    comparisons: list[tuple[str, str, pd.Series, pd.Series]],
 ) -> list[tuple[str, str, pd.Series, pd.Series]]:
     """The penalty, its control's name, the cell of the control, and the cell of the penalty."""
     penalised = [
-        (name, alone, cell) for name, _, alone, cell in found if cell["effective_rank_penalty"] and not _capped(cell)
+        (name, alone, cell)
+        for name, _, alone, cell in comparisons
+        if cell["effective_rank_penalty"] and not _capped(cell)
     ]
     moves: dict[float, dict[str, list[float]]] = {}
     for name, alone, cell in penalised:

@@ -35,7 +35,9 @@ def seed_noise(sweep: SweepData) -> pd.DataFrame:
     rows = []
     for size in ["", *sizes]:
         groups = [cells for cells in repeated if size in ("", cells["size"].iloc[0])]
-        rows += [(column, *found, size) for column in outcomes(sweep) if (found := _pooled(groups, column)) is not None]
+        rows += [
+            (column, *pooled, size) for column in outcomes(sweep) if (pooled := _pooled(groups, column)) is not None
+        ]
     return pd.DataFrame(rows, columns=NOISE_COLUMNS)
 
 
@@ -56,8 +58,8 @@ def _pooled(configurations: list[pd.DataFrame], column: str) -> tuple[float, flo
 
 def standard_deviations(noise: pd.DataFrame, size: str = "") -> dict[str, float]:
     """That of one run between seeds, for each column of the table of `seed_noise`; of one size, or over all."""
-    found = noise[noise["size"] == size]
-    return dict(zip(found["column"], found["standard_deviation"], strict=True))
+    of_size = noise[noise["size"] == size]
+    return dict(zip(of_size["column"], of_size["standard_deviation"], strict=True))
 
 
 def effects(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
@@ -72,12 +74,12 @@ def effects(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     for name in sweep.hyperparameters:
         for column in outcomes(sweep):
             equal_steps = sweep.at_equal_steps(name)
-            found = trend(sweep, name, column, equal_steps=equal_steps)
-            if found is None:
+            measured = trend(sweep, name, column, equal_steps=equal_steps)
+            if measured is None:
                 continue
-            times = found.value / deviation[column] if deviation.get(column) else np.nan
+            times = measured.value / deviation[column] if deviation.get(column) else np.nan
             turns = swing(sweep, name, column, equal_steps)
-            rows.append((name, column, found.value, *found.interval, found.n, found.slices, turns, times))
+            rows.append((name, column, measured.value, *measured.interval, measured.n, measured.slices, turns, times))
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 
 

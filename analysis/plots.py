@@ -91,9 +91,9 @@ def against(sweep: SweepData, task: str, pairs: Sequence[tuple[str, str]], title
             drawing.caption(ax, f"Spearman {drawing.signed(rho)}")
             seen.append((rho, x, y))
     drawing.hide(axes[len(pairs) :])
-    seen = [found for found in seen if np.isfinite(found[0])]
+    seen = [correlation for correlation in seen if np.isfinite(correlation[0])]
     if not title and seen:
-        strongest = max(seen, key=lambda found: abs(found[0]))
+        strongest = max(seen, key=lambda correlation: abs(correlation[0]))
         title = (
             f"{capital(words(strongest[2]))} goes most with the {words(strongest[1])} "
             f"(Spearman {drawing.signed(strongest[0])}), sizes and training choices mixed"
@@ -123,9 +123,9 @@ def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
     cells = cells.assign(before=cells[column] - cells[rise])
     sizes = drawing.sizes(cells)
     names = list(sizes)
-    chosen = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
-    figure, axes = drawing.figure(1, len(chosen) + 1)
-    for ax, size in zip(axes, chosen, strict=False):
+    shown = list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
+    figure, axes = drawing.figure(1, len(shown) + 1)
+    for ax, size in zip(axes, shown, strict=False):
         of_size = sizes[size]
         ax.axhline(0, color="#444444", lw=0.8, zorder=1)
         drawing.scatter(ax, sweep, of_size, metric, rise)
@@ -134,7 +134,7 @@ def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
         )[0]
         drawing.caption(ax, f"{size}: Spearman {drawing.signed(rho)}")
         drawing.label(ax, sweep.label(metric), "rise in loss (nats per token)")
-    last = axes[len(chosen)]
+    last = axes[len(shown)]
     drawing.scatter(last, sweep, cells, "before", column)
     ends = np.array([cells["before"].min(), cells["before"].max()])
     last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
@@ -163,12 +163,12 @@ def saturation(sweep: SweepData) -> Figure:
     compared = [s for s in ("block", "batch_size", "tokens") if s in sweep.free_settings]
     fixed = [s for s in sweep.free_settings if s not in (*compared, "seed")]
     groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
-    chosen = min(groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates())))
-    if len(chosen[compared].drop_duplicates()) > _MOST_LINES:
-        lines = {tokens: len(of[compared].drop_duplicates()) for tokens, of in chosen.groupby("tokens")}
-        chosen = chosen[chosen["tokens"] == max(lines, key=lambda tokens: (lines[tokens], tokens))]
-    varied = [s for s in compared if chosen[s].nunique() > 1] or compared[-1:]
-    runs = list(chosen.sort_values(varied).groupby(varied, sort=False))
+    group = min(groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates())))
+    if len(group[compared].drop_duplicates()) > _MOST_LINES:
+        lines = {tokens: len(of[compared].drop_duplicates()) for tokens, of in group.groupby("tokens")}
+        group = group[group["tokens"] == max(lines, key=lambda tokens: (lines[tokens], tokens))]
+    varied = [s for s in compared if group[s].nunique() > 1] or compared[-1:]
+    runs = list(group.sort_values(varied).groupby(varied, sort=False))
     # A colour for each batch size and budget, a dash for each kind of block.
     coloured = [tuple(v for s, v in zip(varied, values, strict=True) if s != "block") for values, _ in runs]
     kinds = sorted(set(coloured))
@@ -192,8 +192,8 @@ def saturation(sweep: SweepData) -> Figure:
         above.set_xscale("log")
         drawing.label(above, "training tokens", sweep.label(column))
         drawing.label(below, "share of the training", sweep.label(column))
-    drawn = rows[rows["cell"].isin(chosen["id"])]
-    return drawing.finish(figure, f"At {chosen['size'].iloc[0]} {'; '.join(_ends(drawn))}", handles)
+    drawn = rows[rows["cell"].isin(group["id"])]
+    return drawing.finish(figure, f"At {group['size'].iloc[0]} {'; '.join(_ends(drawn))}", handles)
 
 
 def revisions(measured: Sequence[dict[str, Any]]) -> Figure:
@@ -317,10 +317,10 @@ def hyperparameter(sweep: SweepData, name: str, columns: Sequence[str], equal_st
         drawing.caption(ax, "" if effect is None else f"{what}lowest to highest: {drawing.interval(effect, unit)}")
     drawing.hide(axes[len(panels) :])
     first = columns[0] if columns else main
-    found = trend(sweep, name, first, equal_steps=equal_steps)
+    over_range = trend(sweep, name, first, equal_steps=equal_steps)
     equal = "equal steps, by larger batches," if equal_steps else "all else equal"
     turns = swing(sweep, name, first, equal_steps)
-    title = f"Raising the {words(name)} at {equal} {drawing.does(found, turns, words(first))}"
+    title = f"Raising the {words(name)} at {equal} {drawing.does(over_range, turns, words(first))}"
     handles = drawing.size_legend(sweep.cells)
     handles += [
         Line2D([], [], ls=dash, color="#777777", lw=1, label=label) for dash, label in dict.fromkeys(lines) if label

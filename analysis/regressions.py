@@ -144,10 +144,10 @@ class Outcome:
         for name, values in (("metric", self.metrics[metric]), ("loss", self.loss)):
             if np.ptp(values) <= 1e-12 * np.abs(values).max():
                 return answer | {"reason": f"the {name} is the same for all cells"}
-        found = getattr(self, f"_{statistic}")(metric)
-        if isinstance(found, _Missing):
-            return answer | {"reason": found.reason}
-        value, low, high = found
+        statistic_value = getattr(self, f"_{statistic}")(metric)
+        if isinstance(statistic_value, _Missing):
+            return answer | {"reason": statistic_value.reason}
+        value, low, high = statistic_value
         if not np.isfinite(value):
             return answer | {"reason": "the controls determine the metric or the loss: nothing is left to correlate"}
         if not np.isfinite(low):

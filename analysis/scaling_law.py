@@ -99,8 +99,8 @@ def fit(N: Array, D: Array, loss: Array) -> tuple[Law, Fits]:
     x, y, target = np.log(N) - centre[0], np.log(D) - centre[1], np.log(loss)
     weights = np.ones((1, len(loss)))
     first = _huber(target - _log_law(starts, x, y)[0], weights)
-    chosen = starts[np.argsort(first, kind="stable")[:_STARTS]]
-    fits = Fits(*_minimise(chosen, x, y, target, np.repeat(weights, len(chosen), axis=0)), centre)
+    best_starts = starts[np.argsort(first, kind="stable")[:_STARTS]]
+    fits = Fits(*_minimise(best_starts, x, y, target, np.repeat(weights, len(best_starts), axis=0)), centre)
     best = int(np.argmin(fits.objective))
     predictions = fits.log_predictions(N, D)
     same = np.abs(predictions - predictions[best]).max(axis=1) < 1e-3
@@ -128,15 +128,15 @@ def refit(best: Fits, N: Array, D: Array, loss: Array, weights: Array) -> Fits:
 
 def _problem(converged: bool, agreement: float, size_term: Array, token_term: Array, E: float) -> str:
     """What is wrong with a fit; a term that does not reach a thousandth of E anywhere has no exponent to speak of."""
-    found = [] if converged else ["did not converge"]
+    problems = [] if converged else ["did not converge"]
     if agreement < _FEWEST_AGREE:
-        found.append(f"only {agreement:.0%} of the starts agree")
+        problems.append(f"only {agreement:.0%} of the starts agree")
     for name, term in (("A / N^alpha", size_term), ("B / D^beta", token_term)):
         if np.ptp(term) < 1e-3 * (E + term.mean()):
-            found.append(f"{name} is the same for all cells")
+            problems.append(f"{name} is the same for all cells")
     if E / (size_term.mean() + token_term.mean() + E) < 0.01:
-        found.append("E is nearly zero")
-    return "; ".join(found)
+        problems.append("E is nearly zero")
+    return "; ".join(problems)
 
 
 def _log_law(theta: Array, x: Array, y: Array) -> tuple[Array, Array, Array, Array]:

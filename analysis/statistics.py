@@ -138,8 +138,8 @@ def added_r2(baseline: Array, metrics: Array, y: Array, fold: npt.NDArray[np.int
             by_baseline = (inverse @ (fitted @ (design * metric[:, None]))[:, :, None])[:, :, 0]
             left = metric - by_baseline @ design.T
             variance = (fitted * left**2).sum(axis=1)
-            known = variance > 1e-9 * fitted.sum(axis=1)
-            slope = np.where(known, (fitted * left * residual).sum(axis=1) / np.where(known, variance, 1.0), 0.0)
+            varies = variance > 1e-9 * fitted.sum(axis=1)
+            slope = np.where(varies, (fitted * left * residual).sum(axis=1) / np.where(varies, variance, 1.0), 0.0)
             gained[:, m] += (held_out * (residual**2 - (residual - slope[:, None] * left) ** 2)).sum(axis=1)
     return np.where(total[:, None] > _TINY, gained / np.where(total > _TINY, total, 1.0)[:, None], np.nan)
 

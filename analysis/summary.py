@@ -151,8 +151,8 @@ def _effects(title: str, note: str, noise: pd.DataFrame, effects: pd.DataFrame) 
     names = list(dict.fromkeys(effects["hyperparameter"]))
     rows = []
     for column in [c for c in SHOWN if c in set(effects["column"])]:
-        found = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
-        entries = [_entry(found[name]) if name in found else Entry("\N{EN DASH}", False, "", "") for name in names]
+        by_name = effects[effects["column"] == column].set_index("hyperparameter").to_dict("index")
+        entries = [_entry(by_name[name]) if name in by_name else Entry("\N{EN DASH}", False, "", "") for name in names]
         rows.append((column, _between(noise, column), entries))
     return Effects(title, note, [words(name) for name in names], rows)
 
@@ -162,8 +162,10 @@ def _between(noise: pd.DataFrame, column: str) -> str:
     if column not in pooled:
         return "\N{EN DASH}"
     of_sizes = [standard_deviations(noise, size).get(column) for size in noise["size"].unique() if size]
-    found = [deviation for deviation in of_sizes if deviation is not None]
-    return f"{pooled[column]:.2g}" + (f" ({min(found):.2g} to {max(found):.2g})" if len(found) > 1 else "")
+    deviations = [deviation for deviation in of_sizes if deviation is not None]
+    return f"{pooled[column]:.2g}" + (
+        f" ({min(deviations):.2g} to {max(deviations):.2g})" if len(deviations) > 1 else ""
+    )
 
 
 def _entry(effect: dict[str, Any]) -> Entry:

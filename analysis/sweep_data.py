@@ -52,16 +52,16 @@ class SweepData:
     @cached_property
     def tasks(self) -> dict[str, str]:
         """Task -> its column, the paper's tasks first."""
-        found = [
+        columns = [
             c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK and not of_domain(c)
         ]
-        found = [c for c in found if self.cells[c].notna().any()]
-        measured = {c: self.cells[c].notna().sum() for c in found}
+        columns = [c for c in columns if self.cells[c].notna().any()]
+        measured = {c: self.cells[c].notna().sum() for c in columns}
         if measured.get("in_distribution_loss", 0) > measured.get("validation_loss", 0) / 2:
             # The same text distribution, measured during training on less of it: for sweeps without evaluations.
-            found = [c for c in found if c != "validation_loss"]
-        paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in found}
-        return paper | {c.removesuffix("_loss"): c for c in found if c not in PAPER_TASKS}
+            columns = [c for c in columns if c != "validation_loss"]
+        paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in columns}
+        return paper | {c.removesuffix("_loss"): c for c in columns if c not in PAPER_TASKS}
 
     @property
     def main_task(self) -> str:
@@ -71,8 +71,10 @@ class SweepData:
     @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
-        found = [c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any() and not of_domain(c)]
-        own = [c for c in found if not c.startswith(("finetune_", "forgetting_"))]
+        columns = [
+            c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any() and not of_domain(c)
+        ]
+        own = [c for c in columns if not c.startswith(("finetune_", "forgetting_"))]
         return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
 
     @cached_property

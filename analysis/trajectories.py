@@ -14,11 +14,11 @@ def late_rise(trajectories: pd.DataFrame) -> dict[str, float]:
 
     Over the means of each twentieth of the training: the lowest of many noisy readings is low by chance.
     """
-    known = trajectories.dropna(subset=["validation_loss"])
-    known = known[known["step"] > 0]
-    share = known["step"] / known.groupby("cell")["step"].transform("max")
+    reported = trajectories.dropna(subset=["validation_loss"])
+    reported = reported[reported["step"] > 0]
+    share = reported["step"] / reported.groupby("cell")["step"].transform("max")
     part = np.ceil(share * WINDOWS - 1e-9).astype(int)
-    means = known.groupby(["cell", part.rename("part")])["validation_loss"].mean().groupby("cell")
+    means = reported.groupby(["cell", part.rename("part")])["validation_loss"].mean().groupby("cell")
     return dict((means.last() / means.min() - 1).items())
 
 

@@ -116,11 +116,11 @@ def slopes(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool
     """(slices,) the log size of each slice and the column's change over the values tested in it."""
     slices = _slices(sweep, hyperparameter, column, equal_steps)
     positions = _positions(slices, hyperparameter)
-    sizes, found = [], []
+    sizes, slopes_of = [], []
     for cells in slices:
         sizes.append(math.log(cells["parameters"].iloc[0]))
-        found.append(float(np.polyfit(positions(cells[hyperparameter].to_numpy(float)), cells[column], 1)[0]))
-    return np.array(sizes), np.array(found)
+        slopes_of.append(float(np.polyfit(positions(cells[hyperparameter].to_numpy(float)), cells[column], 1)[0]))
+    return np.array(sizes), np.array(slopes_of)
 
 
 def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0) -> Effect:

@@ -35,11 +35,12 @@ import json, os, sys, time
 cores, source, cache = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.environ["RAYSWEEP_CACHE"] = cache
 os.sched_setaffinity(0, set(range(cores)))
-from raysweep import cluster
-cluster.set_environment()
+from raysweep.cluster import environment
+os.environ.update(environment.CLIENT | environment.LOCAL_CLUSTER)
 import ray
 ray.init(address="local", num_cpus=cores, logging_level="CRITICAL", log_to_driver=False)
-from raysweep.corpora import Corpus, tokenize
+from raysweep.corpora import tokenize
+from raysweep.space.corpus import Corpus
 from raysweep.corpora.build import build
 tokenize.SMALL = 0
 made = []
@@ -91,7 +92,7 @@ def one_core(folder: Path, rounds: int) -> list[Result]:
     def ours() -> None:
         for table in blocks.cut(part, stream=False):
             for row in table.to_pylist():
-                blocks.encoded(row, part, settings)
+                blocks.tokenize_block(row, part, settings)
 
     def bare() -> None:
         for batch in batches:

@@ -1,8 +1,8 @@
 """A whole training step against ai2-olmo, transformers and its Trainer, and against the machine's own matmuls.
 
 All train the same model from the same weights on the same tokens with AdamW and clipping, in float32 on the same number
-of threads: raysweep by `raysweep.train.Run`; ai2-olmo's own forward pass and transformers' `LlamaForCausalLM` in a plain
-PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`, from its callback at the beginning of training to that
+of threads: raysweep by `raysweep.training.run.Run`; ai2-olmo's own forward pass and transformers' `LlamaForCausalLM` in a
+plain PyTorch loop with `F.cross_entropy`; and `transformers.Trainer`, from its callback at the beginning of training to that
 at the end, its set-up apart. `memory` compares the peak beyond the model itself.
 """
 
@@ -97,8 +97,8 @@ def ours(cell: Cell, text: Text, steps: int, compile: bool = False, whole: bool 
     def turn() -> list[float]:
         losses = []
         for _ in range(steps):
-            losses.append(float(run._step(run.position.step)[0]))
-            run.position.step += 1
+            losses.append(float(run._step(run.state.step)[0]))
+            run.state.step += 1
         return losses
 
     return turn

@@ -25,9 +25,8 @@ OURS, STOCK = "raysweep", "stock Tune + Train"
 
 def ours(trials: int, at_once: int, folder: Path) -> list[float]:
     """Times at which the trials' rows were complete."""
-    from raysweep.space import read as space
-    from raysweep.store import Store
-    from raysweep.sweep import runner as sweep
+    from raysweep.space.read import load
+    from raysweep.sweep.runner import run
 
     document = {
         "name": "trivial",
@@ -41,7 +40,7 @@ def ours(trials: int, at_once: int, folder: Path) -> list[float]:
     file = folder / "trivial.yaml"
     file.write_text(json.dumps(document))
     store = folder / "store"
-    if sweep.run(space.load(str(file)), Store(str(store)), "") != 0:
+    if not run(load(file), store).complete:
         raise RuntimeError("the sweep failed")
     return sorted(row.stat().st_mtime for row in (store / "cells").glob("*.parquet"))
 

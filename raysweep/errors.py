@@ -37,8 +37,8 @@ def reason(error: BaseException) -> str:
 
 def allowed(given: Any, names: Iterable[Any]) -> str:
     """`allowed: a, b, c; did you mean 'b'?`, for a message about a name that is not one of `names`."""
-    known = [str(name) for name in names]
-    return f"allowed: {', '.join(known)}{did_you_mean(given, known)}"
+    allowed_names = [str(name) for name in names]
+    return f"allowed: {', '.join(allowed_names)}{did_you_mean(given, allowed_names)}"
 
 
 def did_you_mean(given: Any, names: Iterable[Any]) -> str:

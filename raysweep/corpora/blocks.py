@@ -144,22 +144,22 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
     size = part.file.size
     try:
         with reading(part.source.name, part.name), opened(part.file, stream) as content:
-            for found in read(content, part.name, part.source.text, part.source.domain, part.start):
-                last = found.place
-                if isinstance(found, Malformed):
+            for document in read(content, part.name, part.source.text, part.source.domain, part.start):
+                last = document.place
+                if isinstance(document, Malformed):
                     # A connection that breaks is not the file's fault, and must not cost the rest of it.
-                    broken = found.fatal and stream and part.file.path.startswith("hf://")
+                    broken = document.fatal and stream and part.file.path.startswith("hf://")
                     if broken or not part.skip_malformed:
                         texts, domains = [], []
-                        yield row(size, error=complaint(part.source.name, part.name, found.place, found.reason))
+                        yield row(size, error=complaint(part.source.name, part.name, document.place, document.reason))
                         return
                     skipped += 1
-                    characters += len(found.reason)
-                    malformed += [(found.place, found.reason)][: LISTED - len(malformed)]
-                elif found.text:
-                    texts.append(found.text)
-                    domains.append(part.source.domain_of(part.name, found.domain))
-                    characters += len(found.text)
+                    characters += len(document.reason)
+                    malformed += [(document.place, document.reason)][: LISTED - len(malformed)]
+                elif document.text:
+                    texts.append(document.text)
+                    domains.append(part.source.domain_of(part.name, document.domain))
+                    characters += len(document.text)
                 if characters >= part.block:
                     if number not in part.done:
                         # Parquet's reader goes to and fro.
@@ -187,11 +187,11 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
             for (text, domain, shard), ids in zip(documents, encode([d[0] for d in documents], tokenizer), strict=True):
                 ids.append(end)
                 tokens = np.array(ids, dtype=settings.dtype)
-                found = settings.grams.shared(tokens[:-1]) if settings.grams else None
-                if found is None:
+                shared_with = settings.grams.shared(tokens[:-1]) if settings.grams else None
+                if shared_with is None:
                     outputs.setdefault(shard, _Output()).add(tokens, domain, len(text.encode()))
                 else:
-                    dropped.setdefault(found, Counter()).update(documents=1, tokens=len(tokens))
+                    dropped.setdefault(shared_with, Counter()).update(documents=1, tokens=len(tokens))
     contents = []
     for shard, output in sorted(outputs.items()):
         content = np.concatenate(output.arrays).tobytes()

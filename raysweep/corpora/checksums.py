@@ -24,8 +24,8 @@ class ChecksumCache:
         self._known: dict[str, list[Any]] = {}
         self._new = False
         with suppress(OSError, ValueError):
-            known = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
-            self._known = known if isinstance(known, dict) else {}
+            content = json.loads((folder / self.FILE).read_text(encoding="utf-8"))
+            self._known = content if isinstance(content, dict) else {}
 
     def matches(self, file: str, sha256: str, again: bool = False) -> bool:
         """Whether a file has that checksum; read where it is not known, or has changed, or is to be read `again`."""

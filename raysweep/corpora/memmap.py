@@ -38,9 +38,9 @@ class ConcatenatedMemmap:
         return pieces[0] if len(pieces) == 1 else np.concatenate([*pieces, np.empty(0, self.dtype)])
 
     def _map(self, part: int) -> NDArray[Any]:
-        found = self._mapped.get(part)
-        if found is None:
+        mapped = self._mapped.get(part)
+        if mapped is None:
             if len(self._mapped) >= MOST_MAPS:
                 self._mapped.pop(next(iter(self._mapped)))
-            found = self._mapped[part] = np.memmap(self._files[part], dtype=self.dtype, mode="r")
-        return found
+            mapped = self._mapped[part] = np.memmap(self._files[part], dtype=self.dtype, mode="r")
+        return mapped

@@ -66,7 +66,7 @@ class BuildProgress:
         """Report how far the pass is."""
         seconds = time.monotonic() - self._begun
         read = sum(self._read.values())
-        known = read > self._read_before
+        advanced = read > self._read_before
         self._report(
             CorpusProgress(
                 self._corpus,
@@ -77,7 +77,7 @@ class BuildProgress:
                 self._bytes,
                 self._tokens,
                 (self._bytes - self._bytes_before) / seconds if seconds else 0.0,
-                (self._total - read) * seconds / (read - self._read_before) if known else None,
+                (self._total - read) * seconds / (read - self._read_before) if advanced else None,
                 self.dashboard,
             )
         )

@@ -104,8 +104,8 @@ class Order:
         for window in np.unique(windows):
             if window != self._window:
                 self._window, self._indices = window, self._compute(np.arange(window * _WINDOW, (window + 1) * _WINDOW))
-            chosen = windows == window
-            out[chosen] = self._indices[positions[chosen] - window * _WINDOW]
+            in_window = windows == window
+            out[in_window] = self._indices[positions[in_window] - window * _WINDOW]
         return out
 
     def _compute(self, positions: NDArray[Any]) -> NDArray[Any]:
@@ -128,8 +128,8 @@ class Order:
         out = np.empty_like(positions)
         epochs = positions // sequences
         for epoch in np.unique(epochs):
-            chosen = epochs == epoch
-            out[chosen] = permute(positions[chosen] % sequences, sequences, f"{key}/{epoch}")
+            in_epoch = epochs == epoch
+            out[in_epoch] = permute(positions[in_epoch] % sequences, sequences, f"{key}/{epoch}")
         return out
 
 

@@ -28,7 +28,7 @@ def documents(corpus: TokenizedCorpus, shard: str, number: int = 3, longest: int
     """The beginnings of documents from the start, the middle and the rest of a shard, decoded."""
     tokens = corpus.tokens(shard)
     end = corpus.manifest["end_of_text"]
-    found = []
+    beginnings = []
     for start in (len(tokens) * np.arange(number) // number).tolist():
         piece = np.asarray(tokens[start : start + PIECE])
         ends = np.flatnonzero(piece == end)
@@ -36,8 +36,8 @@ def documents(corpus: TokenizedCorpus, shard: str, number: int = 3, longest: int
             piece = piece[ends[0] + 1 :]
             ends = ends[1:] - ends[0] - 1
         text = corpus.tokenizer.decode(piece[: ends[0] if len(ends) else None].tolist())
-        found.append(text[:longest] + ("..." if len(text) > longest else ""))
-    return found
+        beginnings.append(text[:longest] + ("..." if len(text) > longest else ""))
+    return beginnings
 
 
 def _spelt(corpus: TokenizedCorpus, token: int) -> str:

@@ -60,9 +60,9 @@ def signature(source: Source) -> dict[str, Any]:
 
 def resolve(source: Source) -> Resolved:
     """The files of a source, in order. Raises `UserError` where there are none, or the hub refuses them."""
-    known = DATA_SETS[source.preset] if source.preset else None
-    text = source.text or (known.text if known else "text")
-    domain = source.domain or (known.domain if known else None)
+    data_set = DATA_SETS[source.preset] if source.preset else None
+    text = source.text or (data_set.text if data_set else "text")
+    domain = source.domain or (data_set.domain if data_set else None)
     patterns = _patterns(source)
     repository, revision = _repository(source)
     root = _root(source)
@@ -84,7 +84,7 @@ def resolve(source: Source) -> Resolved:
             "the lines of .jsonl files"
         )
     return Resolved(
-        source.name, text, domain, known.domain_of if known else as_it_is, sorted(files, key=lambda f: f.name)
+        source.name, text, domain, data_set.domain_of if data_set else as_it_is, sorted(files, key=lambda f: f.name)
     )
 
 
@@ -115,8 +115,8 @@ def reading(source: str, place: str) -> Iterator[None]:
 
 def _repository(source: Source) -> tuple[str | None, str | None]:
     if source.preset:
-        known = DATA_SETS[source.preset]
-        return known.repository, source.revision or known.revision
+        data_set = DATA_SETS[source.preset]
+        return data_set.repository, source.revision or data_set.revision
     return source.hub, source.revision
 
 
@@ -134,10 +134,10 @@ def _root(source: Source) -> Path | None:
 
 
 def _listed(root: Path, patterns: tuple[str, ...]) -> list[File]:
-    found = {
+    paths = {
         path for pattern in patterns for path in root.glob(pattern) if path.name.endswith(SUFFIXES) and path.is_file()
     }
-    return [File(str(path.relative_to(root)), str(path), path.stat().st_size) for path in found]
+    return [File(str(path.relative_to(root)), str(path), path.stat().st_size) for path in paths]
 
 
 def _data_files(

@@ -99,17 +99,19 @@ def _parts(corpus: Corpus) -> list[Part]:
     """Every file of every source, resolved."""
     sources = corpus.sources()
     parts = []
-    chosen = [(role, source) for role in ROLES for source in sources.get(role, ())]
-    for number, (role, source) in enumerate(chosen):
-        found = resolve(source)
+    numbered = [(role, source) for role in ROLES for source in sources.get(role, ())]
+    for number, (role, source) in enumerate(numbered):
+        resolved = resolve(source)
         test, validation = TEST_SHARE.get(role, 0.0), VALIDATION_SHARE.get(role, 0.0)
         if role == "pretraining":
             test = 0.0 if "in_distribution" in sources else test
             validation = 0.0 if "validation" in sources else validation
-        block = LARGE_BLOCK if sum(file.size for file in found.files) > LARGE else BLOCK
+        block = LARGE_BLOCK if sum(file.size for file in resolved.files) > LARGE else BLOCK
         parts += [
-            Part(f"{number:03}-{i:05}", role, found, i, test, validation, block, source.weight, source.skip_malformed)
-            for i in range(len(found.files))
+            Part(
+                f"{number:03}-{i:05}", role, resolved, i, test, validation, block, source.weight, source.skip_malformed
+            )
+            for i in range(len(resolved.files))
         ]
     return parts
 
@@ -144,11 +146,11 @@ def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
 def _documents(part: Part, stream: bool) -> Iterator[Document]:
     source = part.source
     with reading(source.name, part.name), opened(part.file, stream) as content:
-        for found in read(content, part.name, source.text, source.domain):
-            if isinstance(found, Document):
-                yield found
+        for document in read(content, part.name, source.text, source.domain):
+            if isinstance(document, Document):
+                yield document
             elif not part.skip_malformed:
-                raise UserError(complaint(source.name, part.name, found.place, found.reason))
+                raise UserError(complaint(source.name, part.name, document.place, document.reason))
 
 
 def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path, report: Report) -> list[dict[str, Any]]:
@@ -179,15 +181,15 @@ def _name(record: dict[str, Any]) -> str:
 
 def _recorded(blocks: Path, which: str, folder: Path) -> dict[str, dict[str, Any]]:
     """The blocks of a pass that are done: their record is there, and their files are whole."""
-    found = {}
+    records = {}
     for path in blocks.glob(f"{which}-*.json"):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # A power cut's.
             continue
         if all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
-            found[_name(record)] = record
-    return found
+            records[_name(record)] = record
+    return records
 
 
 def _size(path: Path) -> int | None:
@@ -352,10 +354,10 @@ def _manifest(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], 
     bad = {(record["part"], place): reason for record in records for place, reason in record["malformed"]}
     skipped = {_name(record): record["skipped"] for record in records}
     first = [{"file": names[key], "place": place, "reason": reason} for (key, place), reason in sorted(bad.items())]
-    found: dict[str, Any] = {"shards": dict(sorted(shards.items()))}
+    entries: dict[str, Any] = {"shards": dict(sorted(shards.items()))}
     if first:
-        found["malformed"] = {"documents": sum(skipped.values()), "first": first[:LISTED]}
-    return found
+        entries["malformed"] = {"documents": sum(skipped.values()), "first": first[:LISTED]}
+    return entries
 
 
 def _weights(sources: dict[str, Part], shard: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -50,10 +50,10 @@ class TokenizedCorpus:
 
     def files(self) -> dict[str, str]:
         """The tokenizer and every token file, by its path in the folder, with its SHA-256."""
-        found = {"tokenizer.json": self.manifest["tokenizer_sha256"]}
+        files = {"tokenizer.json": self.manifest["tokenizer_sha256"]}
         for name, shard in self.manifest["shards"].items():
-            found |= {entry["file"]: entry["sha256"] for entry in _files(name, shard)}
-        return found
+            files |= {entry["file"]: entry["sha256"] for entry in _files(name, shard)}
+        return files
 
     def verify(self, progress: Callable[[str, int, int], None]) -> None:
         """Read every file again and compare it with its checksum; `UserError` names the one that is damaged."""

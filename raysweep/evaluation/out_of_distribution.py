@@ -38,39 +38,41 @@ def present(corpus: TokenizedCorpus, length: int) -> list[str]:
 
 def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
     """The same; raises `UserError` where there is none."""
-    if not (found := present(corpus, length)):
+    if not (shards := present(corpus, length)):
         raise UserError(
             f"the corpus {corpus.folder.name} has no domain out of distribution with a sequence of {length} tokens: drop "
             "that evaluation"
         )
-    return found
+    return shards
 
 
 def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
     """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
     from raysweep.training.losses import mean_loss
 
-    found = {}
+    by_domain = {}
     for shard in domains(subject.corpus, subject.cell.sequence_length):
         read = subject.corpus.sequences(shard, subject.cell.sequence_length)
         loss = mean_loss(subject.language_model, read, sequences, subject.micro_batch_size)
         # What the loss was taken over.
         targets = read.read(read.sample(sequences))[:, 1:]
         content = int(subject.corpus.token_bytes[targets].sum())
-        found[shard.removeprefix(PREFIX)] = loss, loss * targets.size / (math.log(2) * content)
-    return found
+        by_domain[shard.removeprefix(PREFIX)] = loss, loss * targets.size / (math.log(2) * content)
+    return by_domain
 
 
-def mean(found: dict[str, tuple[float, float]]) -> tuple[float, float]:
+def mean(by_domain: dict[str, tuple[float, float]]) -> tuple[float, float]:
     """Loss and bits per byte averaged over domains, each counting once."""
-    return sum(loss for loss, _ in found.values()) / len(found), sum(bits for _, bits in found.values()) / len(found)
+    losses, bits = zip(*by_domain.values(), strict=True)
+    return sum(losses) / len(losses), sum(bits) / len(bits)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain."""
-    found = losses(subject, settings.sequences)
+    by_domain = losses(subject, settings.sequences)
+    named = {"": mean(by_domain)} | {f"_{domain}": pair for domain, pair in by_domain.items()}
     metrics = []
-    for suffix, (loss, bits) in {"": mean(found), **{f"_{domain}": pair for domain, pair in found.items()}}.items():
+    for suffix, (loss, bits) in named.items():
         metrics.append(Metric(f"out_of_distribution_loss{suffix}", loss, "nats per token"))
         metrics.append(Metric(f"out_of_distribution_bits_per_byte{suffix}", bits, "bits per byte"))
     return metrics

@@ -67,11 +67,11 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
 
 
 def _losses(subject: Subject, sequences: int) -> dict[str, float]:
-    found = {"in_distribution_loss": in_distribution.loss(subject, sequences)}
+    losses = {"in_distribution_loss": in_distribution.loss(subject, sequences)}
     if out_of_distribution.present(subject.corpus, subject.cell.sequence_length):
         outside = out_of_distribution.mean(out_of_distribution.losses(subject, sequences))
-        found["out_of_distribution_loss"] = outside[0]
-    return found
+        losses["out_of_distribution_loss"] = outside[0]
+    return losses
 
 
 def gptq(subject: Subject, bits: int, settings: Settings) -> None:
@@ -123,8 +123,8 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
 
     olmo = subject.language_model.olmo
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
-    chosen = shard.sample(sequences)
-    parts = np.array_split(chosen, -(-len(chosen) // subject.micro_batch_size))
+    indices = shard.sample(sequences)
+    parts = np.array_split(indices, -(-len(indices) // subject.micro_batch_size))
     with torch.no_grad():
         states = [
             olmo.transformer.wte(torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device))  # type: ignore[union-attr, operator]
@@ -151,8 +151,8 @@ def _input(layer: nn.Module, block: nn.Module, state: torch.Tensor) -> torch.Ten
     try:
         block(state)
     except _Reached as reached:
-        found: torch.Tensor = reached.args[0]
-        return found
+        inputs: torch.Tensor = reached.args[0]
+        return inputs
     finally:
         hook.remove()
     raise RuntimeError("the layer is not in the block")

@@ -36,10 +36,10 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
     from raysweep.model.language_model import precision
 
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
-    chosen = shard.sample(sequences)
+    indices = shard.sample(sequences)
     states = []
     with torch.no_grad(), precision(subject.device):
-        for part in np.array_split(chosen, -(-len(chosen) // subject.micro_batch_size)):
+        for part in np.array_split(indices, -(-len(indices) // subject.micro_batch_size)):
             tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
             states.append(subject.language_model.hidden(tokens)[:, -1].float())
     return torch.cat(states)

@@ -52,10 +52,10 @@ def reproduce(
     There is no comparison where that was stopped or failed. Raises what `run` raises, and `UserError` where the cell was
     not finished when `folder` was published.
     """
-    chosen = find_cell(published.space, cell)
-    space = published.space.model_copy(update={"cells": (chosen,), "loggers": ()})
-    if chosen.id not in published.results["id"].to_pylist():
-        raise UserError(f"{chosen.id} was not finished when {folder} was published: choose another cell")
+    single = find_cell(published.space, cell)
+    space = published.space.model_copy(update={"cells": (single,), "loggers": ()})
+    if single.id not in published.results["id"].to_pylist():
+        raise UserError(f"{single.id} was not finished when {folder} was published: choose another cell")
     result = run(space, store, on_event, stop)
     return result, compare(published, space, store) if result.complete else None
 

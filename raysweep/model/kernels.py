@@ -270,7 +270,7 @@ def _library() -> ctypes.CDLL | None:
     """`kernels.c`, compiled for this machine and kept in the cache; None where that is not possible."""
     source = Path(__file__).with_name("kernels.c")
     compiler = next(
-        (found for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (found := shutil.which(name))), None
+        (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
     )
     if compiler is None:
         log.warning(

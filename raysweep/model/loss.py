@@ -122,13 +122,13 @@ class _Scratch:
             )
             for start in range(0, len(self.weight), TILE)
         ]
-        chosen = (hidden * self.weight[targets]).sum(dim=1)
+        target_logits = (hidden * self.weight[targets]).sum(dim=1)
         norm = self._exponentials(hidden, None, product)
         if bool(((norm > 1e-30) & (norm < 1e30)).all()):
-            return norm, norm.log() - chosen
+            return norm, norm.log() - target_logits
         largest = torch.stack([(hidden @ rows.T).amax(dim=1) for _, rows in self.tiles]).amax(dim=0)
         norm = self._exponentials(hidden, largest, product)
-        return norm, norm.log() + largest - chosen
+        return norm, norm.log() + largest - target_logits
 
     def _exponentials(
         self, hidden: torch.Tensor, shift: torch.Tensor | None, product: torch.Tensor | None
@@ -169,8 +169,8 @@ def _exponentials(
     """Of one chunk: E up to a factor per row, its row sums, and the losses."""
     logits = hidden.to(weight.dtype) @ weight.T
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    chosen = logits.gather(1, targets[:, None]).squeeze(1)
+    target_logits = logits.gather(1, targets[:, None]).squeeze(1)
     largest = logits.amax(dim=1)
     exponentials = logits.sub_(largest[:, None]).exp_()
     norm = exponentials.sum(dim=1)
-    return exponentials, norm, norm.log() + largest - chosen
+    return exponentials, norm, norm.log() + largest - target_logits

@@ -148,8 +148,8 @@ class Corpus(Strict):
     def sources(self) -> dict[str, tuple[Source, ...]]:
         """The sources of each role that has some; none for `installed`, which is read by its own recipe."""
         usual = _PILE if self.name == "pile" else {}
-        chosen = {role: getattr(self, role) or usual.get(role, ()) for role in ROLES}
-        return {role: sources for role, sources in chosen.items() if sources}
+        by_role = {role: getattr(self, role) or usual.get(role, ()) for role in ROLES}
+        return {role: sources for role, sources in by_role.items() if sources}
 
     def describe(self) -> dict[str, Any]:
         """What a manifest and a store say of it: its fields, but for sources that are not given."""
@@ -160,8 +160,8 @@ class Corpus(Strict):
     def key(self) -> str:
         """What a store knows its fingerprint by: the same as text, without where folders are."""
         # Of `installed` as version 0.1.0 wrote it.
-        known = {"revision": None} if self.name == "installed" else {}
-        return json.dumps(without_places(self.describe()) | known, separators=(",", ":"))
+        as_first_written = {"revision": None} if self.name == "installed" else {}
+        return json.dumps(without_places(self.describe()) | as_first_written, separators=(",", ":"))
 
 
 def without_places(corpus: dict[str, Any]) -> dict[str, Any]:

@@ -73,5 +73,5 @@ def settings_class(value: Any) -> type[Evaluation]:
     task = value["task"] if isinstance(value, dict) else value
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"{task!r} is not an evaluation task; {allowed(task, TASKS)}")
-    found: type[Evaluation] = task_module(task).Settings
-    return found
+    settings: type[Evaluation] = task_module(task).Settings
+    return settings

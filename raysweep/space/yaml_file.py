@@ -52,10 +52,10 @@ class YamlFile:
         """The line of a key or an item, or of the nearest thing around it that is in the file; None for the whole file."""
         node, line = self._root, None
         for part in where:
-            found = _child(node, part)
-            if found is None:
+            child = _child(node, part)
+            if child is None:
                 break
-            line, node = found
+            line, node = child
         return line
 
 

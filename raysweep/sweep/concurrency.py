@@ -49,17 +49,17 @@ class ConcurrencyController:
             self._emit(NodesChanged(len(self._alive), len(alive), cpus, gpus))
         self._alive = set(alive)
         limits = autoscaler_limits() if self._shared else None
-        found = max_concurrent_cells(self._space, list(alive.values()), limits)
-        if first and found.why_none and (found.grows is False or not self._shared):
-            raise UserError(f"{found.why_none}: lower resources in the search space")
+        capacity = max_concurrent_cells(self._space, list(alive.values()), limits)
+        if first and capacity.why_none and (capacity.grows is False or not self._shared):
+            raise UserError(f"{capacity.why_none}: lower resources in the search space")
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
-        self.generator.max_concurrent = found.cells + 1
+        self.generator.max_concurrent = capacity.cells + 1
         hope = (
             "the autoscaler starts some"
-            if found.grows
+            if capacity.grows
             else "add nodes, or stop and lower resources in the search space"
         )
-        waiting = f"{found.why_none}: {hope}" if found.why_none else ""
+        waiting = f"{capacity.why_none}: {hope}" if capacity.why_none else ""
         if waiting != self._waiting:
             self._waiting = waiting
             self._emit(Waiting(waiting))

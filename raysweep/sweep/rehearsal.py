@@ -84,15 +84,16 @@ def _corpus(corpus: Corpus, folder: Path) -> Corpus:
 
 def _excerpt(source: Source, folder: Path) -> Source:
     """The first documents of a source as a folder with the same fields."""
-    found = resolve(source)
+    resolved = resolve(source)
     rows: list[str] = []
-    for file in found.files:
-        with reading(found.name, file.name), opened(file, stream=True) as content:
-            for document in itertools.islice(read(content, file.name, found.text, found.domain), DOCUMENTS - len(rows)):
+    for file in resolved.files:
+        with reading(resolved.name, file.name), opened(file, stream=True) as content:
+            documents = read(content, file.name, resolved.text, resolved.domain)
+            for document in itertools.islice(documents, DOCUMENTS - len(rows)):
                 if isinstance(document, Document):
                     rows.append(json.dumps({"text": document.text, "domain": document.domain}))
                 elif not source.skip_malformed:
-                    raise UserError(complaint(found.name, file.name, document.place, document.reason))
+                    raise UserError(complaint(resolved.name, file.name, document.place, document.reason))
         if len(rows) >= DOCUMENTS:
             break
     folder.mkdir()

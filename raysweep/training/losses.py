@@ -12,15 +12,15 @@ from raysweep.space.cell import Cell
 
 def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, micro_batch_size: int) -> float:
     """Mean next-token loss in nats over a sample of `count` sequences (all of them where there are fewer)."""
-    chosen = sequences.sample(count)
+    indices = sequences.sample(count)
     device = language_model.unembedding.device
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad(), precision(device):
-        for start in range(0, len(chosen), micro_batch_size):
-            tokens = torch.from_numpy(sequences.read(chosen[start : start + micro_batch_size])).to(device)
+        for start in range(0, len(indices), micro_batch_size):
+            tokens = torch.from_numpy(sequences.read(indices[start : start + micro_batch_size])).to(device)
             losses = token_losses(language_model.hidden(tokens[:, :-1]), language_model.unembedding, tokens[:, 1:])
             total += losses.sum(dtype=torch.float64).cpu()
-    return float(total / (len(chosen) * sequences.length))
+    return float(total / (len(indices) * sequences.length))
 
 
 def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0) -> int:

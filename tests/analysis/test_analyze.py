@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from raysweep.analysis import analyze, columns, drawing, example, figures, plots
+from raysweep.analysis import analyze, drawing, example, figures, plots
 from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError
 from raysweep.store import Store
@@ -102,7 +103,7 @@ def test_a_title_names_the_correlation_that_it_prints(output: Path, simulated: S
     title = pd.read_csv(output / "figures" / "figures.csv").set_index("name").loc["forgetting", "title"]
     parts = re.fullmatch(r"(.+) goes most with the (.+) \(Spearman (.+)\), sizes and training choices mixed", title)
     assert parts is not None
-    columns = {columns.words(column).lower(): column for column in simulated.cells}
+    columns = {words(column).lower(): column for column in simulated.cells}
     y, x = (simulated.cells[columns[part.lower()]] for part in parts.groups()[:2])
     assert float(parts[3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(x.corr(y, "spearman"), abs=0.0051)
 
@@ -148,12 +149,12 @@ def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, m
 
 
 def few_cells(found: SweepData) -> SweepData:
-    return sweep.from_tables("few", found.cells.head(1).drop(columns=[columns.BASE_RATE]), found.trajectories, 108)
+    return sweep.from_tables("few", found.cells.head(1).drop(columns=[BASE_RATE]), found.trajectories, 108)
 
 
 def test_a_figure_is_drawn_from_what_was_measured(simulated: SweepData, tmp_path: Path) -> None:
     """One metric that hardly any cell has leaves the others; sizes keep their colours where some have no cells."""
-    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
+    cells = simulated.cells.drop(columns=[BASE_RATE])
     cells.loc[1:, "cosine_H"] = None
     cells.loc[cells["size"] == "4M", "finetune_python_loss"] = None
     part = sweep.from_tables("part", cells, simulated.trajectories.assign(validation_loss=float("nan")))
@@ -214,7 +215,7 @@ CATALOGUE = figures.catalogue
 
 
 def test_what_is_beyond_the_paper_gets_its_figures(simulated: SweepData, tmp_path: Path) -> None:
-    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
+    cells = simulated.cells.drop(columns=[BASE_RATE])
     more = cells.assign(id=cells["id"] + "-x", beta2=0.99, effective_rank_W=cells["effective_rank_W"] + 0.01)
     study = sweep.from_tables("next", pd.concat([cells, more], ignore_index=True), simulated.trajectories)
     extra = [entry for entry in figures.catalogue(study) if entry.name == "beta2"]
@@ -322,7 +323,7 @@ def test_the_trajectories_follow_their_controls(page: Any) -> None:
 
 def saturating(simulated: SweepData) -> SweepData:
     """Two blocks x two batches x two seeds of the smallest size, with a trajectory each."""
-    base = simulated.cells.drop(columns=[columns.BASE_RATE]).sort_values("parameters").head(1)
+    base = simulated.cells.drop(columns=[BASE_RATE]).sort_values("parameters").head(1)
     run = simulated.trajectories[simulated.trajectories["cell"] == base["id"].iloc[0]]
     cells, runs = [], []
     for number, (block, batch, seed) in enumerate(itertools.product(("sequential", "parallel"), (32, 1024), (1, 2))):
@@ -346,7 +347,7 @@ def test_saturation_compares_blocks_and_batches_and_draws_every_seed(simulated: 
 
 
 def test_the_papers_names_of_sizes_are_for_its_vocabulary(simulated: SweepData) -> None:
-    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
+    cells = simulated.cells.drop(columns=[BASE_RATE])
     assert list(cells["size"].unique()) == ["4M", "8M", "16M", "28M", "40M", "75M"]
     other = sweep.from_tables("other", cells.assign(vocabulary=1536), simulated.trajectories)
     assert list(other.cells["size"].unique()) == ["d64", "d128", "d256", "d384", "d512", "d768"]

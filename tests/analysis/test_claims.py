@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import claim_tests, claims, columns, findings, regressions, trajectories
+from raysweep.analysis import claim_tests, claims, findings, regressions, trajectories
 from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.findings import Finding
 from raysweep.analysis.sweep_data import SweepData
 
@@ -61,7 +62,7 @@ def test_what_the_example_plants_is_supported(card: pd.DataFrame) -> None:
 
 
 def changed(simulated: SweepData, **columns: pd.Series) -> SweepData:
-    cells = simulated.cells.assign(**columns).drop(columns=[columns.BASE_RATE])
+    cells = simulated.cells.assign(**columns).drop(columns=[BASE_RATE])
     return sweep.from_tables("changed", cells, simulated.trajectories)
 
 
@@ -87,7 +88,7 @@ def test_a_loss_that_only_rises_is_not_u_shaped(simulated: SweepData, main_regre
 def test_two_seeds_of_a_model_are_no_pair_of_models(simulated: SweepData) -> None:
     once = next(claim_tests.ClaimTests(simulated, pd.DataFrame()).claim_2())
     again = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True)
-    twice = sweep.from_tables("seeds", again.drop(columns=[columns.BASE_RATE]), simulated.trajectories)
+    twice = sweep.from_tables("seeds", again.drop(columns=[BASE_RATE]), simulated.trajectories)
     repeated = next(claim_tests.ClaimTests(twice, pd.DataFrame()).claim_2())
     assert repeated.value == pytest.approx(once.value, abs=0.05)
     assert repeated.low < repeated.value < repeated.high
@@ -99,7 +100,7 @@ def test_a_late_rise_in_loss_contradicts_the_claim_on_saturation(
     rising = simulated.trajectories.copy()
     last = rising.groupby("cell")["step"].transform("max") == rising["step"]
     rising.loc[last, "validation_loss"] *= 1.2
-    rose = sweep.from_tables("rising", simulated.cells.drop(columns=[columns.BASE_RATE]), rising)
+    rose = sweep.from_tables("rising", simulated.cells.drop(columns=[BASE_RATE]), rising)
     assert set(trajectories.late_rise(rising).values()) != {0.0}
     card, _ = claims.claims(rose, main_regressions)
     assert card.set_index("claim").loc[5, "verdict"] == "contradicted"
@@ -175,7 +176,7 @@ def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated
 
 def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simulated: SweepData) -> None:
     """The batch size moves the rank of parallel blocks alone, planted."""
-    plain = simulated.cells.drop(columns=[columns.BASE_RATE])
+    plain = simulated.cells.drop(columns=[BASE_RATE])
     collapsing = 0.1 * np.log2(plain["batch_size"] / 32)
     cells = pd.concat(
         [

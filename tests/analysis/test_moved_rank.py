@@ -8,7 +8,6 @@ import pytest
 
 from raysweep.analysis import (
     claims,
-    columns,
     drawing,
     noise,
     plots,
@@ -20,6 +19,7 @@ from raysweep.analysis import (
 from raysweep.analysis import (
     sweep_data as sweep,
 )
+from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.sweep_data import SweepData
 
 TARGETS = (0.5, 0.7, 0.95)
@@ -40,7 +40,7 @@ def moved(simulated: SweepData) -> SweepData:
     measured = [
         c for c in simulated.cells if c.endswith(("_loss", "_loss_change", "_byte", "_W", "_H")) and c not in MEASURED
     ]
-    plain = simulated.cells.drop(columns=[columns.BASE_RATE, *measured, *(c for c in columns if c in simulated.cells)])
+    plain = simulated.cells.drop(columns=[BASE_RATE, *measured, *(c for c in columns if c in simulated.cells)])
     base = plain[(plain["tokens"] == 32e9) & (plain["batch_size"] == 128)].groupby("size").head(1).head(3)
     rng = np.random.default_rng(0)
     rows = []
@@ -85,7 +85,7 @@ def test_planted_changes_are_found_and_others_are_not(simulated: SweepData) -> N
     assert set(found["size"]) == {"", *study.cells["size"]}
 
 
-def test_each_size_is_held_against_its_own_noise_of_cells_is_untreated(simulated: SweepData) -> None:
+def test_each_size_is_held_against_its_own_noise_of_cells_left_alone(simulated: SweepData) -> None:
     study = moved(simulated)
     between = noise.seed_noise(study)
     found = interventions.interventions(study, between).set_index(["size", "intervention", "column"])
@@ -119,7 +119,7 @@ def test_penalties_of_other_strengths_are_other_interventions(simulated: SweepDa
         effective_rank_penalty=1000.0,
         in_distribution_loss=lambda c: c["in_distribution_loss"] + 1,
     )
-    cells = pd.concat([study.cells, stronger], ignore_index=True).drop(columns=[columns.BASE_RATE])
+    cells = pd.concat([study.cells, stronger], ignore_index=True).drop(columns=[BASE_RATE])
     found = interventions.interventions(
         sweep.from_tables("x", cells, study.trajectories), noise.seed_noise(study)
     ).set_index(["size", "intervention", "column"])
@@ -140,7 +140,7 @@ def test_what_a_penalty_does_by_itself_is_taken_off(simulated: SweepData) -> Non
         effective_rank_penalty=100.0,
         effective_rank_W=0.865,
     )
-    cells = pd.concat([study.cells, control], ignore_index=True).drop(columns=[columns.BASE_RATE])
+    cells = pd.concat([study.cells, control], ignore_index=True).drop(columns=[BASE_RATE])
     cells["in_distribution_loss"] += cost * cells["effective_rank_target"].notna()
     with_control = sweep.from_tables("x", cells, study.trajectories)
     found = interventions.interventions(with_control, noise.seed_noise(with_control))

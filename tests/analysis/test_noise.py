@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import columns, noise
+from raysweep.analysis import noise
 from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.sweep_data import SweepData
 
 KEPT = ("cosine_W", "isotropy_W", "in_distribution_loss")
@@ -14,7 +15,7 @@ KEPT = ("cosine_W", "isotropy_W", "in_distribution_loss")
 def with_seeds(simulated: SweepData, deviation: float, seeds: int = 4) -> SweepData:
     """The simulated sweep, its base cells trained with several seeds that differ by a planted deviation."""
     others = [c for c in simulated.cells if c.endswith(("_loss", "_change", "_W", "_H")) and c not in KEPT]
-    cells = simulated.cells.drop(columns=[columns.BASE_RATE, *others])
+    cells = simulated.cells.drop(columns=[BASE_RATE, *others])
     base = cells[
         (cells["tokens"] == 32e9) & (cells["batch_size"] == 128) & (cells["weight_decay"] == 0.1)
         & (cells["learning_rate_factor"] == 1) & (cells["final_learning_rate_fraction"] == 0.1)

@@ -10,8 +10,9 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
-from raysweep.analysis import columns, regressions, scaling_law
+from raysweep.analysis import regressions, scaling_law
 from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.sweep_data import SweepData
 
 PAPER_CONTROLS = [
@@ -25,7 +26,7 @@ def table(tables_of_example: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
 
 
 def replace(simulated: SweepData, cells: pd.DataFrame) -> SweepData:
-    return sweep.from_tables("changed", cells.drop(columns=[columns.BASE_RATE]), simulated.trajectories)
+    return sweep.from_tables("changed", cells.drop(columns=[BASE_RATE]), simulated.trajectories)
 
 
 PAIRS = [
@@ -155,7 +156,7 @@ def test_what_the_next_study_adds_is_picked_up_by_name(simulated: SweepData) -> 
     cells = simulated.cells.assign(
         hellaswag_accuracy=rng.random(108), stable_rank_W=rng.random(108), dropout=np.tile([0.0, 0.1], 54),
         block=np.repeat(["sequential", "parallel"], 54),
-    ).drop(columns=[columns.BASE_RATE])  # fmt: skip
+    ).drop(columns=[BASE_RATE])  # fmt: skip
     study = sweep.from_tables("next", cells, simulated.trajectories, settings=(*simulated.settings, "dropout", "block"))
     assert study.tasks["hellaswag_accuracy"] == "hellaswag_accuracy"
     assert "stable_rank_W" in study.metrics
@@ -215,7 +216,7 @@ def test_a_metric_does_not_hide_another_that_ends_like_it(simulated: SweepData) 
 
 
 def test_diverged_cells_are_counted_and_left_out(simulated: SweepData) -> None:
-    cells = simulated.cells.drop(columns=[columns.BASE_RATE])
+    cells = simulated.cells.drop(columns=[BASE_RATE])
     cells.loc[3, "status"] = "diverged"
     found = sweep.from_tables("diverged", cells, simulated.trajectories)
     assert found.diverged == (cells.loc[3, "id"],)

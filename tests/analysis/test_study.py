@@ -10,7 +10,7 @@ from scipy import stats
 from raysweep.analysis import analyze
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.trajectories import late_rise
-from raysweep.exchange import publish
+from raysweep.exchange.published import read_published
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ def test_the_page_shows_how_the_saturation_runs_ended() -> None:
 @pytest.mark.parametrize("steps", [128, 256, 512, 1024, 2048])
 def test_the_page_shows_what_is_left_without_short_runs(steps: int) -> None:
     """The raw correlation, against scipy; the last line against the committed table."""
-    cells = sweep.published(publish.read(ROOT / "results/mini")).design.where(f"steps >= {steps}").cells
+    cells = sweep.published(read_published(ROOT / "results/mini")).design.where(f"steps >= {steps}").cells
     line = next(line for line in PAGE if re.match(rf"\| {steps:,}( \(all\))? \| ", line)).replace("\N{MINUS SIGN}", "-")
     _, models, raw, partial, added = line.strip("| ").split(" | ")
     assert int(models) == len(cells)
@@ -81,7 +81,7 @@ def test_the_page_shows_what_is_left_without_short_runs(steps: int) -> None:
 def test_the_committed_tables_follow_from_the_committed_rows(
     study: str, folder: str, condition: str | None, tmp_path: Path
 ) -> None:
-    found = sweep.published(publish.read(ROOT / "results" / study))
+    found = sweep.published(read_published(ROOT / "results" / study))
     analyze.analyze_sweep(found.where(condition) if condition else found, tmp_path)
     committed = ROOT / "results" / study / folder
     for path in sorted([committed / "summary.md", *committed.glob("tables/*.md")]):

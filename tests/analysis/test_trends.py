@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import noise, plots
+from raysweep.analysis import drawing, noise, plots
 from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.sweep_data import SweepData, from_tables
 from raysweep.analysis.trends import (
@@ -262,7 +262,7 @@ def test_scaled_losses_are_of_the_size_where_depth_changes_the_parameters(simula
 
 
 def test_labels_that_would_run_into_each_other_are_left_out() -> None:
-    figure, (ax, *_) = plots._figure(1, 1)
-    plots._scale(ax, [0, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0])
+    figure, (ax, *_) = drawing.figure(1, 1)
+    drawing.scale(ax, [0, 0.01, 0.1, 0.3, 0.5, 0.7, 1.0])
     figure.canvas.draw()
     assert [label.get_text() for label in ax.get_xticklabels() if label.get_text()] == ["0", "0.01", "0.1", "0.5", "1"]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from raysweep.corpora import build, installed
+from raysweep.corpora import build, build_installed, installed
+from raysweep.corpora.progress import ignore
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.corpora.tokenizer import END_OF_TEXT
 from raysweep.errors import UserError
@@ -82,8 +83,8 @@ def test_fraction_keeps_a_part_of_the_same_documents(corpus: TokenizedCorpus) ->
 
 
 def test_a_heldout_document_is_kept_out_of_pretraining() -> None:
-    shards = build._split(
-        build._distinct(
+    shards = build_installed._split(
+        build_installed._distinct(
             [
                 installed.Document("pretraining", "python", "the same text"),
                 installed.Document("finetune_python", "networkx", "the same text"),
@@ -119,7 +120,7 @@ def test_bpe_does_not_depend_on_threads() -> None:
 
 
 def test_the_olmo_tokenizer() -> None:
-    tokenizer = build._tokenizer(Corpus(name="installed"), [], build._progress())
+    tokenizer = build_installed._tokenizer(Corpus(name="installed"), [], ignore)
     # 50280 entries, end-of-text 50279: the configuration of OLMo-1B, whose tokenizer this is.
     assert (tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)) == (50280, 50279)
 
