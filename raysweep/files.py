@@ -20,7 +20,7 @@ def put_in_place(path: Path) -> Iterator[Path]:
     try:
         yield unfinished
         os.replace(unfinished, path)
-    except OSError:
+    except BaseException:
         with suppress(OSError):
             unfinished.unlink()
         raise

@@ -1,4 +1,4 @@
-"""geometry, export."""
+"""geometry, export. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 

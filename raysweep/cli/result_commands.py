@@ -1,4 +1,4 @@
-"""results, publish, restore, reproduce, analyze."""
+"""results, publish, restore, reproduce, analyze. Each imports what it needs when it runs."""
 
 from __future__ import annotations
 

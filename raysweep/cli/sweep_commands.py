@@ -1,4 +1,4 @@
-"""plan, run, evaluate, stop, status."""
+"""plan, run, evaluate, stop, status. What only a running sweep needs is imported by the commands that run one."""
 
 from __future__ import annotations
 

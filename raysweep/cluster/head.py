@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.errors import UserError
+from raysweep.files import put_in_place
 
 # Around what a command prints on the head; the rest is the launcher's.
 _BEGIN, _END = "--raysweep-begin--", "--raysweep-end-"
@@ -102,8 +103,8 @@ def unpacked(space: str) -> str:
     """The file of a search space that was sent."""
     content = base64.b64decode(space, validate=True)
     file = Path.home() / _FOLDER / f"{hashlib.sha256(content).hexdigest()[:12]}.yaml"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(content)
+    with put_in_place(file) as unfinished:
+        unfinished.write_bytes(content)
     return str(file)
 
 

@@ -16,6 +16,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Count, Positive
 
+# torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
     from raysweep.evaluation.task import Subject
     from raysweep.training.run import Run

@@ -8,6 +8,7 @@ from raysweep.evaluation.task import Metric
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Count
 
+# torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
     from raysweep.evaluation.task import Subject
 

@@ -11,6 +11,7 @@ from raysweep.evaluation.task import Metric
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Count
 
+# torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
     import torch
 

@@ -15,7 +15,6 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 
 from raysweep.cache import cache as cache_directory
+from raysweep.files import put_in_place
 
 log = logging.getLogger("raysweep")
 
@@ -297,12 +297,9 @@ def _library() -> ctypes.CDLL | None:
 
 def _compile(compiler: str, source: Path, library: Path) -> None:
     """Put the library in place at once: several trials may start together."""
-    library.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        built = Path(folder) / "kernels.so"
-        command = [compiler, *_FLAGS, "-shared", "-fPIC", str(source), "-o", str(built), "-lm"]
+    with put_in_place(library) as unfinished:
+        command = [compiler, *_FLAGS, "-shared", "-fPIC", str(source), "-o", str(unfinished), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
-        built.replace(library)
 
 
 def _processor() -> str:

@@ -6,13 +6,36 @@ dropout, untied embeddings).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from olmo.config import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
+from olmo.model import OLMo, OLMoSequentialBlock
+from torch import nn
 
 from raysweep.space.size import Shape
 
-if TYPE_CHECKING:
-    import torch
-    from olmo.model import OLMo
+
+class _ParallelBlock(OLMoSequentialBlock):
+    """x + attention(norm(x)) + mlp(norm(x)), as GPT-J and Pythia have it."""
+
+    parallel = True
+
+    def forward(self, x: torch.Tensor, *settings: Any, **more: Any) -> Any:
+        q, k, v = self.att_proj(self.attn_norm(x)).split(self.fused_dims, dim=-1)
+        attended, cache = self.attention(q, k, v, *settings, **more)
+        return x + attended + self.ff_out(self.act(self.ff_proj(self.ff_norm(x)))), cache
+
+
+class _Unembedding(nn.Module):
+    """W, of shape (V, d), kept under OLMo's own parameter name but not applied in the forward pass."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
 
 def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.device = "cpu") -> OLMo:
@@ -24,31 +47,6 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     The unembedding `model.transformer.ff_out` returns the hidden states it is given: `forward(ids).logits` are the final
     states after the last norm, shape (batch, sequence, width), ready for `raysweep.model.loss`, which reads its `.weight`.
     """
-    import torch
-    from olmo.config import ActivationType, BlockType, InitFnType, LayerNormType, ModelConfig
-    from olmo.model import OLMo, OLMoSequentialBlock
-    from torch import nn
-
-    class Parallel(OLMoSequentialBlock):
-        """x + attention(norm(x)) + mlp(norm(x)), as GPT-J and Pythia have it."""
-
-        parallel = True
-
-        def forward(self, x: torch.Tensor, *settings: Any, **more: Any) -> Any:
-            q, k, v = self.att_proj(self.attn_norm(x)).split(self.fused_dims, dim=-1)
-            attended, cache = self.attention(q, k, v, *settings, **more)
-            return x + attended + self.ff_out(self.act(self.ff_proj(self.ff_norm(x)))), cache
-
-    class Unembedding(nn.Module):
-        """W, of shape (V, d), kept under OLMo's own parameter name but not applied in the forward pass."""
-
-        def __init__(self, weight: nn.Parameter) -> None:
-            super().__init__()
-            self.weight = weight
-
-        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-            return hidden
-
     config = ModelConfig(
         d_model=shape.width,
         n_heads=shape.heads,
@@ -80,6 +78,6 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     model = OLMo(config)
     if shape.block == "parallel":
         for block in model.transformer.blocks:  # type: ignore[union-attr]
-            block.__class__ = Parallel  # The same parameters, initialised alike, in another forward pass.
-    model.transformer["ff_out"] = Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
+            block.__class__ = _ParallelBlock  # The same parameters, initialised alike, in another forward pass.
+    model.transformer["ff_out"] = _Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
     return model.to(device)
