@@ -35,7 +35,7 @@ READER = """
 import sys
 import numpy as np, psutil
 from benchmarks.loader import LENGTH, parts
-from raysweep.corpora.loader import Parts, Sequences
+from raysweep.corpora.sequences import Sequences
 before = psutil.Process().memory_full_info()
 sequences = Sequences(parts(sys.argv[1]), LENGTH)
 for start in range(0, len(sequences) - 64, 64):
