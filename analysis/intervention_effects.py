@@ -8,7 +8,7 @@ that a penalty did not raise above the one left alone: what lowers the rank and 
 It is shared by all sizes and seeds, each with a level of its own.
 
 A penalty acts by more than the rank it leads to. Where one of the same strength leaves the rank nearly where it was, it is
-the control: the others are held against it too, again with the seed and all else equal.
+the control: the others are compared with it too, again with the seed and all else equal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MAX_CONTROL_SHIFT = 0.03
 def interventions(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     """One row for each intervention and column, over all sizes and for each size; `slope` is per unit of effective rank.
 
-    `against` names the control that it is held against, and is empty where that is the cell left alone. The isotropy under a
+    `against` names the control that it is compared with; empty if that is the cell left alone. The isotropy under a
     cap is left out: it is taken over eigenvectors, which equal singular values do not determine.
 
     Empty where no cell has an intervention. `noise` is that of `noise.seed_noise`: each size is held against its

@@ -1,4 +1,4 @@
-"""What differs between seeds of one configuration, and every hyperparameter's effect held against it.
+"""How much seeds of one configuration differ, and every hyperparameter's effect compared with that.
 
 The standard deviation is pooled over the configurations that were trained with several seeds and left alone by
 interventions: sqrt(sum of squares about each configuration's mean / degrees of freedom), over all sizes and for each. Its

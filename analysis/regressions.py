@@ -54,7 +54,7 @@ SEED = 0
 _REPEATS = 5
 _REPEATS_OF_A_DRAW = 2
 _FEWEST = 8
-"""Cells without which no statistic is given; a statistic that fits something needs as many beyond what it fits."""
+"""Fewest cells for a statistic; one that fits parameters needs this many more than the number of parameters."""
 
 
 def regressions(

@@ -30,7 +30,7 @@ PERMUTATIONS = 20_000
 
 
 TURN = 1.5
-"""Where the largest difference between two values is so many times what the straight line says, the column turns."""
+"""A column turns if the largest difference between two values is this many times that of the straight line."""
 
 
 @dataclass(frozen=True)

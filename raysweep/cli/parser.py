@@ -1,4 +1,4 @@
-"""What can be typed. A command is named by its module in this package and its function there, and imported when it runs."""
+"""The argument parser. Each command names a module of this package and a function in it, imported when it runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     cluster_option = argparse.ArgumentParser(add_help=False)
     cluster_option.add_argument(
-        "--cluster", metavar="CLUSTER.yaml", help="do it on the cluster that `ray up CLUSTER.yaml` started, over SSH"
+        "--cluster", metavar="CLUSTER.yaml", help="run this on the cluster that `ray up CLUSTER.yaml` started, over SSH"
     )
     run = command(
         "run",
@@ -53,12 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--rehearse",
         action="store_true",
-        help="go through every step of one small cell in a few hundred tokens, on this machine, and keep nothing",
+        help="try every step with one small cell and a few hundred tokens, on this machine; keep nothing",
     )
     command(
         "stop",
         "sweep_commands:stop",
-        "stop a sweep that runs elsewhere, as Ctrl-C would",
+        "stop a running sweep from another terminal, as Ctrl-C would",
         space_argument,
         store_option,
         cluster_option,
@@ -84,13 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     published = command(
         "publish",
         "result_commands:publish",
-        "the results as a folder of a few small files",
+        "write the results as a folder of a few small files",
         space_argument,
         store_option,
     )
-    published.add_argument("--output", metavar="DIR", required=True, help="what was published there is replaced")
+    published.add_argument("--output", metavar="DIR", required=True, help="an earlier publication there is replaced")
     restored = command(
-        "restore", "result_commands:restore", "a store out of published results, to continue from there", store_option
+        "restore", "result_commands:restore", "make a store from published results, to resume from there", store_option
     )
     restored.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
     reproduced = command(
@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     reproduced.add_argument("--store", help="where the cell is trained again (default: runs/<space name>-again)")
     reproduced.add_argument("published", metavar="DIR", help="a folder that `raysweep publish` wrote")
-    reproduced.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
+    reproduced.add_argument("cell", metavar="CELL", help="a cell's id, or a part that occurs in no other cell's id")
     analyzed = command(
         "analyze", "result_commands:analyze", "regressions, scaling law, claims, tables, figures and a report",
         store_option, json_option,
@@ -109,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
         "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
     )
     analyzed.add_argument(
-        "--where", metavar="CONDITION", help="only the cells for which it holds, such as 'steps >= 2048 and width > 16'"
+        "--where", metavar="CONDITION", help="only the cells that meet it, such as 'steps >= 2048 and width > 16'"
     )
     analyzed.add_argument(
         "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
@@ -121,19 +121,19 @@ def build_parser() -> argparse.ArgumentParser:
         "model", metavar="MODEL", help="a folder or .safetensors file, or the name of a causal LM on the hub"
     )
     measured.add_argument(
-        "--revision", action="append", help="revision of a model on the hub; several times for a trajectory"
+        "--revision", action="append", help="revision of a model on the hub; repeat it for a trajectory"
     )
-    measured.add_argument("--corpus", help="also the loss on the in-distribution test text of this corpus")
-    measured.add_argument("--figure", metavar="FILE.png", help="draw several revisions over their training steps")
+    measured.add_argument("--corpus", help="also measure the loss on the in-distribution test text of this corpus")
+    measured.add_argument("--figure", metavar="FILE.png", help="plot several revisions against their training steps")
     exported = command(
         "export", "model_commands:export", "write a cell as a transformers model folder", space_argument, store_option
     )
-    exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part of it that no other cell's has")
+    exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part that occurs in no other cell's id")
     exported.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
     exported.add_argument(
         "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
     )
-    exported.add_argument("--step", type=int, help="an earlier checkpoint that the store still has")
+    exported.add_argument("--step", type=int, help="export an earlier checkpoint, if the store still has it")
     _corpus_parser(commands, [shared], space_argument, json_option)
     return parser
 
@@ -156,19 +156,17 @@ def _corpus_parser(
         added.set_defaults(command=function)
         return added
 
-    action("list", "corpus_commands:list_data_sets", "the data sets that a search space may name", json_option)
+    action("list", "corpus_commands:list_data_sets", "list the data sets that a search space may name", json_option)
     build = action(
-        "build", "corpus_commands:build", "tokenize what is not there yet; resumes where it was stopped", space_argument
+        "build", "corpus_commands:build", "tokenize what is missing; resumes where it was stopped", space_argument
     )
-    build.add_argument("--stream", action="store_true", help="read files of the hub as they come, and keep no copy")
+    build.add_argument("--stream", action="store_true", help="stream files from the hub and keep no copy")
     show = action(
         "show",
         "corpus_commands:show",
-        "what is in the corpora, which are built first if they are not there",
+        "show what is in the corpora; missing ones are built first",
         space_argument,
         json_option,
     )
-    show.add_argument(
-        "--shard", default="pretraining/train", help="whose tokens and documents (default: pretraining/train)"
-    )
+    show.add_argument("--shard", default="pretraining/train", help="the shard to show (default: pretraining/train)")
     action("verify", "corpus_commands:verify", "read every file and compare it with its checksum", space_argument)

@@ -51,15 +51,16 @@ def restore(options: argparse.Namespace) -> int:
     store = open_store(options, published.space)
     complete, lacked = restore(published, store)
     print(
-        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {lacked} that "
-        f"{store.location} lacked are there now, without checkpoints: `raysweep run` there does what is left"
+        f"{complete} of {len(published.space.cells)} cells are complete in {options.published}; {lacked} were added to "
+        f"{store.location}, without checkpoints: `raysweep run` with that store does what is left"
     )
     return 0
 
 
 def reproduce(options: argparse.Namespace) -> int:
     """`raysweep reproduce`."""
-    from raysweep.cli.sweep_commands import RETRY, conclude, watched
+    from raysweep.cli.signals import StopOnSignal
+    from raysweep.cli.sweep_commands import Watched, conclude, watch
     from raysweep.exchange.published import read_published
     from raysweep.exchange.reproduce import reproduce
     from raysweep.space.space import find_cell
@@ -70,12 +71,14 @@ def reproduce(options: argparse.Namespace) -> int:
     again = ["raysweep", "reproduce", options.published, options.cell]
     again += ["--store", options.store] if options.store else []
     space = published.space.model_copy(update={"cells": (find_cell(published.space, options.cell),)})
-    outcome, interrupted = watched(
-        lambda on_event, stop: reproduce(published, folder, options.cell, store, on_event, stop)
-    )
-    result, comparison = outcome or (None, None)
-    if conclude(space, store, (result, interrupted), shlex.join(again), RETRY) or comparison is None:
-        return 1
+    with StopOnSignal() as signals:
+        watched = watch(
+            lambda on_event: reproduce(published, folder, options.cell, store, on_event, signals.stop), signals
+        )
+        result, comparison = watched.result or (None, None)
+        of_sweep = Watched(result, watched.interrupted, watched.surveyed)
+        if conclude(of_sweep, space, store, shlex.join(again)) or comparison is None:
+            return 1
     messages.show_differences(comparison, folder, store)
     return 1 if comparison.differences else 0
 
@@ -88,7 +91,7 @@ def analyze(options: argparse.Namespace) -> int:
     output = Path(options.output)
     published = Path(options.space).is_dir()
     if published and options.store:
-        raise UserError(f"--store is for a search space; {options.space} has its results in itself")
+        raise UserError(f"{options.space} already contains its results: leave --store out")
     space = options.space if published else load_space(options)
     store = None if published else open_store(options, space)
     with ProgressBars() as bars:

@@ -24,7 +24,10 @@ class StopOnSignal:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        for number in _SIGNALS:
+            # One that is ignored, as under `nohup`, stays so; one that is not Python's cannot be put back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._before[number] = signal.signal(number, self._handle)
         # What Ray starts, a job too, has Ctrl-C's signal blocked.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return self

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from raysweep.cli import messages
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import load_space, open_store, print_json
+from raysweep.cli.panel import SweepView
+from raysweep.cli.signals import StopOnSignal
+from raysweep.errors import StoreError
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
 from raysweep.sweep import cost
-from raysweep.sweep.survey import cells_missing_weights, survey
+from raysweep.sweep.events import Event, SweepSurveyed
+from raysweep.sweep.survey import Survey, cells_missing_weights, survey
 
 if TYPE_CHECKING:
     from raysweep.sweep.runner import SweepResult
-
-RETRY = "run the same command again to retry what failed"
 
 _T = TypeVar("_T")
 
@@ -45,8 +48,9 @@ def run(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
-    result = watched(lambda on_event, stop: runner.run(space, store, on_event, stop))
-    return conclude(space, store, result, _again("run", options, store), RETRY)
+    with StopOnSignal() as signals:
+        watched = watch(lambda on_event: runner.run(space, store, on_event, signals.stop), signals)
+        return conclude(watched, space, store, _again("run", options, store))
 
 
 def evaluate(options: argparse.Namespace) -> int:
@@ -55,47 +59,74 @@ def evaluate(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
-    result = watched(lambda on_event, stop: runner.evaluate(space, store, on_event, stop))
-    return conclude(space, store, result, _again("evaluate", options, store), retry_evaluation(result[0], store))
+    with StopOnSignal() as signals:
+        watched = watch(lambda on_event: runner.evaluate(space, store, on_event, signals.stop), signals)
+        return conclude(watched, space, store, _again("evaluate", options, store), retry_evaluation)
 
 
-def retry_evaluation(result: SweepResult | None, store: Store) -> str:
-    """What does what an evaluation left."""
-    if result is not None and cells_missing_weights(result.survey, store):
-        return "`raysweep run` trains again what has no weights"
-    return RETRY
+@dataclass(frozen=True)
+class Watched(Generic[_T]):
+    """What came of a sweep that was shown while it ran."""
+
+    result: _T | None
+    """None where Ctrl-C ended it at once."""
+    interrupted: bool
+    surveyed: Survey | None
+    """What there was to do; None where it was ended before that was known."""
 
 
-def watched(work: Callable[[Any, Any], _T]) -> tuple[_T | None, bool]:
-    """Do the work of a sweep, called with `on_event` and `stop`, and show it; its result, and whether it was stopped.
+def watch(work: Callable[[Callable[[Event], None]], _T], signals: StopOnSignal) -> Watched[_T]:
+    """Do the work of a sweep, which is given `on_event`, and show it."""
+    surveyed: list[Survey] = []
+    with SweepView() as view:
 
-    There is no result where Ctrl-C came before anything was started.
-    """
-    from raysweep.cli.panel import SweepView
-    from raysweep.cli.signals import StopOnSignal
-
-    with StopOnSignal() as signals, SweepView() as view:
-
-        def on_event(event: Any) -> None:
+        def on_event(event: Event) -> None:
+            if isinstance(event, SweepSurveyed):
+                surveyed.append(event.survey)
             signals(event)
             view(event)
 
         try:
-            result = work(on_event, signals.stop)
+            result = work(on_event)
         except KeyboardInterrupt:
-            return None, True
-    return result, view.state.interrupted
+            return Watched(None, True, surveyed[0] if surveyed else None)
+    return Watched(result, view.state.interrupted, surveyed[0] if surveyed else None)
 
 
-def conclude(space: Space, store: Store, watched: tuple[Any, bool], resume_command: str, retry: str) -> int:
+def retry_all(after: Survey, store: Store) -> str:
+    """What does what a run left."""
+    return "run the same command again to retry what failed"
+
+
+def retry_evaluation(after: Survey, store: Store) -> str:
+    """What does what an evaluation left."""
+    if cells_missing_weights(after, store):
+        return "`raysweep run` trains again what has no weights"
+    return retry_all(after, store)
+
+
+def conclude(
+    watched: Watched[SweepResult],
+    space: Space,
+    store: Store,
+    resume_command: str,
+    retry: Callable[[Survey, Store], str] = retry_all,
+) -> int:
     """Say what a sweep came to, and what to do about what is left; the exit status."""
-    result, interrupted = watched
-    space = space if result is None else result.space
-    after = survey(store, space) if result is None else result.survey
-    if after.left and interrupted:
+    if watched.result is not None:
+        space, after = watched.result.space, watched.result.survey
+    elif watched.surveyed is None:
+        return INTERRUPTED
+    else:
+        cells = tuple(state.cell for state in watched.surveyed.states)
+        try:
+            after = survey(store, space.model_copy(update={"cells": cells}))
+        except StoreError:
+            return INTERRUPTED
+    if after.left and watched.interrupted:
         messages.interrupted(after, resume_command)
         return INTERRUPTED
-    messages.conclude(space, store, after, retry)
+    messages.conclude(space, store, after, retry(after, store))
     return 1 if after.left else 0
 
 
@@ -105,12 +136,14 @@ def _rehearse(space: Space) -> int:
     print(
         f"rehearsal of {space.name}: {smallest_cell(space).id}, {STEPS} steps and {len(space.evaluations)} evaluations"
     )
-    result, interrupted = watched(lambda on_event, stop: rehearse(space, on_event))
-    if result is None or interrupted:
+    with StopOnSignal() as signals:
+        watched = watch(lambda on_event: rehearse(space, on_event, signals.stop), signals)
+    if watched.result is None or watched.interrupted:
+        print("stopped; nothing was kept")
         return INTERRUPTED
-    messages.show_table(result.table)
-    messages.show_outcome(result.survey, "run the same command again when that is fixed")
-    if not result.complete:
+    messages.show_table(watched.result.table)
+    messages.show_outcome(watched.result.survey, "run the same command again when that is fixed")
+    if not watched.result.complete:
         return 1
     print(f"every step of {space.name} works; nothing was kept")
     return 0

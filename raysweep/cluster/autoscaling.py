@@ -1,7 +1,7 @@
 """For Ray's autoscaler on the head: which node type to start, of several that hold what is asked for.
 
-cluster.yaml names `spot_first` in RAY_AUTOSCALER_UTILIZATION_SCORER. Ray's own choice of two types that differ in price
-alone is the last by name, and where there is none of it to be had, the same again.
+cluster.yaml names `spot_first` in RAY_AUTOSCALER_UTILIZATION_SCORER. Of two types that differ in price only, Ray
+itself picks the last by name, and picks it again if none is available.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -42,12 +41,20 @@ class AutoscalerLimits:
         return int(sum(each[: self.most_nodes]))
 
 
-def autoscaler_limits() -> AutoscalerLimits | None:
-    """What the autoscaler of the cluster may add, where there is one and its monitor runs on this machine (the head).
+def autoscaling_configuration() -> Path | None:
+    """The configuration of the cluster's autoscaler, where there is one and its monitor runs on this machine (the head).
 
-    Ray tells the cluster's drivers nothing of it. The monitor's own configuration does.
+    Ray tells the cluster's drivers nothing of it. The monitor's own command line does.
     """
-    path = _autoscaling_configuration()
+    for process in psutil.process_iter(["cmdline"]):
+        for argument in process.info["cmdline"] or []:
+            if argument.startswith("--autoscaling-config="):
+                return Path(argument.partition("=")[2]).expanduser()
+    return None
+
+
+def autoscaler_limits(path: Path | None) -> AutoscalerLimits | None:
+    """What an autoscaler with this configuration may add; None without one."""
     if path is None:
         return None
     try:
@@ -65,15 +72,6 @@ def autoscaler_limits() -> AutoscalerLimits | None:
     return AutoscalerLimits(types, most_nodes) if types and all(resources for resources, _ in types) else None
 
 
-@cache
-def _autoscaling_configuration() -> Path | None:
-    for process in psutil.process_iter(["cmdline"]):
-        for argument in process.info["cmdline"] or []:
-            if argument.startswith("--autoscaling-config="):
-                return Path(argument.partition("=")[2]).expanduser()
-    return None
-
-
 @dataclass(frozen=True)
 class Capacity:
     """How many cells of a sweep a cluster can train at once."""
@@ -87,7 +85,7 @@ class Capacity:
 
 
 def max_concurrent_cells(space: Space, nodes: list[dict[str, float]], limits: AutoscalerLimits | None) -> Capacity:
-    """What nodes with these resources hold of a sweep, now and when the autoscaler has done what it may.
+    """How many cells of a sweep fit on these nodes, now and when the autoscaler has added all that it may.
 
     The workers of a cell may be on several nodes, one worker may not.
     """
@@ -110,7 +108,7 @@ def max_concurrent_cells(space: Space, nodes: list[dict[str, float]], limits: Au
 
 
 def slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
-    """How many of something that takes `cpus` and `gpus` nodes of these resources hold."""
+    """How many tasks that each take `cpus` and `gpus` fit on these nodes."""
     each = {"CPU": cpus, "GPU": gpus}
     return sum(min(int(node.get(name, 0) / amount + 1e-6) for name, amount in each.items() if amount) for node in nodes)
 

@@ -1,4 +1,4 @@
-"""Connecting to the Ray cluster that somebody has set up, or to one of this machine's."""
+"""Connects to an existing Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raysweep.cluster.environment import check_import_order, ray_environment
-from raysweep.cluster.watchdog import watched
+from raysweep.cluster.watchdog import Watchdog
 from raysweep.errors import UserError
 
 
+@dataclass(frozen=True)
+class Connection:
+    """A cluster that this process is connected to."""
+
+    context: Any
+    """What `ray.init` returned."""
+    shared: bool
+    """Whether somebody else has set it up: it may have other nodes, and they may come and go."""
+
+    @property
+    def dashboard(self) -> str:
+        """The address of its dashboard, empty where it has none."""
+        return f"http://{self.context.dashboard_url}" if self.context.dashboard_url else ""
+
+
 @contextmanager
-def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Any]:
-    """Ray's context on the cluster that somebody has set up, or else on one of this machine's that ends with this.
+def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connection]:
+    """Connect to the cluster that somebody has set up, or else to one of this machine's that ends with the context.
 
     Ray's environment is set while in the context: import Ray's modules inside it, not before. Raises `UserError` where Ray
     was imported too early, where nothing answers at RAY_ADDRESS, or where a cluster of this machine's dies; `on_loss` is
@@ -30,7 +46,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Any]:
         import ray  # After its environment is set.
 
         if ray.is_initialized():
-            yield ray.init(ignore_reinit_error=True, logging_level=logging.CRITICAL)
+            yield Connection(ray.init(ignore_reinit_error=True, logging_level=logging.CRITICAL), shared=True)
             return
         if cluster is None:
             check_import_order()
@@ -38,11 +54,21 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Any]:
             context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        if cluster is not None:
+            try:
+                yield Connection(context, shared=True)
+            finally:
+                ray.shutdown()
+            return
+        watchdog = Watchdog(on_loss)
         try:
-            with watched(on_loss) if cluster is None else nullcontext():
-                yield context
+            yield Connection(context, shared=False)
+        except BaseException:
+            watchdog.check()
+            raise
         finally:
-            ray.shutdown()
+            watchdog.end(ray.shutdown)
+        watchdog.check()
 
 
 @contextmanager

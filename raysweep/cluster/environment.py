@@ -79,5 +79,5 @@ def check_import_order() -> None:
     if constants is not None and constants.ENABLE_RAY_CLUSTER:
         raise UserError(
             "ray was imported before raysweep could set its environment, so that a cluster started now would listen beyond "
-            "this machine: import ray after the first call of raysweep, or start it yourself (`ray start --head`)"
+            "this machine: import ray after the first raysweep call, or start a cluster yourself (`ray start --head`)"
         )

@@ -35,7 +35,7 @@ class Head:
 
     def __init__(self, configuration: str) -> None:
         if not Path(configuration).is_file():
-            raise UserError(f"{configuration}: no such cluster configuration; cluster.yaml is one to start from")
+            raise UserError(f"{configuration}: no such cluster configuration; start from a copy of cluster.yaml")
         self.configuration = configuration
 
     def run(self, *command: str, on_line: Callable[[str], None] = lambda line: None) -> tuple[int, str]:
@@ -87,7 +87,7 @@ class Head:
         why = next((line.strip() for line in reversed(printed) if line.strip()), "no answer")
         return (
             f"the head of {self.configuration} cannot be reached ({why}): is the cluster up (ray up "
-            f"{self.configuration})? A sweep that was started continues without this connection"
+            f"{self.configuration})? A sweep that is already running continues without this connection"
         )
 
 
@@ -95,7 +95,7 @@ def packed(file: str) -> str:
     """A search space as an argument."""
     content = Path(file).read_bytes()
     if len(content) > _LONGEST:
-        raise UserError(f"{file} has {len(content):,} bytes; to a cluster at most {_LONGEST:,} can be sent")
+        raise UserError(f"{file} has {len(content):,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it")
     return base64.b64encode(content).decode()
 
 

@@ -1,17 +1,20 @@
-"""Notices where the local Ray cluster that this process stands on has died; left to itself Ray waits, or hangs for ever."""
+"""Notices when this process's local Ray cluster dies; without it Ray would wait or hang forever."""
 
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import psutil
 
 from raysweep.errors import UserError
+
+log = logging.getLogger("raysweep")
 
 LOST = (
     "a process of the local Ray cluster died (killed, or out of memory?); nothing that was finished is lost: run the same "
@@ -22,41 +25,52 @@ LOST = (
 GRACE_S = 10.0
 
 
-@contextmanager
-def watched(on_loss: Callable[[str], None] | None) -> Iterator[None]:
-    """Watch the processes of the local cluster while in the context.
+class Watchdog:
+    """Watches the processes of the local cluster that this process has started, from the time it is made until `end`.
 
-    Where one dies its remaining processes are killed, `on_loss` is called with the reason, from another thread, and the
-    main thread raises `UserError`. Where that hangs in a call of Ray's, this process prints the reason and ends.
+    Where one of them dies the others are killed, `on_loss` is called with the reason, from another thread, and the thread
+    that made this, if it is the main one, is interrupted. Where it does not come out of a call of Ray's even then, this
+    process prints the reason and ends.
     """
-    ending, lost = threading.Event(), threading.Event()
-    threading.Thread(target=_watch, args=(ending, lost, on_loss), daemon=True).start()
-    try:
-        yield
-    except BaseException:
-        if lost.is_set():
+
+    def __init__(self, on_loss: Callable[[str], None] | None = None) -> None:
+        self._on_loss = on_loss
+        self._lost, self._ended = threading.Event(), threading.Event()
+        self._main = threading.current_thread() is threading.main_thread()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def check(self) -> None:
+        """Raise `UserError` where the cluster is lost."""
+        if self._lost.is_set():
             raise UserError(LOST) from None
-        raise
-    finally:
-        ending.set()
 
+    def end(self, shut_down: Callable[[], None]) -> None:
+        """Shut the cluster down. That is watched only where it is lost, since it ends the processes."""
+        if not self._lost.is_set():
+            self._ended.set()
+        shut_down()
+        self._ended.set()
 
-def _watch(ending: threading.Event, lost: threading.Event, on_loss: Callable[[str], None] | None) -> None:
-    own = psutil.Process()
-    pillars = [process for process in own.children(recursive=True) if _name(process) in ("raylet", "gcs_server")]
-    while not ending.wait(1.0):
-        if all(map(_alive, pillars)) or ending.wait(1.0):
-            continue
-        for process in own.children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        lost.set()
-        if on_loss is not None:
-            on_loss(LOST)
-        _thread.interrupt_main()
-        if not ending.wait(GRACE_S):
-            end_process()
-        return
+    def _watch(self) -> None:
+        own = psutil.Process()
+        pillars = [process for process in own.children(recursive=True) if _name(process) in ("raylet", "gcs_server")]
+        while not self._ended.wait(1.0):
+            if all(map(_alive, pillars)) or self._ended.wait(1.0):
+                continue
+            for process in own.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self._lost.set()
+            try:
+                if self._on_loss is not None:
+                    self._on_loss(LOST)
+            except Exception:
+                log.exception("a subscriber of the sweep's events failed")
+            if self._main:
+                _thread.interrupt_main()
+                if not self._ended.wait(GRACE_S):
+                    end_process()
+            return
 
 
 def end_process() -> None:

@@ -115,8 +115,8 @@ class _Output:
 def complaint(source: str, file: str, place: int, reason: str) -> str:
     """One line for a document that cannot be read."""
     return (
-        f"{source}: {file}, {unit(file)} {place:,}: {reason}; mend it, or set skip_malformed: true for "
-        "this source to leave such documents out"
+        f"{source}: {file}, {unit(file)} {place:,}: {reason}; fix it, or set skip_malformed: true for "
+        "this source to skip such documents"
     )
 
 

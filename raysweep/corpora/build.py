@@ -29,7 +29,7 @@ from raysweep.corpora.progress import Report, ignore
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.corpus import Corpus
 
-# Of what a build does to documents; a change that changes tokens changes it, and so leaves old caches alone.
+# Increase with every change of the build that changes tokens; old caches are then left alone.
 REVISION = 1
 
 # Of the hash in the name of a corpus's folder.

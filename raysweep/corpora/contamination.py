@@ -1,7 +1,7 @@
 """Training documents that share a run of tokens with an evaluation document, found by hashed n-grams.
 
-Of the evaluation documents every n-th n-gram is kept, of the training documents every one is looked up: so every shared run
-of 2 n - 1 tokens is found, no shared run shorter than n ever counts, and what is kept is a hash for every n tokens of
+Every n-th n-gram of an evaluation document is kept, and every n-gram of a training document is looked up. So every run
+of 2 n - 1 shared tokens is found, no run shorter than n counts, and the memory is one hash for every n tokens of
 evaluation text. (GPT-3's and most later reports take n = 13: Brown et al. 2020, appendix C, there in words.)
 """
 

@@ -1,7 +1,7 @@
 """Documents out of files: JSON lines (plain, gzip, zstandard), Parquet and text, each with the place where it stands.
 
-The reader is raysweep's own because `datasets` gives no line number, turns a missing or mixed text into something else
-without a word, and takes a zstandard file that ends early for a whole one.
+raysweep has its own reader because `datasets` gives no line number, silently converts missing or mixed text,
+and accepts a truncated zstandard file as a whole one.
 """
 
 from __future__ import annotations

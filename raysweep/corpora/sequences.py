@@ -2,9 +2,9 @@
 
 Sequence i of a shard at length L is its tokens i L ... i L + L, L inputs and the L targets after each of them. Which
 sequence comes at position k of a run is a function of (fingerprint, L, seed, k) alone: epoch k // n, and in it a keyed
-permutation of the n sequences that is evaluated where it is needed and never stored. Of a weighted mixture each source is
-a stream of its own, with epochs of its own; which stream position k is of follows from the weights and k. So a run
-continues anywhere, in any number of processes, at the exact sequence, with memory independent of the corpus.
+permutation of the n sequences, evaluated when needed and never stored. Each source of a weighted mixture is
+a stream of its own, with its own epochs; the stream of position k follows from the weights and k. So a run
+resumes at the exact sequence in any number of processes, with memory independent of the corpus.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sequences:
     """Random access to the non-overlapping sequences of one shard.
 
     `mixture` has the (tokens, weight) of each stream in it; by default the shard is one stream. `in_order` says that its
-    documents are in the order of their files, where otherwise they are in one by chance.
+    documents are in the order of their files; otherwise their order is random.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ _WINDOW = 1024
 
 
 class Order:
-    """Which sequence comes at each position of a run: of each stream a fresh permutation of all n for every epoch.
+    """Which sequence comes at each position of a run: each stream has a new permutation for every epoch.
 
     `seed` and `fingerprint` key the permutations; so does the sequence length, through n and by name. Positions are dealt
     out to the streams by their weights, evenly: of the first k a stream has its share of k, to within one for itself and

@@ -75,8 +75,8 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
     there = directory(fingerprint)
     if store.read(f"{there}/{MANIFEST}") is None:
         raise UserError(
-            f"{socket.gethostname()} does not have the corpus {corpus.name} as the sweep was started with "
-            f"({fingerprint}) in {cache()}, nor does the store: start the sweep again, which puts it there"
+            f"{socket.gethostname()} does not have the corpus {corpus.name} that the sweep was started with "
+            f"({fingerprint}) in {cache()}, nor does the store: start the sweep again to upload it"
         )
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
@@ -87,7 +87,7 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
         for file in files:
             to = unfinished / file
             if not to.resolve().is_relative_to(unfinished.resolve()):
-                raise UserError(f"{store.location}/{there}/{file} is no file of a corpus")
+                raise UserError(f"{store.location}/{there}/{file} is not a file of a corpus")
             to.parent.mkdir(parents=True, exist_ok=True)
             store.get_file(f"{there}/{file}", to)
         try:
@@ -95,8 +95,8 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
         except UserError as error:
             file = str(error).partition(" is ")[0].removeprefix(f"{unfinished}/")
             raise UserError(
-                f"{store.location}/{there}/{file} is damaged or missing: delete {store.location}/{there} and run again, "
-                "and the corpus is put there again"
+                f"{store.location}/{there}/{file} is damaged or missing: delete {store.location}/{there} and run again "
+                "to upload the corpus again"
             ) from None
         unfinished.rename(folder)
     except OSError as error:

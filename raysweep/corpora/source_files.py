@@ -80,7 +80,7 @@ def resolve(source: Source) -> Resolved:
         )
     if len(files) > MOST_FILES:
         raise UserError(
-            f"{source.name} has {len(files):,} files, where a source may have {MOST_FILES:,}: put documents together as "
+            f"{source.name} has {len(files):,} files; a source may have at most {MOST_FILES:,}: merge documents into "
             "the lines of .jsonl files"
         )
     return Resolved(
@@ -174,7 +174,7 @@ def _refused(name: str, repository: str, revision: str | None, root: Path | None
         return UserError(f"{name}: {root} does not hold the files of {repository} ({said[:200]})")
     if "gated" in said.lower():
         return UserError(
-            f"{name} is gated: accept its terms at {page}, then set HF_TOKEN to a token of yours that may read it"
+            f"{name} is gated: accept its terms at {page}, then set HF_TOKEN to a token that has access to it"
         )
     if "Revision" in said or "revision" in said:
         return UserError(f"{name}: {page} has no revision {revision}")
@@ -185,7 +185,7 @@ def _refused(name: str, repository: str, revision: str | None, root: Path | None
     if "Unable to find" in said or "No (supported) data files" in said:
         return UserError(f"{name}: {page} at {revision} has none of the files asked for ({said[:200]})")
     return UserError(
-        f"{name}: the hub cannot be reached ({said[:160]}): go where there is a network, or set {MIRROR} to a folder "
+        f"{name}: the hub cannot be reached ({said[:160]}): check the network, or set {MIRROR} to a folder "
         f"that holds a copy as {repository}"
     )
 

@@ -54,7 +54,7 @@ from raysweep.space.corpus import ROLES, Corpus
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# Of what this module does to documents; a change that changes tokens changes it, and so leaves old caches alone.
+# Increase with every change here that changes tokens; old caches are then left alone.
 REVISION = 1
 
 # Characters of a block. A source of more than LARGE bytes has larger ones, so that a corpus of terabytes has not a
@@ -232,9 +232,8 @@ def _rows(parts: list[Part], settings: Settings, progress: BuildProgress) -> Ite
             for row in table.to_pylist()
         )
         return
-    with connected() as context, closing(_by_ray(parts, settings)) as rows:
-        if context.dashboard_url:
-            progress.dashboard = f"http://{context.dashboard_url}"
+    with connected() as connection, closing(_by_ray(parts, settings)) as rows:
+        progress.dashboard = connection.dashboard
         yield rows
 
 
@@ -250,7 +249,7 @@ def _by_ray(parts: list[Part], settings: Settings) -> Generator[dict[str, Any]]:
     # A row is one of our blocks: each is to be a task's input by itself, where Ray puts rows together up to 128 MiB.
     context.target_max_block_size = 1 << 20
     shared = ray.put((parts, settings))
-    limits = capacity.autoscaler_limits()
+    limits = capacity.autoscaler_limits(capacity.autoscaling_configuration())
     cores = int(sum(node.get("CPU", 0) for node in capacity.nodes().values()))
     cores = max(cores, limits.most_cpus if limits else 0)
     if not cores:

@@ -41,7 +41,7 @@ def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
     """The same; raises `UserError` where there is none."""
     if not (shards := present(corpus, length)):
         raise UserError(
-            f"the corpus {corpus.folder.name} has no domain out of distribution with a sequence of {length} tokens: drop "
+            f"the corpus {corpus.folder.name} has no out-of-distribution domain of more than {length} tokens: drop "
             "that evaluation"
         )
     return shards

@@ -115,7 +115,7 @@ def round_layer(layer: nn.Linear, bits: int) -> None:
 
 
 def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
-    """Each linear layer with the inputs it gets from a model whose earlier layers are as they are by then.
+    """Each linear layer with its inputs, computed with the earlier layers in their current state.
 
     Only the layer's own block is run again for it, as far as the layer: its inputs are kept from the block before.
     """

@@ -26,8 +26,8 @@ class Account:
     tokens: int
     """Trained on."""
     overhead: float
-    """Wall-clock over the work that ended in it / cores: 1 where every core did nothing but train and evaluate. NaN where
-    more than the driver's machine worked, or sessions are not known."""
+    """Wall-clock time divided by (work that ended in it / cores): 1 if every core only trained and evaluated. NaN if
+    machines other than the driver's worked, or if sessions are unknown."""
 
 
 def account(published: PublishedResults) -> Account:

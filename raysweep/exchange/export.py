@@ -61,7 +61,7 @@ def export(
     Raises
     ------
     UserError
-        Where what is asked for is not there, cannot be expressed in that class, or cannot be written.
+        If the requested model does not exist, does not fit that class, or cannot be written.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another --output")
     if cell.shape.block != "sequential":
-        raise UserError(f"{cell.id} has {cell.shape.block} blocks, which no model of transformers has in this form")
+        raise UserError(f"{cell.id} has {cell.shape.block} blocks: only sequential blocks can be exported")
     fingerprint = corpora_record.fingerprints(store).get(cell.corpus.key)
     # What was trained on, which is not built again for its tokenizer; `installed` can always be.
     built = fingerprint is not None and cell.corpus.name != "installed"
@@ -132,7 +132,7 @@ def _checkpoint(store: Store, directory: str, step: int | None, steps: int, what
     if step is not None and step not in kept:
         raise UserError(
             f"{store.location} holds {what} at step {', '.join(map(str, kept))}, not {step}; "
-            "resources.train.keep_checkpoints: all keeps more"
+            "set resources.train.keep_checkpoints: all to keep every checkpoint"
         )
     damaged = ""
     for name in checkpoints:
@@ -150,7 +150,7 @@ def _checkpoint(store: Store, directory: str, step: int | None, steps: int, what
                 continue
             except checkpoint.Damaged as error:
                 damaged = f"{store.location}/{directory}/{name}: {error}"
-    raise UserError(f"{damaged or f'{store.location} holds no whole checkpoint of {what}'}; run the sweep again")
+    raise UserError(f"{damaged or f'{store.location} has no complete checkpoint of {what}'}; run the sweep again")
 
 
 def _tokenizer(cell: Cell, corpus: TokenizedCorpus) -> Any:

@@ -40,7 +40,7 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
     revision
         A revision of a model on the hub.
     corpus
-        The name of a corpus; the loss is then taken, too.
+        The name of a corpus on which to measure the loss as well.
 
     Returns
     -------

@@ -22,7 +22,7 @@ import pyarrow as pa
 from raysweep.errors import UserError
 from raysweep.space.read import load
 from raysweep.space.space import Space
-from raysweep.store.schemas import CELLS, DEFAULTS, EVALUATIONS, READABLE, SESSIONS, TIMINGS, TRAJECTORIES
+from raysweep.store.schemas import CELLS, EVALUATIONS, READABLE, SESSIONS, TIMINGS, TRAJECTORIES, defaults
 from raysweep.store.tables import read_parquet, with_defaults
 
 SPACE = "space.yaml"
@@ -60,12 +60,12 @@ def read_published(folder: Path) -> PublishedResults:
                 f"{path} {reason}: {folder} is not what `raysweep publish` writes: publish it again"
             ) from None
         version = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
-        if version not in READABLE or not set(schema.names) <= {*table.column_names, *DEFAULTS}:
+        if version not in READABLE or not set(schema.names) - set(defaults(version)) <= set(table.column_names):
             raise UserError(
                 f"{path} was written under schema {version or 'unknown'}, this raysweep reads {' and '.join(READABLE)}: "
                 "publish it again"
             )
-        read_tables[name] = with_defaults(table, schema)
+        read_tables[name] = with_defaults(table, schema, version)
     return PublishedResults(load(folder / SPACE), **read_tables)
 
 

@@ -1,4 +1,4 @@
-"""A cell of published results trained and evaluated again, and every number of it compared with the published one."""
+"""Trains and evaluates a published cell again, and compares every number with the published one."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
     """Write to a store the published cells that it lacks, so that `raysweep run` resumes from there.
 
     Checkpoints are not published: a cell whose evaluations are not all there, under the settings of the published search
-    space, is left to be trained again. What the store has finished is left as it is. How many cells are complete, and how
+    space, must be trained again. Results in the store are left alone. Returns how many cells are complete, and how
     many of them the store lacked. Raises `UserError` where it was begun on other corpora.
     """
     space = published.space

@@ -111,8 +111,8 @@ class _Scratch:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Row sums of E and the losses of one chunk; E^T stays in `tiles`, and E W goes to `product` if given.
 
-        Logits of a language model are far from overflow, so that their maximum, another pass over them, is taken only
-        where the sums ask for it; E is then that up to a factor per row.
+        A language model's logits are far from overflow. So their maximum, which costs another pass, is computed only
+        if the sums require it; E is then correct up to a factor per row.
         """
         n = len(hidden)
         self.tiles = [

@@ -56,9 +56,9 @@ class Cell(Strict):
     effective_rank_target: Annotated[
         Annotated[Fraction, Field(gt=0)] | None, Column("fraction of the width", since=3)
     ] = None
-    """Where `effective_rank_penalty` pushes the effective rank of W."""
+    """The effective rank of W that `effective_rank_penalty` pushes towards."""
     effective_rank_penalty: Annotated[Number, Column(since=3)] = 0.0
-    """Adds so many times the squared distance of W's effective rank from its target to the loss."""
+    """Adds this multiple of the squared distance between W's effective rank and its target to the loss."""
     spectral_norm_cap: Annotated[Positive | None, Column(since=3)] = None
     """W's singular values above this are lowered to it after every step."""
     reports: Annotated[Count, Field(le=10_000), Column("rows evenly over training", since=3)] = 20
@@ -66,7 +66,7 @@ class Cell(Strict):
     validation_sequences: Annotated[Count, Column("sequences")] = 128
     """Sequences of the validation split on which each report measures the loss."""
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 6198
-    """Of the initial weights and of the data order."""
+    """Seed of the initial weights and of the data order."""
 
     @model_validator(mode="after")
     def _at_least_one_step(self) -> Cell:

@@ -41,7 +41,7 @@ class Source(Strict):
     weight: Positive | None = None
     """Share of the training sequences, relative to the other sources; by default as many as each source has."""
     skip_malformed: bool = False
-    """Leave documents out that cannot be read, and count them, where otherwise the first one ends the build."""
+    """Skip and count documents that cannot be read; otherwise the first one ends the build."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
@@ -51,15 +51,15 @@ class Source(Strict):
         if self.preset is not None and self.preset not in DATA_SETS:
             raise ValueError(f"unknown data set {self.preset!r}; allowed: {', '.join(DATA_SETS)}, or {{folder: ...}}")
         if self.preset is None and self.split != "train":
-            raise ValueError("a split is of the named data sets; of others choose the files")
+            raise ValueError("a split is of the named data sets; for other sources choose files")
         if self.files and self.split != "train":
-            raise ValueError("split and files both choose files; one of them is enough")
+            raise ValueError("split and files both choose files; give only one of them")
         if self.folder is not None and self.revision is not None:
-            raise ValueError("a folder has no revision")
+            raise ValueError("a folder has no revision: remove it")
         if any(not pattern or pattern.startswith("/") or ".." in pattern.split("/") for pattern in self.files):
-            raise ValueError("files are patterns inside the source, as data/*.parquet")
+            raise ValueError("files are patterns inside the source, such as data/*.parquet")
         if self.hub is not None and self.revision is None:
-            raise ValueError("a data set of the hub needs its revision: the 40 digits of a commit, which do not move")
+            raise ValueError("a data set on the hub needs its revision: the 40 digits of a commit hash")
         return self
 
     @property
@@ -108,23 +108,23 @@ class Corpus(Strict):
     fraction: Annotated[Positive, Field(le=1)] = 1.0
     """Share of the documents to keep, chosen by their hash."""
     pretraining: Sources = ()
-    """What is trained on."""
+    """Documents to train on."""
     validation: Sources = ()
-    """What each report measures the loss on; by default two percent of the documents of `pretraining`."""
+    """Documents on which each report measures the loss; by default two percent of `pretraining`."""
     in_distribution: Sources = ()
-    """What the finished model is evaluated on; by default another two percent."""
+    """Documents on which the finished model is evaluated; by default another two percent."""
     out_of_distribution: Sources = ()
-    """What is never trained on, evaluated by domain."""
+    """Documents that are never trained on, evaluated by domain."""
     finetune_python: Sources = ()
     """Documents for fine-tuning, of which a tenth is held out."""
     finetune_math: Sources = ()
     decontaminate: Annotated[Integer, Field(ge=4, le=100)] | None = None
-    """Leave training documents out that share so many tokens in a row with an evaluation document: 13 is usual."""
+    """Leave out training documents that share this many tokens in a row with an evaluation document; 13 is usual."""
 
     @model_validator(mode="after")
     def _complete(self) -> Corpus:
         if self.name == "installed" and (self.sources() or self.decontaminate):
-            raise ValueError("the corpus installed has its own sources; give another name to one of yours")
+            raise ValueError("the corpus installed has its own sources; give your corpus another name")
         if self.name != "installed" and not self.sources().get("pretraining"):
             raise ValueError(
                 f"unknown corpus {self.name!r}; allowed: installed, pile, or any name with its sources as pretraining"
@@ -135,9 +135,11 @@ class Corpus(Strict):
                 raise ValueError(f"all sources of {role} need a weight, or none")
             weights = [source.weight or 0.0 for source in sources]
             if any(weighted) and min(weights) < 1e-6 * sum(weights):
-                raise ValueError(f"a weight of {role} is less than a millionth of all")
+                raise ValueError(
+                    f"a weight of {role} is less than a millionth of their sum: raise it or remove the source"
+                )
             if any(weighted) and role in ("validation", "in_distribution", "out_of_distribution"):
-                raise ValueError(f"{role} is not mixed: its sources have no weights")
+                raise ValueError(f"{role} is never a mixture: remove the weights of its sources")
         if self.tokenizer == "olmo" and self.vocabulary != OLMO_VOCABULARY:
             raise ValueError(
                 f"the olmo tokenizer has a vocabulary of {OLMO_VOCABULARY}, not {self.vocabulary}; "

@@ -45,7 +45,7 @@ Gpus = Annotated[Number, AfterValidator(_share_of_one)]
 
 
 class Strict(BaseModel):
-    """A model that refuses fields it does not have and never changes."""
+    """An immutable model that rejects unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

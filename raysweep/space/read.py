@@ -74,7 +74,9 @@ class _Reader:
         cells = self._cells(content)
         values = {key: content[key] for key in ("name", "loggers") if content.get(key) is not None}
         evaluations = self._evaluations(content.get("evaluations"))
-        resources = self._validated(Resources, content.get("resources") or {}, ("resources",))
+        resources = self._validated(
+            Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
+        )
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())
         self._check_workers(space)
@@ -100,7 +102,7 @@ class _Reader:
         count = math.prod(map(len, cross.values())) * (1 + sum(math.prod(map(len, i.values())) for i in items))
         if count > MOST_CELLS:
             raise UserError(
-                f"{self.file.path}: cross and ablate: {count:,} cells, where a sweep has at most {MOST_CELLS:,}"
+                f"{self.file.path}: cross and ablate: {count:,} cells; a sweep may have at most {MOST_CELLS:,}"
             )
         changes: list[tuple[_Path, dict[str, Any]]] = [(("base",), {})]
         changes += [(("ablate", i), change) for i, item in enumerate(items) for change in _product(item)]
@@ -112,7 +114,7 @@ class _Reader:
                 if cells.setdefault(cell.id, cell) != cell:
                     raise self.file.error(
                         where,
-                        "two cells differ only in where folders of their corpora are and would share results: give the "
+                        "two cells differ only in the paths of their corpora and would share results: give the "
                         "corpora different names",
                     )
         return tuple(cells.values())

@@ -21,7 +21,7 @@ class TrainResources(Strict):
     micro_batch_size: Count | None = None
     """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
     keep_checkpoints: Count | Literal["all"] = 2
-    """How many of a cell's checkpoints stay in the store: the last so many, or all, one for each row."""
+    """How many of a cell's latest checkpoints stay in the store; `all` keeps one for each row."""
     compile: bool = False
     """Whether the blocks go through `torch.compile`."""
 

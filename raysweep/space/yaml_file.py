@@ -1,7 +1,7 @@
 """A YAML file with the line of every value in it.
 
 YAML 1.2 as ruamel.yaml reads it, without what could mean something else than it looks like: merge keys, tags, keys that are
-not names, and numbers that are not written in decimal.
+not names, numbers that are not written in decimal, and text that YAML 1.1 takes for true or false.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from raysweep.errors import UserError, allowed, one_line
 
 _Path = tuple[str | int, ...]
+
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class YamlFile:
@@ -93,7 +95,7 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
                 raise ConstructorError(
-                    None, None, "merge keys (<<) are not for search spaces: write the keys out", key.start_mark
+                    None, None, "merge keys (<<) are not supported: write the keys out", key.start_mark
                 )
         return super().flatten_mapping(node)
 
@@ -109,10 +111,13 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
         return int(node.value.replace("_", ""))
 
     def construct_yaml_str(self, node: ScalarNode) -> Any:
+        # As in YAML 1.1: who writes `on` where a name is needed is told so, rather than have a sweep of that name.
+        if node.style is None and node.value.lower() in _BOOLEANS:
+            return _BOOLEANS[node.value.lower()]
         # YAML 1.1 reads 1:30 as 90.
         if node.style is None and re.fullmatch(r"[-+]?[0-9]+(:[0-5]?[0-9])+(\.[0-9]*)?", node.value):
             raise ConstructorError(
-                None, None, f"{node.value!r} is not a number in decimal; text is put in quotes", node.start_mark
+                None, None, f"{node.value!r} is not a number in decimal; put text in quotes", node.start_mark
             )
         return super().construct_yaml_str(node)
 

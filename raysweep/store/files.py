@@ -1,4 +1,4 @@
-"""The files of a store: they appear whole or not at all, and a store that is away for a moment is waited for."""
+"""Reads and writes a store's files: they appear whole or not at all, and short outages are waited out."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _T = TypeVar("_T")
 class StoreFiles:
     """Reads and writes files under `location`, a path or a URI that `pyarrow.fs` takes.
 
-    Raises `StoreError` where that fails. Of a store that a sweep is `running` in it is known that it is there: if it goes
-    away it is waited for, for `retry.PATIENCE` seconds, and what cannot be seen meanwhile does not count as missing.
+    Raises `StoreError` if that fails. While a sweep is `running`, its store is known to exist: if it goes away,
+    operations are retried for `retry.PATIENCE` seconds, and files that cannot be seen then do not count as missing.
     """
 
     def __init__(self, location: str, running: bool = False) -> None:
@@ -69,7 +69,7 @@ class StoreFiles:
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             f"the store {self.location} cannot be written: {reason(error)}; "
-            "nothing that was finished is lost: mend that, then run again"
+            "nothing that was finished is lost: fix that, then run again"
         )
 
     def _unreadable(self, error: OSError) -> StoreError:

@@ -21,7 +21,7 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
         kind = location.partition("://")[0]
         raise UserError(
             f"the address of the store, {kind}://..., holds credentials: leave them out and set them in the environment "
-            "or in the cloud's own configuration file, where they are in no log"
+            "or in the cloud's own configuration file, so that no log shows them"
         )
     if location.startswith("gs://") and "retry_limit_seconds" not in location:
         # By itself Google's client tries for a quarter of an hour, and a sweep waits in its own way (PATIENCE).

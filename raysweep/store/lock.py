@@ -3,7 +3,7 @@
 It works on any file system or bucket and does not trust clocks. Some buckets could create the file only where there is none,
 but `pyarrow.fs` does not pass that on, and a second library would need credentials of its own: so who starts waits for a
 moment and reads again what it wrote. A driver on this machine is alive if its process is; one
-elsewhere is alive if its beat changes while we watch. So what a killed driver leaves behind is taken over by itself.
+elsewhere is alive if its beat changes while we watch. So the lock of a killed driver is taken over automatically.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def stop_holder(store: Store) -> int | None:
     pid = int(record["pid"])
     if record["machine"] != machine():
         raise UserError(
-            f"the sweep runs on {record['host']} (process {pid}): stop it there, or with --cluster where it is a job"
+            f"the sweep runs on {record['host']} (process {pid}): stop it there, or with --cluster if it runs as a job"
         )
     os.kill(pid, signal.SIGTERM)
     while _process_alive(record):

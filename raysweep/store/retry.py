@@ -41,7 +41,7 @@ def with_retries(operation: Callable[[], _T], failure: Callable[[OSError], Store
             if deadline is None:
                 deadline = now + patience
                 if patience and not _lasting(error):
-                    log.warning("%s: waiting for it, up to %.0f s", failure(error), patience)
+                    log.warning("%s: retrying for up to %.0f s", failure(error), patience)
             if now >= deadline or _lasting(error):
                 raise failure(error) from None
         time.sleep(1.0)

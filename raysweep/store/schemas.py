@@ -32,8 +32,10 @@ def _column(field: FieldInfo) -> Column:
 SCHEMA_VERSION = str(max(_column(field).since for field in _FIELDS.values()))
 READABLE = tuple(str(version) for version in range(1, int(SCHEMA_VERSION) + 1))
 
-# What every cell had before these could be set.
-DEFAULTS: dict[str, Any] = {name: field.default for name, field in _FIELDS.items() if _column(field).since > 1}
+
+def defaults(version: str) -> dict[str, Any]:
+    """The settings that tables of a version do not have yet, and what every cell had then."""
+    return {name: field.default for name, field in _FIELDS.items() if _column(field).since > int(version)}
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:

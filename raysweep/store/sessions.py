@@ -2,7 +2,7 @@
 
 Each `raysweep run` that has something to do writes `sessions/<start>-<process>.parquet`.
 
-A session says every minute that it is still there; of one that was killed it is known to the minute when that was.
+A session records every minute that it is still alive, so the time of a kill is known to the minute.
 """
 
 from __future__ import annotations

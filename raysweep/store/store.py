@@ -13,7 +13,7 @@
     <store>/index/                             what raysweep.store.index read before; may be deleted
     <store>/train/<cell>/                      a cell's checkpoints (raysweep.training.checkpoint)
 
-The location is a path or any URI that `pyarrow.fs` takes. What is done is what can be read here, and nothing else is. A
+The location is a path or any URI that `pyarrow.fs` takes. Only what can be read here counts as done. A
 file that cannot be read counts as not done, is renamed with a warning, and is never deleted.
 """
 

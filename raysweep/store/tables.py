@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import reason
-from raysweep.store.schemas import DEFAULTS, READABLE
+from raysweep.store.schemas import READABLE, defaults
 
 _CHECKSUM = b"raysweep_rows_sha256"
 
@@ -41,23 +41,22 @@ def decode(content: bytes, schema: pa.Schema) -> pa.Table:
         version = metadata.get(b"raysweep_schema", b"").decode()
         if version not in READABLE:
             raise OtherVersion(version)
-        present = [name for name in schema.names if name in table.column_names or name not in DEFAULTS]
+        present = [name for name in schema.names if name not in defaults(version)]
         table = table.select(present)
         table = table.cast(pa.schema([schema.field(name) for name in present], schema.metadata))
         # The checksums of Parquet's pages leave out what describes the pages.
         if version != "1" and metadata.get(_CHECKSUM, b"").decode() != checksum(table.to_pylist()):
             raise ValueError("its rows are not what was written")
-        return with_defaults(table, schema).select(schema.names).cast(schema)
+        return with_defaults(table, schema, version).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise Damaged(reason(error)) from None
 
 
-def with_defaults(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table and the columns of `schema` that were not there yet when it was written, as every cell had them then."""
-    for name in schema.names:
-        if name not in table.column_names:
-            column = pa.array([DEFAULTS[name]] * len(table), schema.field(name).type)
-            table = table.append_column(schema.field(name), column)
+def with_defaults(table: pa.Table, schema: pa.Schema, version: str) -> pa.Table:
+    """A table of a version, and the columns of `schema` that this version did not have yet, as every cell had them then."""
+    for name, value in defaults(version).items():
+        if name in schema.names:
+            table = table.append_column(schema.field(name), pa.array([value] * len(table), schema.field(name).type))
     return table
 
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 
 from ray.tune.search.basic_variant import BasicVariantGenerator
 
-from raysweep.cluster.capacity import DRIVER, autoscaler_limits, max_concurrent_cells, nodes
+from raysweep.cluster.capacity import (
+    DRIVER,
+    autoscaler_limits,
+    autoscaling_configuration,
+    max_concurrent_cells,
+    nodes,
+)
 from raysweep.errors import UserError
 from raysweep.space.space import Space
 from raysweep.sweep.events import Event, NodesChanged, Waiting
@@ -26,6 +32,7 @@ class ConcurrencyController:
     def __init__(self, space: Space, emit: Callable[[Event], None], shared: bool) -> None:
         self.generator = BasicVariantGenerator()
         self._space, self._emit, self._shared = space, emit, shared
+        self._autoscaling = autoscaling_configuration() if shared else None
         self._refreshed: float | None = None
         self._alive: set[str] = set()
         self._waiting = ""
@@ -48,7 +55,7 @@ class ConcurrencyController:
             cpus, gpus = (sum(node.get(name, 0) for node in alive.values()) for name in ("CPU", "GPU"))
             self._emit(NodesChanged(len(self._alive), len(alive), cpus, gpus))
         self._alive = set(alive)
-        limits = autoscaler_limits() if self._shared else None
+        limits = autoscaler_limits(self._autoscaling)
         capacity = max_concurrent_cells(self._space, list(alive.values()), limits)
         if first and capacity.why_none and (capacity.grows is False or not self._shared):
             raise UserError(f"{capacity.why_none}: lower resources in the search space")

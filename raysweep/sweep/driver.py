@@ -14,6 +14,7 @@ from typing import Any
 from ray import tune
 from ray.tune.execution import class_cache
 
+from raysweep.cluster.connection import Connection
 from raysweep.space.space import Space
 from raysweep.store.lock import Lock
 from raysweep.sweep.concurrency import ConcurrencyController
@@ -32,6 +33,7 @@ from raysweep.sweep.failures import PROCESS_LOST
 from raysweep.sweep.gauges import Gauges
 from raysweep.sweep.state import EventBus
 from raysweep.sweep.survey import Survey
+from raysweep.sweep.trackers import BackgroundLogger, trackers
 from raysweep.sweep.trial import run_cell
 
 # Ray drops gauges that are not set for 20 s.
@@ -44,7 +46,7 @@ _MEASURED = ("train_loss", "validation_loss", "learning_rate", "gradient_norm")
 
 def train_cells(
     before: Survey, space: Space, location: str, fingerprints: dict[str, str], train: bool,
-    context: Any, shared: bool, bus: EventBus, lock: Lock, stop: threading.Event,
+    connection: Connection, bus: EventBus, lock: Lock, stop: threading.Event,
 ) -> None:  # fmt: skip
     """Run the cells that are left `before` as Tune trials, until they have ended, `stop` is set or the store is lost.
 
@@ -52,9 +54,8 @@ def train_cells(
 
     Raises `UserError` where the cluster can never hold a cell.
     """
-    gauges = Gauges(space.name, bus.state)
-    bus.subscribe(gauges)
-    controller = ConcurrencyController(space, bus, shared)
+    controller = ConcurrencyController(space, bus, connection.shared)
+    bus.subscribe(Gauges(space.name, bus.state))
     # What does not fit shows at once, and no long cell is left for the end.
     largest_first = sorted(before.left, key=lambda state: -state.cell.flops)
     tuner = tune.Tuner(
@@ -79,12 +80,29 @@ def train_cells(
             stop=StopOnStoreLoss(bus, lock, stop),
             verbose=0,
             # Tune's own record of the run, which is never read.
-            storage_path=context.address_info["session_dir"],
+            storage_path=connection.context.address_info["session_dir"],
         ),
     )
-    bus(ClusterConnected(f"http://{context.dashboard_url}" if context.dashboard_url else ""))
-    with _no_credentials_handed_on():
+    with _told(trackers(space, location), bus), _no_credentials_handed_on():
+        bus(ClusterConnected(connection.dashboard))
         tuner.fit()
+
+
+@contextmanager
+def _told(loggers: list[BackgroundLogger], bus: EventBus) -> Iterator[None]:
+    """Have trackers told of the sweep while in the context, and wait for them at its end."""
+    for logger in loggers:
+        bus.subscribe(logger)
+    finished = False
+    try:
+        yield
+        finished = True
+    except Exception:
+        finished = True
+        raise
+    finally:  # At the second Ctrl-C there is no time to wait.
+        for logger in loggers:
+            logger.close(wait=finished)
 
 
 def _cell(trial: Any) -> str:
@@ -161,7 +179,7 @@ class ProgressCallback(NotPickledMixin, tune.Callback):
 
 
 class StopOnStoreLoss(NotPickledMixin, tune.Stopper):
-    """Ends the sweep where it is asked to, and where it cannot go on: every cell would meet the same store."""
+    """Ends the sweep on request, or if the store is lost: every cell would fail on the same store."""
 
     def __init__(self, bus: EventBus, lock: Lock, stop: threading.Event) -> None:
         self._bus, self._lock, self._stop = bus, lock, stop

@@ -1,4 +1,4 @@
-"""What happens in a sweep, as values: each is told once, to whoever subscribed, and never changes."""
+"""The events of a sweep: immutable values, each delivered once to every subscriber."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Event:
 
 @dataclass(frozen=True)
 class SweepSurveyed(_Event):
-    """What was done before the sweep began, and so what is going to happen. The first event of a sweep."""
+    """What was done before the sweep began, and so what is left to do. The first event of a sweep."""
 
     space: str
     store: str
@@ -28,7 +28,7 @@ class SweepSurveyed(_Event):
 
 @dataclass(frozen=True)
 class ClusterConnected(_Event):
-    """The cluster is there, and cells are about to start."""
+    """The cluster is connected, and cells are about to start."""
 
     dashboard: str
     """Its address, empty where there is none."""
@@ -54,14 +54,14 @@ class Waiting(_Event):
 
 @dataclass(frozen=True)
 class CellStarted(_Event):
-    """A cell's trial started. One more than can train is started, and waits for a slot."""
+    """A cell's trial started. One trial more than can train is started; it waits for a slot."""
 
     cell: str
 
 
 @dataclass(frozen=True)
 class CellReported(_Event):
-    """A cell in training is at this step."""
+    """A cell in training has reached this step."""
 
     cell: str
     step: int
@@ -69,7 +69,7 @@ class CellReported(_Event):
     tokens: int
     tokens_per_second: float
     row: Mapping[str, Any]
-    """What was measured there: loss and geometry under the names of the tables; empty between two rows."""
+    """Loss and geometry measured at this step, under the tables' column names; empty between two rows."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class CellFailed(_Event):
 
 @dataclass(frozen=True)
 class Warned(_Event):
-    """Something that a person should know, said by a worker."""
+    """A worker's warning that the user should see."""
 
     message: str
 
@@ -112,7 +112,7 @@ class ClusterLost(_Event):
 
 @dataclass(frozen=True)
 class Heartbeat(_Event):
-    """Nothing new: every few seconds, for what shows a rate or a time left."""
+    """Nothing new: sent every few seconds, so that displayed rates and times stay current."""
 
 
 Event = (

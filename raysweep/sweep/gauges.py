@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ray.util.metrics import Gauge
 
-from raysweep.sweep.events import CellFailed, CellFinished, CellReported, Event, Heartbeat
+from raysweep.sweep.events import CellFailed, CellFinished, CellReported, ClusterLost, Event, Heartbeat
 from raysweep.sweep.state import RunState
 
 
@@ -47,6 +47,8 @@ class Gauges:
     def __call__(self, event: Event) -> None:
         """Set what an event changes."""
         match event:
+            case ClusterLost():
+                return  # With what would have shown it.
             case CellReported():
                 row = {**event.row, "tokens": event.tokens, "tokens_per_second": event.tokens_per_second}
                 self._rows.setdefault(event.cell, {}).update(

@@ -17,9 +17,9 @@ _T = TypeVar("_T")
 
 
 def retry_on_node_loss(work: Callable[[], _T], several_workers: bool = False) -> _T:
-    """The result of the work, which is tried again where a process of it is lost while a node of the cluster goes away.
+    """The result of the work, which is retried if one of its processes is lost while a node of the cluster goes away.
 
-    Nodes that are taken away without notice are no fault of a cell's and may be any number. Ray counts them as failures.
+    Preempted nodes are not a cell's fault, and there is no limit to their number. Ray would count them as failures.
     With several workers those that are left fail in ways of their own.
     """
     while True:

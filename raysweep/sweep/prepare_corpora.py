@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.progress import Report
-from raysweep.corpora.shared import obtain, upload
+from raysweep.corpora.shared import obtain
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
@@ -22,30 +22,27 @@ _TRAINING_SHARDS = ("pretraining/train", "pretraining/validation")
 
 
 def prepare_corpora(
-    left: list[CellState], evaluations: Iterable[Evaluation], store: Store, shared: bool, report: Report
-) -> dict[str, str]:
-    """Build what the cells that are left train on; the fingerprint of each corpus by its specification.
+    left: list[CellState], evaluations: Iterable[Evaluation], store: Store, report: Report
+) -> dict[Corpus, TokenizedCorpus]:
+    """Build what the cells that are left train on, and record the fingerprints in the store.
 
-    What training and the evaluations read must hold a sequence, or nothing is started. The nodes of a cluster that is
-    `shared` find it in the store. Raises `UserError`.
+    Every shard that training and the evaluations read must hold at least one sequence, or nothing is started. Raises
+    `UserError`.
     """
     evaluations = list(evaluations)
     lengths: dict[Corpus, int] = {}
     for state in left:
         cell = state.cell
         lengths[cell.corpus] = max(cell.sequence_length, lengths.get(cell.corpus, 0))
-    built = {corpus: _opened(corpus, store, report) for corpus in lengths}
-    for corpus, opened in built.items():
+    built = {}
+    for corpus, length in lengths.items():
+        opened = built[corpus] = _opened(corpus, store, report)
         for shard in required_shards(evaluations):
-            opened.sequences(shard, lengths[corpus])
+            opened.sequences(shard, length)
         for evaluation in evaluations:
-            evaluation.check_corpus(opened, lengths[corpus])
-    fingerprints = {corpus.key: opened.fingerprint for corpus, opened in built.items()}
-    corpora_record.record(store, fingerprints)
-    if shared:
-        for opened in built.values():
-            upload(opened, store, report)
-    return fingerprints
+            evaluation.check_corpus(opened, length)
+    corpora_record.record(store, {corpus.key: opened.fingerprint for corpus, opened in built.items()})
+    return built
 
 
 def required_shards(evaluations: Iterable[Evaluation]) -> list[str]:
@@ -66,5 +63,5 @@ def _opened(corpus: Corpus, store: Store, report: Report) -> TokenizedCorpus:
             opened = obtain(corpus, recorded, store)
         except UserError:
             raise error from None
-        log.warning("%s: using the corpus as it was built before, %s", error, recorded)
+        log.warning("%s: using the copy built earlier, %s, instead", error, recorded)
         return opened

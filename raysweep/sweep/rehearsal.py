@@ -1,6 +1,6 @@
-"""A rehearsal: one small cell of a search space through every step, in a few hundred tokens, before the money is spent.
+"""A rehearsal: one small cell goes through every step with a few hundred tokens, before money is spent.
 
-Published data sets are stood in for by small files in their layouts, folders and other data sets by their first documents;
+Small files in the same layout replace the published data sets; folders and other data sets give their first documents;
 the model, the tokenizer, the fields that are read and the evaluations are the search space's own. Nothing is kept.
 """
 
@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +31,9 @@ SEQUENCE, BATCH, STEPS = 64, 2, 4
 DOCUMENTS = 300
 
 
-def rehearse(space: Space, on_event: Callable[[Event], None] | None = None) -> SweepResult:
+def rehearse(
+    space: Space, on_event: Callable[[Event], None] | None = None, stop: threading.Event | None = None
+) -> SweepResult:
     """Go through the smallest cell of `space` in a store that is thrown away. Raises what `run` raises."""
     with tempfile.TemporaryDirectory(prefix="raysweep-rehearsal-") as name, preserved_environment():
         folder = Path(name)
@@ -38,7 +41,7 @@ def rehearse(space: Space, on_event: Callable[[Event], None] | None = None) -> S
         short = _short(space, cell, _corpus(cell.corpus, folder))
         layouts.write(folder / "hub")
         os.environ |= {MIRROR: str(folder / "hub"), "RAYSWEEP_CACHE": str(folder / "cache"), "RAY_ADDRESS": "local"}
-        result = run(short, folder / "store", on_event)
+        result = run(short, folder / "store", on_event, stop)
         _ = result.table  # While the store is there.
         return result
 

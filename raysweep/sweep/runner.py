@@ -1,4 +1,4 @@
-"""A sweep as a function: do what the store lacks of a search space, and say what is there then.
+"""A sweep as a function: do what the store lacks of a search space, then report what it has.
 
 `run` trains and evaluates, `evaluate` only evaluates. Both survey the store, run a fresh Ray Tune `Tuner` over just the
 cells that are left, and survey again: the scheduler's own account of what happened is never asked.
@@ -9,14 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 
-from raysweep.cluster.connection import address, connected
+from raysweep.cluster.connection import connected
 from raysweep.cluster.environment import preserved_environment
+from raysweep.corpora.progress import CorpusProgress
+from raysweep.corpora.shared import upload
 from raysweep.errors import StoreError, UserError
 from raysweep.space.space import Space
 from raysweep.store import Store
@@ -37,7 +40,7 @@ log = logging.getLogger("raysweep")
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep came to."""
+    """The outcome of a sweep."""
 
     space: Space
     """What was asked for; `evaluate` leaves out the cells that are not trained."""
@@ -87,17 +90,17 @@ def run(
     Returns
     -------
     SweepResult
-        What is done and failed, and the table of results. A cell that fails is no exception: `result.failed` names it, and
+        What is done, what failed, and the table of results. A failed cell raises nothing: `result.failed` names it, and
         the next call tries again.
 
     Raises
     ------
     UserError
-        Before anything is started, where the store, its lock, the corpus or the cluster stand in the way.
+        If the store, its lock, a corpus or the cluster cannot be used; raised before anything starts.
     StoreError
-        Where the store is lost on the way.
+        If the store is lost during the sweep.
     KeyboardInterrupt
-        At Ctrl-C, where nobody handles it. Nothing that was finished is lost.
+        On Ctrl-C, if no handler catches it. Nothing that was finished is lost.
 
     Examples
     --------
@@ -117,7 +120,7 @@ def evaluate(
 ) -> SweepResult:
     """Evaluate the cells that are trained, and train nothing.
 
-    A trained cell that lacks evaluations and whose weights are gone is passed over, with a warning, and is not complete.
+    A trained cell that lacks evaluations and has lost its weights is skipped with a warning and stays incomplete.
 
     Parameters
     ----------
@@ -156,7 +159,8 @@ def _complete(
     train: bool,
 ) -> SweepResult:
     trackers.check(space)
-    store = location if isinstance(location, Store) else Store(str(location))
+    # One of its own: while the sweep runs it waits for a store that is away.
+    store = Store(location.location if isinstance(location, Store) else str(location))
     store.probe()
     bus = EventBus()
     with Lock(store, bus.state.record) as lock:
@@ -175,30 +179,39 @@ def _complete(
             bus.subscribe(on_event)
         bus(SweepSurveyed(space.name, store.location, before))
         if before.left:
-            with preserved_environment(), recorded(store, space.name):
+            with preserved_environment(), recorded(store, space.name), suppress(_Stopped):
                 _train(before, space, store, bus, lock, stop or threading.Event(), train)
-        return SweepResult(space, store, survey(store, space))
+        after = survey(store, space)
+        store.running = False
+        return SweepResult(space, store, after)
+
+
+class _Stopped(Exception):
+    """The caller asked for an end before anything was started."""
 
 
 def _train(
     before: Survey, space: Space, store: Store, bus: EventBus, lock: Lock, stop: threading.Event, train: bool
 ) -> None:
     """Run what is left as Tune trials."""
-    shared = address() is not None
-    fingerprints = prepare_corpora(before.left, space.evaluations, store, shared, bus)
-    with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as context:
+
+    def report(progress: CorpusProgress) -> None:
+        bus(progress)
+        if stop.is_set():
+            raise _Stopped
+
+    corpora = prepare_corpora(before.left, space.evaluations, store, report)
+    with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as connection:
         from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
 
-        loggers = trackers.trackers(space, store.location)
-        for logger in loggers:
-            bus.subscribe(logger)
-        try:
-            train_cells(before, space, store.location, fingerprints, train, context, shared, bus, lock, stop)
-        finally:
-            for logger in loggers:
-                logger.close()
-        for cell in bus.state.process_lost:
-            record_failure(store, cell, TRAIN, PROCESS_LOST)
+        if connection.shared:
+            for corpus in corpora.values():
+                upload(corpus, store, report)
+        fingerprints = {corpus.key: opened.fingerprint for corpus, opened in corpora.items()}
+        train_cells(before, space, store.location, fingerprints, train, connection, bus, lock, stop)
+        if bus.state.process_lost and not bus.state.stop_reason:
+            for cell in bus.state.process_lost:
+                record_failure(store, cell, TRAIN, PROCESS_LOST)
         if bus.state.stop_reason:
             raise StoreError(bus.state.stop_reason)
 
@@ -225,6 +238,6 @@ def _with_weights(before: Survey, store: Store) -> Survey:
 def _warn_of_lost_weights(before: Survey, store: Store) -> None:
     if gone := cells_missing_weights(before, store):
         log.warning(
-            "%d cells lack evaluations and have no weights in %s, such as %s: they are trained again, and what they had "
-            "been evaluated to is renamed and recomputed", len(gone), store.location, min(gone),
+            "%d cells lack evaluations and have no weights in %s, such as %s: they are trained again, and their "
+            "earlier evaluations are renamed and recomputed", len(gone), store.location, min(gone),
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What of a search space is done, diverged, failed and left, from the search space and the store alone."""
+"""Which cells are done, diverged, failed or left, from the search space and the store alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class CellState:
     errors: dict[str, str] = field(default_factory=dict)
     """Stage (`train` or a task) -> its last error."""
     versions: str = ""
-    """What it was trained under, once it is."""
+    """The versions that it was trained under; empty until it is trained."""
 
     @property
     def trained(self) -> bool:

@@ -1,7 +1,7 @@
 """The experiment trackers that a search space asks for by `loggers`, through Ray Tune's own loggers.
 
 Each is told the rows of every cell's training as they are reported, by step, and the cell's settings as hyperparameters.
-They run in the driver, each in a thread of its own: one that is away holds nothing up. What they show is a copy: results
+They run in the driver, each in its own thread: one that is down blocks nothing. What they show is a copy: results
 are in the store.
 """
 
@@ -14,9 +14,11 @@ import os
 import queue
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import UserError, one_line
@@ -49,7 +51,7 @@ def check(space: Space) -> None:
             raise UserError(f"the logger {name} of {space.name} needs {module}: pip install {package}")
     if "mlflow" in space.loggers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError(
-            f"the logger mlflow of {space.name} needs MLFLOW_TRACKING_URI in the environment: your server's"
+            f"the logger mlflow of {space.name} needs MLFLOW_TRACKING_URI in the environment: set it to your server"
         )
     if "wandb" in space.loggers and not _known_to_wandb():
         raise UserError(f"the logger wandb of {space.name} needs `wandb login` on this machine, or WANDB_MODE=offline")
@@ -68,19 +70,22 @@ def trackers(space: Space, location: str) -> list[BackgroundLogger]:
     """The trackers of a search space whose store is at `location`, each a subscriber of events."""
     make = {"tensorboard": _tensorboard, "mlflow": _mlflow, "wandb": _wandb}
     cells = {cell.id: cell.describe() for cell in space.cells}
-    return [BackgroundLogger(*make[name](space, location), cells) for name in space.loggers]
+    folder = os.getcwd() if "://" in location else location
+    return [BackgroundLogger(*make[name](space, location), cells, folder) for name in space.loggers]
 
 
 class BackgroundLogger:
     """Tells one of Tune's loggers of a sweep's events, in a thread.
 
-    `cells` has the settings of each cell by its id.
+    `cells` has the settings of each cell by its id; what a tracker writes for itself is put into `folder`.
     """
 
-    def __init__(self, name: str, logger: LoggerCallback, cells: Mapping[str, dict[str, Any]]) -> None:
+    def __init__(self, name: str, logger: LoggerCallback, cells: Mapping[str, dict[str, Any]], folder: str) -> None:
         self.name = name
         self._logger, self._cells = logger, cells
         self._trials: dict[str, Trial] = {}
+        self._began = time.strftime("%Y%m%d-%H%M%S")
+        self._folder = folder
         self._calls: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
@@ -103,11 +108,11 @@ class BackgroundLogger:
             case CellFailed():
                 self._calls.put((self._logger.log_trial_end, (self._trial(event.cell), event.process_lost)))
 
-    def close(self) -> None:
-        """Wait for the tracker to be told everything, for `CLOSE_TIMEOUT_S` seconds at most."""
+    def close(self, wait: bool = True) -> None:
+        """Wait for the tracker to be told everything, for `CLOSE_TIMEOUT_S` seconds at most, unless there is no time to."""
         self._calls.put((self._logger.on_experiment_end, (list(self._trials.values()),)))
         self._calls.put(None)
-        self._thread.join(CLOSE_TIMEOUT_S)
+        self._thread.join(CLOSE_TIMEOUT_S if wait else 0.0)
         if self._thread.is_alive():
             log.warning("%s does not answer and was not told everything; results are in the store", self.name)
 
@@ -119,6 +124,9 @@ class BackgroundLogger:
             config = {"cell": self._cells[cell]}
             trial = self._trials[cell] = Trial("cell", stub=True, config=config, evaluated_params=config)
             trial.custom_trial_name = cell
+            # What the Weights & Biases logger asks of it: a group for the runs, and the folder of its own `wandb` folder.
+            storage = SimpleNamespace(experiment_dir_name=self._began, trial_driver_staging_path=self._folder)
+            trial.storage = storage  # type: ignore[assignment]
         return self._trials[cell]
 
     def _work(self) -> None:
@@ -139,7 +147,7 @@ def _tensorboard(space: Space, location: str) -> tuple[str, LoggerCallback]:
 
         def __init__(self) -> None:
             super().__init__()
-            # What writes event files to buckets waits for ever where it cannot: they are written here and copied.
+            # The writer of event files can hang forever on a bucket: the files are written here and copied.
             self._local_folder = tempfile.TemporaryDirectory(prefix="raysweep-") if "://" in location else None
 
         def log_trial_start(self, trial: Any) -> None:

@@ -43,14 +43,12 @@ def run_cell(
 
 
 def complete_cell(cell: Cell, space: Space, store: Store, fingerprint: str, train: bool) -> list[str]:
-    """Do what the store lacks of a cell; the errors. Raises `StoreError` where not even those can be written."""
-    from raysweep.sweep.cell_tables import final_checkpoint  # It imports torch, which a driver never needs.
-
+    """Do what the store lacks of a cell and return the errors. Raises `StoreError` if not even those can be written."""
     errors = []
     row = store.cell_row(cell.id)
     # A finished cell's missing evaluations need its weights; those that an unfinished one has must be of its weights.
     need_weights = missing_evaluations(cell, space, store) if row is not None else store.evaluation_files(cell.id)
-    if need_weights and final_checkpoint(cell, store) is None:
+    if need_weights and not _has_weights(cell, store):
         if not train:
             return ["its final weights are damaged or gone: `raysweep run` trains it again"]
         if row is not None:
@@ -70,6 +68,20 @@ def complete_cell(cell: Cell, space: Space, store: Store, fingerprint: str, trai
     return errors
 
 
+def _has_weights(cell: Cell, store: Store) -> bool:
+    """Whether a cell's final weights are there and intact."""
+    from raysweep.sweep.cell_tables import final_checkpoint  # It imports torch, which a driver never needs.
+
+    return final_checkpoint(cell, store) is not None
+
+
+def _train_in_worker(config: dict[str, Any]) -> Any:
+    """What Ray Train calls in each worker; what that imports is for the worker's process alone."""
+    from raysweep.sweep.worker import train_in_worker
+
+    return train_in_worker(config)
+
+
 def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
     """Train a cell to its end by Ray Train, and write its tables."""
     # In the trial's own process; the driver never needs torch.
@@ -77,7 +89,6 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str) -> None
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from raysweep.sweep.cell_tables import write_cell_tables
-    from raysweep.sweep.worker import train_in_worker
 
     os.environ.update(TRIAL)
     resources = space.resources.train
@@ -85,7 +96,7 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str) -> None
     # version of Ray, and ends the run where the store is away for a moment. The worker writes its own
     # (raysweep.training.checkpoint), and resumes from those.
     trainer = TorchTrainer(
-        train_in_worker,
+        _train_in_worker,
         train_loop_config={
             "cell": cell.model_dump(),
             "store": store.location,

@@ -61,8 +61,8 @@ def _train(config: dict[str, Any]) -> None:
     )
     if device.type == "cpu" and not kernels.available():
         warnings.append(
-            f"{socket.gethostname()} has no C compiler, or it failed: small models train with PyTorch's own operations, "
-            "about half as fast, and round differently from where there is one"
+            f"{socket.gethostname()} has no working C compiler: small models train with PyTorch's own operations, "
+            "about half as fast, and their numbers round differently"
         )
     started, first_step = time.monotonic(), run.state.step
 

@@ -46,7 +46,7 @@ class TrainState:
     """The trajectory so far."""
     diverged: bool = False
     seconds: float = 0.0
-    """Wall-clock spent so far, what a kill took included only up to its last checkpoint."""
+    """Wall-clock time so far; a killed process counts only up to its last checkpoint."""
     starts: int = 0
     base: str = ""
     """SHA-256 of the weights that a fine-tuning began with; empty for training from the beginning."""
@@ -90,7 +90,7 @@ def append(
 ) -> list[str]:
     """Write the next checkpoint of a run, and delete those that it replaces.
 
-    `intact` names the checkpoints that this run wrote or went on from, the furthest first; with the new one they are
+    `intact` names the checkpoints that this run wrote or resumed from, the furthest first; with the new one they are
     returned, and `keep` of them stay (None: every checkpoint). Others up to here were left by other runs and are deleted:
     they may be damaged, or never have been finished. What is further stays until this run has passed it.
     """

@@ -98,8 +98,8 @@ class Run:
     def rows(self, pause: Callable[[int], bool] = lambda step: False) -> Iterator[dict[str, Any] | None]:
         """Train to the end, yielding each row when it is due.
 
-        `pause(step)` is asked at CHECKS points of a whole run: where it says so None is yielded, for a checkpoint
-        between rows. After each yield `checkpoint()` gives the state there. All workers yield alike, rank 0 the rows
+        `pause(step)` is called at CHECKS points of a whole run: if it returns True, None is yielded, for a checkpoint
+        between rows. After each yield `checkpoint()` gives the state there. All workers yield together, rank 0 the rows
         and the others None.
         """
         state, steps = self.state, self.cell.steps

@@ -36,7 +36,6 @@ from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_US
 from ray.core.generated.common_pb2 import PlacementStrategy
 from tiny import make_cell
 
-from raysweep.cluster import capacity
 from raysweep.cluster.capacity import DRIVER, AutoscalerLimits, Capacity, autoscaler_limits, max_concurrent_cells
 from raysweep.space.space import Space
 
@@ -514,8 +513,7 @@ def make_space(
 
 
 def read_limits(monkeypatch: pytest.MonkeyPatch, path: Path | None) -> AutoscalerLimits | None:
-    monkeypatch.setattr(capacity, "_autoscaling_configuration", lambda: path)
-    return autoscaler_limits()
+    return autoscaler_limits(path)
 
 
 @pytest.mark.parametrize(

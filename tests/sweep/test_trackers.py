@@ -70,6 +70,14 @@ def test_a_tracker_that_comes_late_is_told_from_then_on(
     assert told.items() >= {step: LOSSES[step] for step in (2, 5)}.items()
 
 
+def test_a_cell_is_to_a_tracker_what_a_trial_of_tune_is(tmp_path: Path) -> None:
+    """Weights & Biases asks where a trial works, and which run of Tune it is of."""
+    trial = tracker("tensorboard", str(tmp_path))._trial("c1")
+    assert (str(trial), trial.local_path) == ("c1", str(tmp_path))
+    assert trial.experiment_dir_name
+    assert trial.config["cell"]["seed"] == 3
+
+
 def test_a_tracker_that_never_answers_holds_nothing_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
