@@ -1,4 +1,4 @@
-"""A store out of published results, on which the sweep continues where it was published."""
+"""Makes a store from published results, in which the sweep resumes."""
 
 from __future__ import annotations
 
