@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.cli.console import console, escape, say
+from raysweep.cli.console import console, escape, say, show
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.data_sets import DataSet
 
@@ -49,7 +49,7 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
                 f"{counts['bytes'] / 1e6:.2f}",
                 f"{counts['tokens']:,}",
             )
-    console.print(table)
+    show(table)
     for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
         say(f"mixture: {escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
     if "malformed" in manifest:

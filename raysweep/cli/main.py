@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,11 @@ from raysweep.errors import UserError, one_line
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Exits 0 on success, 1 on an error or a failed cell, 2 on bad usage, 130 on Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # A sign that an encoding does not have must not end a command.
+            stream.reconfigure(errors="replace")
+    # Of a notebook that calls the command: figures go to files here, and its backend need not be installed.
+    os.environ.pop("MPLBACKEND", None)
     options = build_parser().parse_args(arguments)
     logging.basicConfig(format="raysweep: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from raysweep.cli.console import console, escape, say
+from raysweep.cli.console import console, escape, say, show
 from raysweep.store.results import results
 from raysweep.text import abbreviate, duration
 
@@ -49,7 +49,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     for cell in plan["cells"]:
         peak = f"{cell['learning_rate']:.3g}"
         table.add_row(cell["id"], abbreviate(cell["parameters"]), f"{cell['steps']:,}", peak, f"{cell['flops']:.2g}")
-    console.print(table)
+    show(table)
     totals = plan["totals"]
     say(
         f"\n[bold]{totals['cells']} cells[/], {abbreviate(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training"
@@ -61,7 +61,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         hours = device["hours"]
         shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.005 else "< 0.01"
         devices.add_row(name, shown, f"{device['utilisation']:.1%}")
-    console.print(devices)
+    show(devices)
 
 
 def announce(event: SweepSurveyed) -> None:
@@ -178,7 +178,7 @@ def show_table(results: pa.Table) -> None:
             style="red" if row["status"] == "diverged" else None,
         )
     console.print()
-    console.print(table)
+    show(table)
     console.print()
     say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
 
@@ -208,7 +208,7 @@ def show_differences(comparison: Comparison, folder: Path, store: Store) -> None
         numbers = isinstance(published, int | float) and isinstance(here, int | float)
         apart = f"{here - published:+.3g}" if numbers else ""
         table.add_row(*(Text(str(text)) for text in (difference.name, published, here, apart)))
-    console.print(table)
+    show(table)
     say(
         f"{len(differences):,} of {comparison.compared:,} numbers differ from those in {escape(str(folder))}; "
         f"store {escape(store.location)}"
@@ -227,7 +227,7 @@ def show_claims(card: list[dict[str, Any]]) -> None:
     for row in card:
         verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
         table.add_row(str(row["claim"]), verdict, row["statement"])
-    console.print(table)
+    show(table)
 
 
 def _heading(name: str) -> str:

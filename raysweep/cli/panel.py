@@ -113,7 +113,13 @@ class SweepView:
     def __rich__(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="dim")
         for heading in ("cell", "", "step", "tokens/s", "loss", "effective rank"):
-            table.add_column(heading, justify="left" if heading in ("cell", "") else "right", no_wrap=True)
+            # On a narrow terminal an id is folded, never cut.
+            table.add_column(
+                heading,
+                justify="left" if heading in ("cell", "") else "right",
+                no_wrap=heading != "cell",
+                overflow="fold",
+            )
         for cell in list(self.state.running.values()):
             step, steps = cell.get("step"), cell.get("steps")
             table.add_row(

@@ -6,9 +6,9 @@ import time
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from raysweep.cli.console import make_console
 from raysweep.corpora.progress import CorpusProgress
 from raysweep.text import duration
 
@@ -23,7 +23,7 @@ class ProgressBars:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = make_console(stderr=True)
         self._progress: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._said: dict[str, float] = {}
