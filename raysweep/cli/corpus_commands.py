@@ -29,6 +29,7 @@ def build(options: argparse.Namespace) -> int:
         tokens = sum(shard["tokens"] for shard in corpus.manifest["shards"].values())
         name = corpus.manifest["corpus"]["name"]
         print(f"{name}: {tokens:,} tokens, fingerprint {corpus.fingerprint}, in {corpus.folder}")
+        corpus_messages.show_left_out(corpus)
     return 0
 
 

@@ -29,6 +29,20 @@ def show_data_sets(data_sets: dict[str, DataSet]) -> None:
     )
 
 
+def show_left_out(corpus: TokenizedCorpus) -> None:
+    """Which files of the corpus's folders are not in it, and which documents have no domain."""
+    if "left_out" in corpus.manifest:
+        left_out = corpus.manifest["left_out"]
+        reasons: dict[str, list[str]] = {}
+        for one in left_out["first"]:
+            reasons.setdefault(one["reason"], []).append(f"{one['source']}/{one['file']}")
+        say(f"left out: {left_out['files']:,} files that lie in the folders")
+        for reason, files in reasons.items():
+            say(f"    {escape(', '.join(files[:5]))}{', ...' if len(files) > 5 else ''}: {escape(reason)}")
+    for source, number in corpus.manifest.get("without_domain", {}).items():
+        say(f"without the field of their domain: {number:,} documents of {escape(source)}, which count as its own")
+
+
 def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, float]], documents: list[str]) -> None:
     """`raysweep corpus show`."""
     manifest = corpus.manifest
@@ -58,6 +72,7 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
             f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "
             f"{escape(first['file'])} at {first['place']:,}: {escape(first['reason'])}"
         )
+    show_left_out(corpus)
     if "decontamination" in manifest:
         said = manifest["decontamination"]
         say(

@@ -127,12 +127,13 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
     texts: list[str] = []
     domains: list[str] = []
     malformed: list[tuple[int, str]] = []
-    skipped = 0
+    skipped = without_domain = 0
     number, characters, last = part.first, 0, part.start - 1
 
     def row(position: int, end: bool = False, error: str = "") -> pa.Table:
         about = {"part": part.key, "block": number, "next": last + 1, "position": position, "end": end}
         about |= {"malformed": malformed, "skipped": skipped, "error": error}
+        about |= {"documents": len(texts), "without_domain": without_domain}
         return pa.table(
             {
                 "about": pa.array([json.dumps(about)], pa.large_string()),
@@ -158,13 +159,14 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
                     malformed += [(document.place, document.reason)][: LISTED - len(malformed)]
                 elif document.text:
                     texts.append(document.text)
+                    without_domain += part.source.domain is not None and not document.domain
                     domains.append(part.source.domain_of(part.name, document.domain))
                     characters += len(document.text)
                 if characters >= part.block:
                     if number not in part.done:
                         # Parquet's reader goes to and fro.
                         yield row(min(content.tell(), size))
-                    texts, domains, malformed, skipped = [], [], [], 0
+                    texts, domains, malformed, skipped, without_domain = [], [], [], 0, 0
                     number, characters = number + 1, 0
         if number not in part.done:
             yield row(size, end=True)

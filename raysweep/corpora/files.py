@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+# What is read of a folder: `.json.gz` and `.json.zst` are lines of JSON, as Dolma and C4 have them.
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".json.gz", ".json.zst")
+
+# What can be read where it is asked for by name.
+READABLE = (*SUFFIXES, ".json")
 
 # A .txt file is one document, and one document is held in memory.
 LONGEST_TEXT = 64 << 20
@@ -54,6 +58,10 @@ def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int 
         return _parquet(stream, text, domain, start)
     if name.endswith(".txt"):
         return _text(stream, start)
+    if name.endswith(".json") and stream.read(_CHUNK).lstrip()[:1] == b"[":
+        reason = "a JSON array, where one document a line is read; `jq -c '.[]'` makes lines of it"
+        return iter([Malformed(1, reason, fatal=True)])
+    stream.seek(0)
     return _json_lines(stream, name, text, domain, start)
 
 
@@ -82,6 +90,8 @@ def _document(place: int, row: Any, text: str, domain: str | None) -> Document |
         return Malformed(place, f"no JSON object but {_kind(row)}")
     content = _field(row, text)
     if content is None:
+        if _present(row, text):
+            return Malformed(place, f"the field {text!r} is null")
         return Malformed(place, f"no field {text!r}; there is {', '.join(map(str, row)) or 'none'}")
     if not isinstance(content, str):
         return Malformed(place, f"the field {text!r} is {_kind(content)} and not text")
@@ -96,10 +106,29 @@ def _document(place: int, row: Any, text: str, domain: str | None) -> Document |
 
 
 def _field(row: dict[str, Any], path: str) -> Any:
-    value: Any = row
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
+    """The value of a field: of that very name, dots and all, or inside others."""
+    if path in row:
+        return row[path]
+    parts = path.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        inner = row.get(".".join(parts[:length]))
+        if isinstance(inner, dict) and (value := _field(inner, ".".join(parts[length:]))) is not None:
+            return value
+    return None
+
+
+def _present(row: dict[str, Any], path: str) -> bool:
+    """Whether a field is there, be it null."""
+    head, _, last = path.rpartition(".")
+    inner = _field(row, head) if head else None
+    return path in row or (isinstance(inner, dict) and last in inner)
+
+
+def _column(path: str, names: list[str]) -> str | None:
+    """The column of a Parquet file that a field is, or is inside of."""
+    parts = path.split(".")
+    candidates = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((name for name in candidates if name in names), None)
 
 
 def _kind(value: Any) -> str:
@@ -142,8 +171,9 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
     place = 0
     try:
         file = pq.ParquetFile(stream)
-        columns = {text.split(".")[0]} | ({domain.split(".")[0]} if domain is not None else set())
-        if text.split(".")[0] not in file.schema_arrow.names:
+        names = file.schema_arrow.names
+        columns = [_column(field, names) for field in (text, domain) if field is not None]
+        if _column(text, names) is None:
             yield Malformed(1, f"no column {text!r}; there is {', '.join(file.schema_arrow.names)}", fatal=True)
             return
         for group in range(file.num_row_groups):
@@ -151,9 +181,8 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
             if place + rows < start:
                 place += rows
                 continue
-            for batch in file.iter_batches(
-                _ROWS, row_groups=[group], columns=sorted(columns & {*file.schema_arrow.names})
-            ):
+            read = sorted({column for column in columns if column is not None})
+            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=read):
                 for i in range(batch.num_rows):
                     place += 1
                     if place >= start:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raysweep.corpora.files import SUFFIXES
+from raysweep.corpora.folder import listing
 from raysweep.errors import UserError
 from raysweep.space.corpus import Source
 from raysweep.space.data_sets import DATA_SETS, as_it_is
@@ -42,6 +43,8 @@ class Resolved:
     domain: str | None
     domain_of: Callable[[str, str], str]
     files: list[File] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Files that lie in its folder and are not read, with the reason."""
 
 
 def signature(source: Source) -> dict[str, Any]:
@@ -54,7 +57,8 @@ def signature(source: Source) -> dict[str, Any]:
     if root is None:
         return {"hub": repository, "revision": revision, "files": list(_patterns(source))}
     with reading(source.name, str(root)):
-        listed = [[file.name, file.size, os.stat(file.path).st_mtime_ns] for file in _listed(root, _patterns(source))]
+        files, _ = _listed(source, root)
+        listed = [[file.name, file.size, os.stat(file.path).st_mtime_ns] for file in files]
     return {"name": source.name, "revision": revision, "files": sorted(listed)}
 
 
@@ -66,10 +70,11 @@ def resolve(source: Source) -> Resolved:
     patterns = _patterns(source)
     repository, revision = _repository(source)
     root = _root(source)
+    left_out: dict[str, str] = {}
     if repository is None:
         assert root is not None
         with reading(source.name, str(root)):
-            files = _listed(root, patterns)
+            files, left_out = _listed(source, root)
     else:
         files = _data_files(source.name, repository, revision, root, patterns)
         files = [file for file in files if file.name.endswith(SUFFIXES)]
@@ -83,9 +88,8 @@ def resolve(source: Source) -> Resolved:
             f"{source.name} has {len(files):,} files; a source may have at most {MOST_FILES:,}: merge documents into "
             "the lines of .jsonl files"
         )
-    return Resolved(
-        source.name, text, domain, data_set.domain_of if data_set else as_it_is, sorted(files, key=lambda f: f.name)
-    )
+    domain_of = data_set.domain_of if data_set else as_it_is
+    return Resolved(source.name, text, domain, domain_of, sorted(files, key=lambda f: f.name), left_out)
 
 
 def _patterns(source: Source) -> tuple[str, ...]:
@@ -133,11 +137,12 @@ def _root(source: Source) -> Path | None:
         return copy if os.environ.get(MIRROR) and copy.is_dir() else None
 
 
-def _listed(root: Path, patterns: tuple[str, ...]) -> list[File]:
-    paths = {
-        path for pattern in patterns for path in root.glob(pattern) if path.name.endswith(SUFFIXES) and path.is_file()
-    }
-    return [File(str(path.relative_to(root)), str(path), path.stat().st_size) for path in paths]
+def _listed(source: Source, root: Path) -> tuple[list[File], dict[str, str]]:
+    """The files of a source that is a folder, and those that are left out with the reason."""
+    # A folder of one's own is read whole, unless its source says which files.
+    found = listing(root, () if source.preset is None and not source.files else _patterns(source))
+    files = [File(name, str(path), path.stat().st_size) for name, path in found.files.items()]
+    return files, {} if source.preset else found.left_out
 
 
 def _data_files(

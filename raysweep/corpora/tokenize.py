@@ -18,7 +18,6 @@ import hashlib
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -32,7 +31,6 @@ from raysweep.cluster.connection import connected
 from raysweep.corpora.blocks import (
     EVERYTHING,
     HELD_OUT,
-    LISTED,
     TRAINING,
     Part,
     Settings,
@@ -42,6 +40,7 @@ from raysweep.corpora.blocks import (
     tokenize_block,
 )
 from raysweep.corpora.contamination import Grams
+from raysweep.corpora.counts import about_decontamination, about_shards, block_name
 from raysweep.corpora.files import Document, read
 from raysweep.corpora.progress import BuildProgress, Report
 from raysweep.corpora.source_files import opened, reading, resolve
@@ -86,13 +85,13 @@ def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[st
     settings = Settings(text, dtype, corpus.fraction, EVERYTHING, stream)
     if corpus.decontaminate is None:
         records = _pass(corpus, parts, settings, folder, report)
-        return _manifest(corpus, parts, records, dtype)
+        return about_shards(corpus, parts, records, dtype)
     held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
     records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder, report)
     grams = _grams(records, folder, text, dtype, corpus.decontaminate)
     training = [part for part in parts if part.role in TEST_SHARE]
     records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder, report)
-    return _manifest(corpus, parts, records, dtype) | {"decontamination": _decontaminated(records, grams)}
+    return about_shards(corpus, parts, records, dtype) | {"decontamination": about_decontamination(records, grams)}
 
 
 def _parts(corpus: Corpus) -> list[Part]:
@@ -113,7 +112,32 @@ def _parts(corpus: Corpus) -> list[Part]:
             )
             for i in range(len(resolved.files))
         ]
+    _check_overlap(corpus, parts)
     return parts
+
+
+def _check_overlap(corpus: Corpus, parts: list[Part]) -> None:
+    """Raise `UserError` where a file is to be read twice, or where a copy of it is for another purpose."""
+    local = [part for part in parts if part.file.size and not part.file.path.startswith("hf://")]
+    roles_of_size: dict[int, set[str]] = {}
+    for part in local:
+        roles_of_size.setdefault(part.file.size, set()).add(part.role)
+    seen: dict[str, Part] = {}
+    for part in local:
+        path = part.file.path
+        names = [os.path.realpath(path)]
+        if len(roles_of_size[part.file.size]) > 1:
+            with reading(part.source.name, path), open(path, "rb") as file:
+                names.append(hashlib.file_digest(file, "sha256").hexdigest())
+        for name in names:
+            other = seen.setdefault(name, part)
+            if other is part or (other.role == part.role and name != names[0]):
+                continue
+            both = f"twice in {part.role}" if other.role == part.role else f"both in {other.role} and in {part.role}"
+            copied = f", there as {other.file.path}" if name != names[0] else ""
+            raise UserError(
+                f"the corpus {corpus.name} has {path} {both}{copied}: choose folders that do not overlap, or `files`"
+            )
 
 
 def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) -> None:
@@ -170,13 +194,9 @@ def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path, r
                 if record["error"]:
                     raise UserError(record["error"])
                 _save(record, row["contents"], settings.which, folder)
-                records[_name(record)] = record
+                records[block_name(record)] = record
                 progress.block(record)
     return [records[name] for name in sorted(records)]
-
-
-def _name(record: dict[str, Any]) -> str:
-    return f"{record['part']}-{record['block']:05}"
 
 
 def _recorded(blocks: Path, which: str, folder: Path) -> dict[str, dict[str, Any]]:
@@ -188,7 +208,7 @@ def _recorded(blocks: Path, which: str, folder: Path) -> dict[str, dict[str, Any
         except ValueError:  # A power cut's.
             continue
         if all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
-            records[_name(record)] = record
+            records[block_name(record)] = record
     return records
 
 
@@ -209,14 +229,14 @@ def _rest(part: Part, done: dict[int, dict[str, Any]]) -> Part | None:
 
 def _save(record: dict[str, Any], contents: list[bytes], which: str, folder: Path) -> None:
     for entry, content in zip(record["files"], contents, strict=True):
-        entry |= {"file": f"{entry['shard']}/{_name(record)}.bin", "size": len(content)}
+        entry |= {"file": f"{entry['shard']}/{block_name(record)}.bin", "size": len(content)}
         path = folder / entry["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    path = folder / BLOCKS / f"{which}-{_name(record)}.json"
+    path = folder / BLOCKS / f"{which}-{block_name(record)}.json"
     with put_in_place(path) as unfinished:
         unfinished.write_text(json.dumps(record), encoding="utf-8")
 
@@ -304,70 +324,3 @@ def _grams(records: list[dict[str, Any]], folder: Path, tokenizer: str, dtype: s
         end,
         n,
     )
-
-
-def _decontaminated(records: list[dict[str, Any]], grams: Grams) -> dict[str, Any]:
-    by_shard: dict[str, Counter[str]] = {}
-    for record in records:
-        for name, counts in record["dropped"].items():
-            by_shard.setdefault(name, Counter()).update(counts)
-    return {
-        "tokens_in_a_row": grams.n,
-        "hashes": len(grams),
-        "documents": sum(counts["documents"] for counts in by_shard.values()),
-        "tokens": sum(counts["tokens"] for counts in by_shard.values()),
-        "by_evaluation": {name: dict(counts) for name, counts in sorted(by_shard.items())},
-    }
-
-
-def _manifest(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
-    """What the manifest says of shards, their files and mixture, and of what was left out."""
-    sources = {part.key.partition("-")[0]: part for part in parts}
-    shards: dict[str, dict[str, Any]] = {}
-    for record in records:
-        for entry in record["files"]:
-            empty = {"dtype": dtype, "tokens": 0, "documents": 0, "bytes": 0, "domains": {}, "files": []}
-            shard = shards.setdefault(entry["shard"], empty)
-            shard["files"].append({key: entry[key] for key in ("file", "tokens", "sha256")})
-            for name, counts in entry["domains"].items():
-                shard["domains"].setdefault(name, Counter()).update(counts)
-            shard["tokens"] += entry["tokens"]
-    for name, shard in shards.items():
-        shard["files"].sort(key=lambda entry: entry["file"])
-        shard["domains"] = {domain: dict(shard["domains"][domain]) for domain in sorted(shard["domains"])}
-        for key in ("documents", "bytes"):
-            shard[key] = sum(counts[key] for counts in shard["domains"].values())
-        weights = _weights(sources, shard, name)
-        content = [[entry["sha256"] for entry in shard["files"]], weights]
-        shard["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-        if weights:
-            shard["mixture"] = weights
-    if "pretraining/train" not in shards:
-        raise UserError(f"the corpus {corpus.name} has no document to train on")
-    with_tokens = {record["part"].partition("-")[0] for record in records if record["files"] or record["dropped"]}
-    for source, part in sources.items():
-        if source not in with_tokens:
-            raise UserError(f"{part.source.name}, for {part.role} of the corpus {corpus.name}, holds no document")
-    names = {part.key: part.name for part in parts}
-    # Each of two passes may have come by the same.
-    bad = {(record["part"], place): reason for record in records for place, reason in record["malformed"]}
-    skipped = {_name(record): record["skipped"] for record in records}
-    first = [{"file": names[key], "place": place, "reason": reason} for (key, place), reason in sorted(bad.items())]
-    entries: dict[str, Any] = {"shards": dict(sorted(shards.items()))}
-    if first:
-        entries["malformed"] = {"documents": sum(skipped.values()), "first": first[:LISTED]}
-    return entries
-
-
-def _weights(sources: dict[str, Part], shard: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The streams of a shard that is a weighted mixture: a source's name, weight and tokens each, in the shard's order.
-
-    `sources` has a part of each source, by its number.
-    """
-    role, _, split = name.partition("/")
-    streams = []
-    for number, part in sources.items():
-        if part.role == role and part.weight and split == "train":
-            mine = [entry["tokens"] for entry in shard["files"] if Path(entry["file"]).name.startswith(f"{number}-")]
-            streams.append({"source": part.source.name, "weight": part.weight, "tokens": sum(mine)})
-    return streams

@@ -26,8 +26,8 @@ class Source(Strict):
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """`owner/name` of a data set on the Hugging Face hub, with its `revision`."""
     folder: str | None = None
-    """A folder of .jsonl, .jsonl.gz, .jsonl.zst, .parquet or .txt files, one document a line, row or .txt file. Where the
-    folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
+    """A folder of .jsonl, .parquet or .txt files, one document a line, row or .txt file; .gz and .zst of .jsonl and .json, too.
+    Where the folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """A commit of the data set; by default the one that the preset was written against."""
     split: str = "train"
@@ -35,7 +35,7 @@ class Source(Strict):
     files: tuple[str, ...] = ()
     """Patterns of the files to take, as `data/*.parquet`; by default those of the preset, or all that can be read."""
     text: str | None = None
-    """The field with the text, `meta.content` for one inside another; by default the preset's, or `text`."""
+    """The field with the text, `meta.content` for one of that name or inside another; by default the preset's, or `text`."""
     domain: str | None = None
     """The field whose value is the document's domain; by default the preset's, or none."""
     weight: Positive | None = None

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from tiny import make_cell
@@ -53,6 +54,14 @@ def test_a_sweep_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
         f"[1/2] done {FIRST.id}  loss 5.432  effective rank 0.679 in 1m05s",
         f"[2/2] failed {SECOND.id}: ValueError: [no] luck",
     ]
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """What a script starts in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press(number: int = signal.SIGINT) -> None:

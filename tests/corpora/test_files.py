@@ -64,7 +64,7 @@ def test_blank_lines_count_as_lines_and_are_no_documents() -> None:
         (b'{"text": "\xff"}', "no JSON"),
         (b"[1, 2]", "no JSON object but a list"),
         (b'{"content": "x", "id": 1}', "no field 'text'; there is content, id"),
-        (b'{"text": null}', "no field 'text'; there is text"),
+        (b'{"text": null}', "the field 'text' is null"),
         (b'{"text": 3.5}', "the field 'text' is a number and not text"),
         (b'{"text": {"a": 1}}', "the field 'text' is an object and not text"),
         (b'{"text": "\\ud800"}', "half a character"),
@@ -126,3 +126,16 @@ def test_a_text_file_is_one_document(tmp_path: Path) -> None:
     assert all_of(b"", "a.txt") == []
     (bad,) = all_of(b"abc\xff", "a.txt")
     assert bad == Malformed(1, "not UTF-8 (byte 4)", fatal=True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_field_may_have_dots_in_its_name(name: str) -> None:
+    def first(row: dict[str, Any], text: str, domain: str | None = None) -> Any:
+        content = parquet([row]) if name == "a.parquet" else json.dumps(row).encode()
+        return all_of(content, name, text, domain)[0]
+
+    assert first({"meta.text": "whole", "meta": {"text": "inner"}}, "meta.text").text == "whole"
+    assert first({"meta": {"text": "inner"}, "text": "other"}, "meta.text").text == "inner"
+    assert first({"a.b": {"c": "mixed"}, "text": "x"}, "text", "a.b.c").domain == "mixed"
+    assert first({"a": {"b.c": "mixed"}, "text": "x"}, "text", "a.b.c").domain == "mixed"
+    assert "no " in first({"meta": {"texts": "x"}}, "meta.text").reason

@@ -181,7 +181,7 @@ def test_a_damaged_block_is_made_again(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "again"))
     unfinished = Path(str(unfinished).replace("/cache/", "/again/"))
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize, "_manifest", stop)
+        patch.setattr(tokenize, "about_shards", stop)
         with pytest.raises(KeyboardInterrupt):
             open_corpus(corpus)
     victims = sorted(unfinished.glob("pretraining/train/*.bin"))
@@ -245,7 +245,8 @@ def test_a_tokenizer_trained_on_the_first_training_documents(folder: Path) -> No
 
 def test_domains_out_of_distribution_have_shards_of_their_own(folder: Path, tmp_path: Path) -> None:
     held_out = {"folder": str(folder), "domain": "of.file", "files": ["[01].jsonl"]}
-    corpus = open_corpus(corpus_of(folder, out_of_distribution=held_out))
+    training = {"folder": str(folder), "files": ["2.jsonl"]}
+    corpus = open_corpus(Corpus.model_validate({"name": "m", "pretraining": training, "out_of_distribution": held_out}))
     shards = [shard for shard in corpus.shards if shard.startswith("out")]
     assert shards == ["out_of_distribution/number_0", "out_of_distribution/number_1"]
 
@@ -254,7 +255,7 @@ def test_training_documents_that_share_text_with_an_evaluation_are_left_out(tmp_
     long = [text for text in texts if len(text) > 300]
     own, evaluation = long[:600], long[2000:2200]
     copied = [f"Before it. {text} After it." for text in evaluation[:5]]
-    write(tmp_path / "train" / "a.jsonl", own + copied)
+    write(tmp_path / "train" / "a.jsonl", own + copied, of={"file": "a"})
     write(tmp_path / "evaluation" / "a.jsonl", evaluation)
     sources = {"in_distribution": {"folder": str(tmp_path / "evaluation")}}
     plain = open_corpus(corpus_of(tmp_path / "train", **sources))
@@ -271,7 +272,7 @@ def test_training_documents_that_share_text_with_an_evaluation_are_left_out(tmp_
 
 
 def test_a_domain_named_train_is_no_training_text(tmp_path: Path, texts: list[str]) -> None:
-    write(tmp_path / "text" / "a.jsonl", texts[:300])
+    write(tmp_path / "text" / "a.jsonl", texts[:300], of={"file": "own"})
     write(tmp_path / "other" / "a.jsonl", texts[1000:1010], of={"file": "train"})
     held_out = {"folder": str(tmp_path / "other"), "domain": "of.file"}
     corpus = open_corpus(corpus_of(tmp_path / "text", out_of_distribution=held_out, decontaminate=13))

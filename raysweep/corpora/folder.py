@@ -1,0 +1,112 @@
+"""The files under a folder: which of them are documents, and why the others are not."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from raysweep.corpora.files import READABLE, SUFFIXES
+
+# What editors, notebooks and other systems leave behind, beside names that begin with a dot.
+_LITTER = re.compile(
+    r"(^|/)(\.|~\$|__MACOSX(/|$)|__pycache__(/|$))|(~|\.(swp|tmp|part|partial|crdownload|unfinished))$"
+)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a folder, by their names from there."""
+
+    files: dict[str, Path] = field(default_factory=dict)
+    """What is read."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """What is not, with the reason."""
+
+
+def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
+    """The files under `root` whose names match one of the patterns; all that can be read where there are none.
+
+    Folders that are links are followed, each folder and each file counts once, and what editors and the like leave behind
+    is not data. Raises `OSError` where a folder cannot be read, `ValueError` where a pattern asks for a file that cannot be.
+    """
+    found = Listing()
+    real: dict[str, str] = {}
+    asked = [_checked(pattern) for pattern in patterns]
+    for name, path in _walk(root):
+        matching = [pattern for pattern in asked if _matches(name.split("/"), pattern)]
+        if asked and not matching:
+            continue
+        if _LITTER.search(name) and not any(part[:1] in (".", "~") for pattern in matching for part in pattern):
+            found.left_out[name] = "editors and systems leave such files behind"
+        elif not path.is_file():
+            found.left_out[name] = "a link to nothing, or no plain file"
+        elif not name.endswith(READABLE if asked else SUFFIXES):
+            if any(_names_ending(pattern) for pattern in matching):
+                raise ValueError(f"files asks for {name}, which cannot be read: it may end in {', '.join(READABLE)}")
+            found.left_out[name] = _why(name)
+        elif (first := real.setdefault(os.path.realpath(path), name)) != name:
+            found.left_out[name] = f"the same file as {first}, which is read"
+        else:
+            found.files[name] = path
+    return found
+
+
+def _why(name: str) -> str:
+    if name.endswith(".json"):
+        return "one document or many? to have its lines read name it in `files`"
+    return f"its name does not end in {', '.join(SUFFIXES)}"
+
+
+def _walk(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file under a folder with its name from there, in the order of the names; what links lead to comes last."""
+    seen = {os.path.realpath(root)}
+    later: list[tuple[str, Path]] = []
+
+    def walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            name = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                seen.add(os.path.realpath(entry.path))
+                yield from walk(Path(entry.path), f"{name}/")
+            elif entry.is_dir():
+                later.append((f"{name}/", Path(entry.path)))
+            else:
+                yield name, Path(entry.path)
+
+    yield from walk(root, "")
+    while later:
+        prefix, folder = later.pop(0)
+        if (target := os.path.realpath(folder)) not in seen:
+            seen.add(target)
+            yield from walk(folder, prefix)
+
+
+def _names_ending(pattern: list[str]) -> bool:
+    """Whether a pattern asks for files of one ending: `*.csv` does, and `data/*` takes what there is."""
+    ending = pattern[-1].rpartition(".")[2]
+    return "." in pattern[-1] and not set(ending) & set("*?[")
+
+
+def _checked(pattern: str) -> list[str]:
+    """The parts of a pattern such as `data/**/*.parquet`. Raises `ValueError` where it means something else elsewhere."""
+    parts = pattern.split("/")
+    if any("**" in part and part != "**" for part in parts):
+        raise ValueError(
+            f"the pattern {pattern!r} has ** beside other characters: it stands for folders, as in **/*.txt"
+        )
+    return parts
+
+
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether the parts of a name match those of a pattern: `**` is any number of folders, and what follows it any file."""
+    if not pattern:
+        return not name
+    if pattern == ["**"]:
+        return bool(name)
+    if pattern[0] == "**":
+        return any(_matches(name[skipped:], pattern[1:]) for skipped in range(len(name)))
+    return bool(name) and fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])

@@ -1,0 +1,168 @@
+"""What a folder's reading includes, what it leaves out with a reason, and what is refused."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysweep.corpora.build import open_corpus
+from raysweep.corpora.folder import listing
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+
+
+def lines(path: Path, first: int, last: int, **more: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": f"This is document number {i} of the test."} | more for i in range(first, last)]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def built(**fields: Any) -> TokenizedCorpus:
+    return open_corpus(Corpus.model_validate({"name": "mine"} | fields))
+
+
+def total(corpus: TokenizedCorpus) -> int:
+    return sum(shard["documents"] for shard in corpus.manifest["shards"].values())
+
+
+def test_links_to_folders_are_followed_and_each_file_counts_once(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "text", tmp_path / "elsewhere"
+    lines(root / "a.jsonl", 0, 1)
+    lines(root / "real" / "b.jsonl", 1, 2)
+    lines(elsewhere / "deep" / "c.jsonl", 2, 3)
+    (root / "0-again").symlink_to(root / "real")
+    (root / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)
+    (elsewhere / "deep" / "round").symlink_to(elsewhere)
+    (root / "z.jsonl").symlink_to("a.jsonl")
+    (root / "nothing.jsonl").symlink_to("gone")
+    found = listing(root, ())
+    assert sorted(found.files) == ["a.jsonl", "linked/deep/c.jsonl", "real/b.jsonl"]
+    assert sorted(found.left_out) == ["nothing.jsonl", "z.jsonl"]
+    assert "a.jsonl" in found.left_out["z.jsonl"]
+    assert "link to nothing" in found.left_out["nothing.jsonl"]
+
+
+def test_a_folder_that_is_a_link_itself(tmp_path: Path) -> None:
+    lines(tmp_path / "real" / "a.jsonl", 0, 1)
+    (tmp_path / "text").symlink_to("real")
+    assert list(listing(tmp_path / "text", ()).files) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".a.jsonl.swp", "a.jsonl~", ".ipynb_checkpoints/a-checkpoint.jsonl", "__MACOSX/a.jsonl", "._a.jsonl", ".git/x.txt",
+        "a.jsonl.part", "~$a.txt", ".nfs0001.txt", ".hidden.parquet",
+    ],
+)  # fmt: skip
+def test_what_editors_notebooks_and_systems_leave_is_no_data(name: str, tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", 0, 1)
+    lines(tmp_path / name, 1, 2)
+    for patterns in ((), ("**",), ("**/*",)):
+        found = listing(tmp_path, patterns)
+        assert list(found.files) == ["a.jsonl"]
+        assert list(found.left_out) == [name]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching"),
+    [
+        ("*.jsonl", ["a.jsonl"]),
+        ("**/*.jsonl", ["a.jsonl", "b/c.jsonl", "b/d/e.jsonl"]),
+        ("b/**", ["b/c.jsonl", "b/d/e.jsonl"]),
+        ("b/**/e.jsonl", ["b/d/e.jsonl"]),
+        ("?.jsonl", ["a.jsonl"]),
+        ("b/[!x].jsonl", ["b/c.jsonl"]),
+        ("[xa].jsonl", ["a.jsonl"]),
+        ("*/*.jsonl", ["b/c.jsonl"]),
+        ("A.jsonl", []),
+    ],
+)
+def test_patterns_are_those_of_pathlib(pattern: str, matching: list[str], tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b/c.jsonl", "b/d/e.jsonl"):
+        lines(tmp_path / name, 0, 1)
+    assert sorted(listing(tmp_path, (pattern,)).files) == matching
+    if not pattern.endswith("**"):  # There it gives folders.
+        assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob(pattern)) == matching
+
+
+def test_every_file_is_read_or_named_with_its_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "text"
+    lines(root / "dolma.json.gz", 0, 40)
+    lines(root / "c.jsonl", 40, 80)
+    lines(root / "old.json", 80, 90)
+    (root / "README.md").write_text("About it.")
+    (root / ".DS_Store").write_bytes(b"\0\1")
+    corpus = built(pretraining={"folder": str(root)})
+    assert total(corpus) == 80
+    said = corpus.manifest["left_out"]
+    assert said["files"] == 3
+    assert {one["file"] for one in said["first"]} == {"old.json", "README.md", ".DS_Store"}
+    assert all(one["reason"] for one in said["first"])
+    with_json = built(pretraining={"folder": str(root), "files": ["*.json*"]})
+    assert total(with_json) == 90
+    assert "left_out" not in with_json.manifest
+
+
+def test_files_that_are_asked_for_and_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "text" / "a.jsonl", 0, 50)
+    (tmp_path / "text" / "b.csv").write_text("text\nx\n")
+    with pytest.raises(UserError, match=r"files asks for b\.csv, which cannot be read: it may end in \.jsonl"):
+        built(pretraining={"folder": str(tmp_path / "text"), "files": ["*.jsonl", "*.csv"]})
+    (tmp_path / "text" / "c.json").write_text(' [\n{"text": "a"}]')
+    with pytest.raises(UserError, match=r"c\.json, line 1: a JSON array.*jq -c"):
+        built(pretraining={"folder": str(tmp_path / "text"), "files": ["*.json"]})
+
+
+def test_two_purposes_share_no_file_and_no_copy_of_one(tmp_path: Path) -> None:
+    root = tmp_path / "text"
+    lines(root / "a.jsonl", 0, 50)
+    lines(root / "held_out" / "b.jsonl", 50, 60)
+    inside = {"folder": str(root / "held_out")}
+    with pytest.raises(UserError, match=r"held_out/b\.jsonl both in pretraining and in validation: choose"):
+        built(pretraining={"folder": str(root)}, validation=inside)
+    built(pretraining={"folder": str(root), "files": ["*.jsonl"]}, validation=inside)
+    (tmp_path / "link").symlink_to(root / "held_out")
+    with pytest.raises(UserError, match="both in pretraining and in in_distribution"):
+        built(pretraining={"folder": str(root)}, in_distribution={"folder": str(tmp_path / "link")})
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "other.jsonl").write_bytes((root / "a.jsonl").read_bytes())
+    with pytest.raises(UserError, match=r"both in pretraining and in validation, there as .*(other|a)\.jsonl"):
+        built(pretraining={"folder": str(root), "files": ["a.jsonl"]}, validation={"folder": str(tmp_path / "copy")})
+    with pytest.raises(UserError, match="twice in pretraining"):
+        built(pretraining=[{"folder": str(root)}, {"folder": str(root / "held_out")}])
+
+
+def test_a_domain_that_no_document_has_is_refused_and_missing_ones_are_counted(tmp_path: Path) -> None:
+    lines(tmp_path / "text" / "a.jsonl", 0, 60, meta={"set": "web"})
+    lines(tmp_path / "text" / "b.jsonl", 60, 67)
+    folder = str(tmp_path / "text")
+    with pytest.raises(
+        UserError, match=r"^text, for pretraining of the corpus mine: no document has the field 'meta\.sett'"
+    ):
+        built(pretraining={"folder": folder, "domain": "meta.sett"})
+    corpus = built(pretraining={"folder": folder, "domain": "meta.set"})
+    assert corpus.manifest["without_domain"] == {"text": 7}
+    only_a = built(pretraining={"folder": folder, "domain": "meta.set", "files": ["a.jsonl"]})
+    assert "without_domain" not in only_a.manifest
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    lines(tmp_path / "text" / "a.jsonl", 0, 50)
+    (tmp_path / "text" / "closed").mkdir(mode=0)
+    with pytest.raises(UserError, match="Permission denied"):
+        built(pretraining={"folder": str(tmp_path / "text")})
