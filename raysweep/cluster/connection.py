@@ -10,10 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from raysweep.cluster.environment import check_import_order, ray_environment
+from raysweep.cluster.environment import check_import_order, check_temporary_folder, ray_environment, temporary_folder
 from raysweep.cluster.watchdog import Watchdog
 from raysweep.errors import UserError
 
@@ -50,8 +49,17 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
             return
         if cluster is None:
             check_import_order()
+            check_temporary_folder()
         with _own_signals():  # Ray puts a handler of its own in place of whoever's there is.
-            context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+            try:
+                context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+            except RuntimeError as error:
+                if "Version mismatch" not in str(error):
+                    raise
+                raise UserError(
+                    f"the Ray cluster at {cluster} is of another version ({' '.join(str(error).split())}): use the same "
+                    "environment on both sides, or RAY_ADDRESS=local for a cluster of this machine's own"
+                ) from None
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if cluster is not None:
@@ -89,25 +97,38 @@ def _own_signals() -> Iterator[None]:
 def address() -> str | None:
     """The address of the Ray cluster that somebody has set up: RAY_ADDRESS, or what `ray start` left; None without one.
 
-    Raises `UserError` where nothing answers at RAY_ADDRESS.
+    Raises `UserError` where no cluster answers at RAY_ADDRESS.
     """
     named = os.environ.get("RAY_ADDRESS", "auto")
     if named == "local":
         return None
     if named != "auto":
+        if named.startswith(("http://", "https://")):
+            raise UserError(
+                f"RAY_ADDRESS={named} is the address of Ray's dashboard, for jobs: set it to the cluster's own, host:port "
+                "with the port of `ray start --head` (6379), or unset it"
+            )
         if not _answers(named):
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
         return named
-    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"  # noqa: S108 (Ray's own place)
+    started = temporary_folder() / "ray" / "ray_current_cluster"
     address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
     return address if address and _answers(address) else None
 
 
+# HTTP/2's opening, which each side of gRPC answers with its settings (RFC 9113, 3.4 and 6.5).
+_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
+
+
 def _answers(address: str) -> bool:
-    """Whether something listens at host:port; asked first, since Ray itself tries for minutes."""
+    """Whether a cluster listens at host:port, and not something else; asked first, since Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=5):
-            return True
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return True
+            connection.sendall(_OPENING)
+            return connection.recv(4)[3:4] == bytes([_SETTINGS])
     except (OSError, ValueError):
         return False

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from raysweep.errors import UserError
 
@@ -20,6 +21,8 @@ CLIENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Who runs the sweep decides what Ctrl-C does.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Below `uv run` Ray would pack the working folder, with the stores in it, for its workers.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     # Raylets' logs would too, by the page where a node is lost. (What Ray says there goes through its deduplicator.)
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
@@ -51,6 +54,11 @@ TRIAL = {
 }
 
 
+# A name of a socket has at most so many bytes on Linux (`man 7 unix`), and Ray's longest is this.
+LONGEST_SOCKET = 107
+_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+
+
 @contextmanager
 def ray_environment(local: bool) -> Iterator[None]:
     """Ray's environment while in the context; `local` where a cluster is to be started on this machine."""
@@ -71,6 +79,29 @@ def preserved_environment() -> Iterator[None]:
         for name, value in before.items():
             if os.environ.get(name) != value:
                 os.environ[name] = value
+
+
+def temporary_folder() -> Path:
+    """Where Ray has its folder `ray`: logs, sockets, and the address that `ray start` leaves."""
+    variables = ("RAY_TMPDIR", "TMPDIR") if sys.platform == "linux" else ("RAY_TMPDIR",)
+    return Path(next(filter(None, map(os.environ.get, variables)), "/tmp"))  # noqa: S108 (Ray's own place)
+
+
+def check_temporary_folder() -> None:
+    """Raise `UserError` where Ray could not make its folder, or where the names of sockets in it would be too long."""
+    folder = temporary_folder()
+    variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
+    said = f"{variable}={folder}" if variable else str(folder)
+    longest = LONGEST_SOCKET - len(_SOCKET)
+    if len(os.fsencode(folder)) > longest:
+        raise UserError(
+            f"{said} is too long for the names of Ray's sockets in it, by {len(os.fsencode(folder)) - longest} bytes: set "
+            "RAY_TMPDIR to a shorter folder on this machine's own disk, such as /tmp"
+        )
+    mine = folder / "ray"
+    there = next(path for path in (mine, *mine.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise UserError(f"Ray cannot write in {there}: set RAY_TMPDIR to a folder of your own on this machine's disk")
 
 
 def check_import_order() -> None:

@@ -26,8 +26,8 @@ class Source(Strict):
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """`owner/name` of a data set on the Hugging Face hub, with its `revision`."""
     folder: str | None = None
-    """A folder of .jsonl, .parquet or .txt files, one document a line, row or .txt file; .gz and .zst of .jsonl and .json, too.
-    Where the folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
+    """A folder of .jsonl, .parquet or .txt files, one document a line, row or .txt file; of .jsonl and .json files as
+    .gz or .zst, too. Where the folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """A commit of the data set; by default the one that the preset was written against."""
     split: str = "train"

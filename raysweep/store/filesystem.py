@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,6 +24,7 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
             f"the address of the store, {kind}://..., holds credentials: leave them out and set them in the environment "
             "or in the cloud's own configuration file, so that no log shows them"
         )
+    _check_address(location)
     if location.startswith("gs://") and "retry_limit_seconds" not in location:
         # By itself Google's client tries for a quarter of an hour, and a sweep waits in its own way (PATIENCE).
         location += f"{'&' if '?' in location else '?'}retry_limit_seconds=10"
@@ -33,3 +35,18 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     if not root.strip("/"):
         raise UserError(f"the store {location} names no bucket or folder")
     return fs, root.rstrip("/")
+
+
+def _check_address(location: str) -> None:
+    """Raise `UserError` where an address says something that the file system would leave out without a word."""
+    address = urlsplit(location)
+    names = [name for name, _ in parse_qsl(address.query, keep_blank_values=True)]
+    if "#" in location:
+        said = "what follows '#' is no part of an address: write %23 where the name has a '#'"
+    elif "?" in location and address.scheme == "file":
+        said = "a folder takes no options: write %3F where the name has a '?'"
+    elif twice := [name for name in names if names.count(name) > 1]:
+        said = f"the option {twice[0]} is there twice"
+    else:
+        return
+    raise UserError(f"the store {location}: {said}")

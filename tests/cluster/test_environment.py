@@ -2,11 +2,25 @@
 
 import os
 import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from raysweep.cluster.connection import _own_signals
-from raysweep.cluster.environment import CLIENT, LOCAL_CLUSTER, TRIAL, preserved_environment, ray_environment
+from raysweep.cluster.connection import _own_signals, address
+from raysweep.cluster.environment import (
+    CLIENT,
+    LOCAL_CLUSTER,
+    LONGEST_SOCKET,
+    TRIAL,
+    check_temporary_folder,
+    preserved_environment,
+    ray_environment,
+    temporary_folder,
+)
+from raysweep.errors import UserError
 
 
 def test_the_environment_is_put_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,3 +57,74 @@ def test_handlers_of_signals_are_put_back() -> None:
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, mine)
+
+
+@pytest.mark.parametrize("set_to", [{}, {"TMPDIR": "/a"}, {"RAY_TMPDIR": "/b"}, {"TMPDIR": "/a", "RAY_TMPDIR": "/b"}])
+def test_the_temporary_folder_is_ray_s(set_to: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._common.utils import get_default_ray_temp_dir
+
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert str(temporary_folder() / "ray") == get_default_ray_temp_dir()
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the system's own limit."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    session = "/ray/session_2026-11-25_23-59-59_123456_4194304/sockets/"
+    longest = "/tmp/" + "x" * (LONGEST_SOCKET - len("/tmp/" + session + "plasma_store"))
+    with socket.socket(socket.AF_UNIX) as unix, pytest.raises(FileNotFoundError):
+        unix.bind(f"{longest}{session}plasma_store")
+    with socket.socket(socket.AF_UNIX) as unix, pytest.raises(OSError, match="too long"):
+        unix.bind(f"{longest}x{session}plasma_store")
+    monkeypatch.setenv(name, longest)
+    check_temporary_folder()
+    monkeypatch.setenv(name, f"{longest}x")
+    with pytest.raises(UserError, match=f"^{name}=/tmp/x+ is too long .* by 1 bytes: set RAY_TMPDIR"):
+        check_temporary_folder()
+
+
+def test_a_temporary_folder_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    monkeypatch.setenv("RAY_TMPDIR", "file")
+    with pytest.raises(UserError, match="Ray cannot write in file: set RAY_TMPDIR"):
+        check_temporary_folder()
+
+
+@pytest.fixture
+def web_server() -> Iterator[int]:
+    """The port of something that answers and is no cluster."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_what_answers_and_is_no_cluster(web_server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web_server}")
+    with pytest.raises(UserError, match=rf"^no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:{web_server}"):
+        address()
+    monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{web_server}")
+    with pytest.raises(UserError, match="the address of Ray's dashboard, for jobs: set it to the cluster's own"):
+        address()
+    # What `ray start` wrote down once, where another service has the port now.
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{web_server}")
+    assert address() is None

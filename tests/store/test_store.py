@@ -252,6 +252,27 @@ def test_an_address_with_a_slash_too_few_is_no_folder() -> None:
         Store("s3:/bucket/x")
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("file:///somewhere/a#1", "write %23"),
+        ("s3://bucket/sweep?region=us-east-1#1", "write %23"),
+        ("file:///somewhere/a?b", "write %3F"),
+        ("s3://bucket/sweep?region=us-east-1&region=us-west-2", "the option region is there twice"),
+        ("s3://bucket/sweep?regoin=us-east-1", "regoin"),
+    ],
+)
+def test_what_an_address_would_lose_is_refused(address: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as refused:
+        Store(address)
+    assert address in str(refused.value)
+
+
+def test_an_escaped_character_is_part_of_the_name(tmp_path: Path) -> None:
+    assert Store(f"file://{tmp_path}/a%231").root == f"{tmp_path}/a#1"
+    assert Store(f"{tmp_path}/a#1").root == f"{tmp_path}/a#1"
+
+
 def test_google_s_client_leaves_waiting_to_the_store() -> None:
     fs, root = open_filesystem("gs://bucket/x")
     assert root == "bucket/x"
