@@ -10,7 +10,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from raysweep.cluster.environment import check_import_order, check_temporary_folder, ray_environment, temporary_folder
 from raysweep.cluster.watchdog import Watchdog
@@ -41,6 +42,11 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
     called with the reason first, from another thread.
     """
     cluster = address()
+    if cluster is not None and _listener(cluster) == "silent":
+        raise UserError(
+            f"what listens at {cluster} answers nothing for {SILENCE} s: if it is a Ray cluster, run again when it "
+            f"answers; if not, set RAY_ADDRESS=local, or unset RAY_ADDRESS and delete {_started()}"
+        )
     with ray_environment(local=cluster is None), _own_signals():
         import ray  # After its environment is set.
 
@@ -108,27 +114,41 @@ def address() -> str | None:
                 f"RAY_ADDRESS={named} is the address of Ray's dashboard, for jobs: set it to the cluster's own, host:port "
                 "with the port of `ray start --head` (6379), or unset it"
             )
-        if not _answers(named):
+        if _listener(named) in (None, "other"):
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
         return named
-    started = temporary_folder() / "ray" / "ray_current_cluster"
+    started = _started()
     address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
-    return address if address and _answers(address) else None
+    return address if address and _listener(address) in ("cluster", "silent") else None
+
+
+def _started() -> Path:
+    """Where `ray start` writes its address down."""
+    return temporary_folder() / "ray" / "ray_current_cluster"
 
 
 # HTTP/2's opening, which each side of gRPC answers with its settings (RFC 9113, 3.4 and 6.5).
 _OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _SETTINGS = 4
 
+# Seconds.
+SILENCE = 5
 
-def _answers(address: str) -> bool:
-    """Whether a cluster listens at host:port, and not something else; asked first, since Ray itself tries for minutes."""
+
+def _listener(address: str) -> Literal["cluster", "silent", "other"] | None:
+    """What listens at host:port; asked first, since Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
-                return True
-            connection.sendall(_OPENING)
-            return connection.recv(4)[3:4] == bytes([_SETTINGS])
+        connection = socket.create_connection((host, int(port)), timeout=SILENCE)
     except (OSError, ValueError):
-        return False
+        return None
+    with connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+            return "cluster"
+        try:
+            connection.sendall(_OPENING)
+            return "cluster" if connection.recv(4)[3:4] == bytes([_SETTINGS]) else "other"
+        except TimeoutError:
+            return "silent"
+        except OSError:
+            return "other"

@@ -82,7 +82,14 @@ def _json_lines(
     except (OSError, EOFError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:  # The disk's or the network's.
             raise
-        yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
+        if "requires too much memory" in str(error):
+            reason = (
+                "its zstandard frames need a window of more than 128 MiB (`zstd --long`): unpack it by `zstd -d --long=31` "
+                "and pack it again without --long"
+            )
+            yield Malformed(place + 1, reason, fatal=True)
+        else:
+            yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
 
 
 def _document(place: int, row: Any, text: str, domain: str | None) -> Document | Malformed:

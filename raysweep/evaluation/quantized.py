@@ -82,7 +82,11 @@ def gptq(subject: Subject, bits: int, settings: Settings) -> None:
 
 
 def solve(layer: nn.Linear, inputs: list[torch.Tensor], bits: int, damping: float) -> None:
-    """Quantize one layer in place by auto-gptq's solver; `inputs` are what the layer is given, each (..., columns)."""
+    """Quantize one layer in place by auto-gptq's solver; `inputs` are what the layer is given, each (..., columns).
+
+    Raises `ArithmeticError` where their Hessian is not positive definite, in 32 bits, with that damping.
+    """
+    import torch
     from auto_gptq.quantization import GPTQ
 
     solver = GPTQ(layer)
@@ -92,7 +96,14 @@ def solve(layer: nn.Linear, inputs: list[torch.Tensor], bits: int, damping: floa
     with _no_cuda_needed():
         # Columns with the largest activations first: without it a layer whose inputs are far from isotropic can come
         # out worse than by rounding (seen at width 32: 18.9 against 17.9, with it 2.5).
-        solver.fasterquant(percdamp=damping, group_size=-1, actorder=True)
+        try:
+            solver.fasterquant(percdamp=damping, group_size=-1, actorder=True)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            tokens = sum(batch.numel() // batch.shape[-1] for batch in inputs)
+            raise ArithmeticError(
+                f"the Hessian of a layer with {layer.in_features:,} inputs is not positive definite, from {tokens:,} tokens "
+                f"with a damping of {damping:g}: raise calibration_sequences, or damping (0.01 is usual)"
+            ) from None
     solver.free()
 
 

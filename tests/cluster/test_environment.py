@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from raysweep.cluster.connection import _own_signals, address
+from raysweep.cluster.connection import _own_signals, address, connected
 from raysweep.cluster.environment import (
     CLIENT,
     LOCAL_CLUSTER,
@@ -128,3 +128,21 @@ def test_what_answers_and_is_no_cluster(web_server: int, tmp_path: Path, monkeyp
     (tmp_path / "ray").mkdir()
     (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{web_server}")
     assert address() is None
+
+
+def test_what_listens_and_says_nothing_is_neither_waited_for_nor_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster that is too busy to answer is not replaced by one of this machine's, which may be smaller."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listening = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(listening)
+        assert address() == listening
+        with (
+            pytest.raises(UserError, match=rf"^what listens at {listening} answers nothing .* delete {tmp_path}"),
+            connected(),
+        ):
+            pass

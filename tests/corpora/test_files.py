@@ -139,3 +139,19 @@ def test_a_field_may_have_dots_in_its_name(name: str) -> None:
     assert first({"a.b": {"c": "mixed"}, "text": "x"}, "text", "a.b.c").domain == "mixed"
     assert first({"a": {"b.c": "mixed"}, "text": "x"}, "text", "a.b.c").domain == "mixed"
     assert "no " in first({"meta": {"texts": "x"}}, "meta.text").reason
+
+
+def frame(content: bytes, window: int) -> bytes:
+    """A zstandard frame of one raw block, with a window of 2**window bytes (RFC 8878, 3.1.1)."""
+    header = b"\x28\xb5\x2f\xfd" + bytes([0, (window - 10) << 3])
+    return header + (len(content) << 3 | 1).to_bytes(3, "little") + content
+
+
+def test_a_zstandard_window_that_is_too_large_is_not_called_damage() -> None:
+    skippable = bytes.fromhex("502a4d18") + (3).to_bytes(4, "little") + b"abc"
+    for content in (frame(LINES, 27), skippable + frame(LINES[:5000], 20) + skippable + frame(LINES[5000:], 20)):
+        assert [document.text for document in all_of(content, "a.jsonl.zst")] == [row["text"] for row in ROWS]
+    (bad,) = all_of(frame(LINES, 28), "a.jsonl.zst")
+    assert bad.fatal
+    assert "zstd -d --long=31" in bad.reason
+    assert "damaged" not in bad.reason

@@ -142,6 +142,37 @@ def test_gptq_leaves_less_error_in_each_layer_than_rounding(
     assert layers == 4 * 6
 
 
+@pytest.mark.parametrize("kind", ["dead columns", "all dead", "constant", "one token"])
+def test_gptq_of_inputs_that_say_little(kind: str) -> None:
+    """With the usual damping the weights stay within a step of the grid, or, where an input is always 0, do not matter."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8, bias=False)
+    before = layer.weight.detach().clone()
+    inputs = torch.randn(64, 16)
+    if kind == "dead columns":
+        inputs[:, ::4] = 0
+    elif kind == "all dead":
+        inputs[:] = 0
+    elif kind == "constant":
+        inputs[:] = 1.0
+    else:
+        inputs = inputs[:1]
+    with torch.no_grad():
+        quantized.solve(layer, [inputs], 8, 0.01)
+    assert layer.weight.isfinite().all()
+    step = (before.amax(1).clamp(min=0) - before.amin(1).clamp(max=0)) / 255
+    error = (inputs @ (layer.weight - before).T).abs().max(0).values
+    assert (error <= step * 16 * inputs.abs().max()).all()
+
+
+def test_gptq_says_what_to_raise_where_the_hessian_is_not_positive_definite() -> None:
+    layer = nn.Linear(16, 8, bias=False)
+    before = layer.weight.detach().clone()
+    with pytest.raises(ArithmeticError, match=r"16 inputs .* from 2 tokens .* 1e-12: raise calibration_sequences"):
+        quantized.solve(layer, [torch.ones(1, 2, 16)], 4, 1e-12)
+    assert torch.equal(layer.weight, before)
+
+
 def test_quantized(corpus: TokenizedCorpus, tmp_path: Path) -> None:
     # At width 16 the two methods differ by less than two trainings whose sums were rounded in another order.
     subject = Trained(corpus, 32).subject(corpus, tmp_path)
