@@ -21,10 +21,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from raysweep.cache import cache, unwritable
 from raysweep.corpora import build_installed, installed, manifest, source_files, tokenize
+from raysweep.corpora.exclusive import exclusive
 from raysweep.corpora.progress import Report, ignore
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.corpus import Corpus
@@ -52,7 +51,7 @@ def build(corpus: Corpus, stream: bool = False, report: Report = ignore) -> Path
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
+        with exclusive(Path(f"{folder}.lock")):
             if not (folder / manifest.FILE).exists():
                 unfinished = folder.with_name(f"{folder.name}.unfinished")
                 if corpus.name == "installed":

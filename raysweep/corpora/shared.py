@@ -15,10 +15,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
-
 from raysweep.cache import cache, unwritable
 from raysweep.corpora.build import folders
+from raysweep.corpora.exclusive import exclusive
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
@@ -50,7 +49,7 @@ def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
             return TokenizedCorpus(built)
     folder = cache() / "corpora" / f"{corpus.name}-{fingerprint}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with exclusive(Path(f"{folder}.lock")):
         # Copied before; in a power cut its last files may have come to nothing.
         with suppress(UserError):
             if _fingerprint(folder) == fingerprint:

@@ -1,0 +1,55 @@
+"""One process at a time, on any file system."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+# Seconds after which a process that waits says for what.
+SILENT = 60
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time into the context, of those that name the same path; the others wait.
+
+    Where the file system has no flock, as Lustre mounted without it, a file marks who holds it. One that a process killed on
+    another machine has left must be deleted by hand; after a minute a warning names it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if _has_flock(path.parent):
+        with FileLock(path):
+            yield
+        return
+    # filelock's own way from one to the other lets two in at once, where both begin with flock.
+    marker = path.with_name(f"{path.name}.held")
+    lock = SoftFileLock(marker)
+    try:
+        lock.acquire(timeout=SILENT)
+    except Timeout:
+        logging.getLogger(__name__).warning(
+            "waiting for another process, which holds %s; if it was killed on another machine, delete that file", marker
+        )
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _has_flock(folder: Path) -> bool:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                return False
+            raise
+    return True
