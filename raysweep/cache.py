@@ -10,8 +10,14 @@ from raysweep.errors import UserError, reason
 
 
 def cache() -> Path:
-    """The folder RAYSWEEP_CACHE, by default ~/.cache/raysweep."""
-    return Path(os.environ.get("RAYSWEEP_CACHE") or Path.home() / ".cache" / "raysweep").expanduser().absolute()
+    """The folder RAYSWEEP_CACHE, by default ~/.cache/raysweep. Raises `UserError` where nobody knows a home folder."""
+    folder = os.environ.get("RAYSWEEP_CACHE") or "~/.cache/raysweep"
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError:
+        raise UserError(
+            f"the corpus cache {folder} needs a home folder, and this user has none: set HOME, or RAYSWEEP_CACHE"
+        ) from None
 
 
 def unwritable(error: OSError) -> UserError:

@@ -121,7 +121,9 @@ def show_status(
     say("cells        " + ", ".join(f"{number} {name}" for name, number in cells.items()))
     say("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
     show_versions(now)
-    if driver is None:
+    if driver is None and not store.begun():
+        say("no sweep has begun in this store; `raysweep run` begins one there")
+    elif driver is None:
         say("nothing is running" + ("" if not now.left else "; `raysweep run` resumes"))
     else:
         live = driver.get("progress", {})

@@ -179,6 +179,10 @@ class StoreFiles:
         info = self._with_retries(lambda: self.fs.get_file_info(f"{self.root}/{path}"), self._unreadable)
         return None if info.mtime_ns is None else max(0.0, time.time() - info.mtime_ns / 1e9)
 
+    def begun(self) -> bool:
+        """Whether a sweep has ever begun here."""
+        return self.age(MARKER) is not None
+
     def probe(self) -> None:
         """Raise `StoreError` unless a file can be written, and removed again, right now."""
         # Larger than the little that a full disk may still take.

@@ -3,10 +3,12 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tiny import make_cell
 
+from raysweep.cli.main import main
 from raysweep.cli.panel import SweepView
 from raysweep.cli.signals import StopOnSignal
 from raysweep.sweep.events import (
@@ -85,3 +87,15 @@ def test_in_training_the_first_asks_and_the_second_ends(number: int) -> None:
         with pytest.raises(KeyboardInterrupt):
             press(number)
     assert signal.getsignal(number) is before
+
+
+def test_the_status_of_a_store_where_nothing_has_begun_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As that of a mistyped one."""
+    space = Path(__file__).parents[2] / "search_spaces" / "demo.yaml"
+    with pytest.raises(SystemExit) as ended:
+        main(["status", str(space), "--store", str(tmp_path / "mistyped")])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no sweep has begun in this store")
+    assert not (tmp_path / "mistyped").exists()

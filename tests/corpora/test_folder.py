@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raysweep.cache import cache as cache_folder
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.folder import listing
 from raysweep.corpora.tokenized import TokenizedCorpus
@@ -166,3 +167,12 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "text" / "closed").mkdir(mode=0)
     with pytest.raises(UserError, match="Permission denied"):
         built(pretraining={"folder": str(tmp_path / "text")})
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers that run under a number which has no entry in /etc/passwd."""
+    monkeypatch.setenv("RAYSWEEP_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(
+        UserError, match="^the corpus cache ~nobody-of-this-name/cache needs a home folder.*RAYSWEEP_CACHE"
+    ):
+        cache_folder()
