@@ -173,6 +173,6 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     """As in containers that run under a number which has no entry in /etc/passwd."""
     monkeypatch.setenv("RAYSWEEP_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(
-        UserError, match="^the corpus cache ~nobody-of-this-name/cache needs a home folder.*RAYSWEEP_CACHE"
+        UserError, match=r"^the corpus cache ~nobody-of-this-name/cache needs a home folder.*RAYSWEEP_CACHE"
     ):
         cache_folder()
