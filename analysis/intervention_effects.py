@@ -41,7 +41,7 @@ def interventions(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     `against` names the control that it is compared with; empty if that is the cell left alone. The isotropy under a
     cap is left out: it is taken over eigenvectors, which equal singular values do not determine.
 
-    Empty where no cell has an intervention. `noise` is that of `noise.seed_noise`: each size is held against its
+    Empty where no cell has an intervention. `noise` is that of `noise.seed_noise`: each size is compared with its
     own. Columns: `COLUMNS`.
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}

@@ -57,7 +57,7 @@ class Part:
     """Of its source, in a mixture."""
     skip_malformed: bool
     done: frozenset[int] = frozenset()
-    """Blocks that need not be made again."""
+    """Blocks that need not be recomputed."""
     first: int = 0
     start: int = 1
     """The first block that is not done, and the place of its first document."""

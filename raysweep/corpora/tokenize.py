@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 # Increase with every change here that changes tokens; old caches are then left alone.
 REVISION = 1
 
-# Characters of a block. A source of more than LARGE bytes has larger ones, so that a corpus of terabytes has not a
+# Characters of a block. A source of more than LARGE bytes has larger ones, so that a corpus of terabytes does not have a
 # million files; both decide only where files end.
 BLOCK, LARGE_BLOCK, LARGE = 16 << 20, 128 << 20, 64 << 30
 

@@ -18,7 +18,7 @@ def names(store: Store, run_directory: str) -> list[str]:
 def new_name(step: int) -> str:
     """A new name for a checkpoint after `step` steps; names sort by step.
 
-    Each is unique: a run that goes on from an older checkpoint must not write into a damaged newer one.
+    Each is unique: a run that resumes from an older checkpoint must not write into a damaged newer one.
     """
     return f"checkpoint_step{step:012d}_{uuid.uuid4().hex[:6]}"
 

@@ -39,7 +39,7 @@ PACKAGES = {
     "wandb": ("wandb", "'raysweep[wandb]'"),
 }
 
-# How long, in seconds, the end of a sweep waits for a tracker that has not been told everything yet.
+# How long, in seconds, the end of a sweep waits for a tracker that was not told everything yet.
 CLOSE_TIMEOUT_S = 60.0
 
 
