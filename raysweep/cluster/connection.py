@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
     if cluster is not None and _listener(cluster) == "silent":
         raise UserError(
             f"what listens at {cluster} answers nothing for {SILENCE} s: if it is a Ray cluster, run again when it "
-            f"answers; if not, set RAY_ADDRESS=local, or unset RAY_ADDRESS and delete {_started()}"
+            f"answers; if not, set RAY_ADDRESS=local, or unset RAY_ADDRESS and delete {_started()[0]}"
         )
     with ray_environment(local=cluster is None), _own_signals():
         import ray  # After its environment is set.
@@ -117,14 +117,18 @@ def address() -> str | None:
         if _listener(named) in (None, "other"):
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
         return named
-    started = _started()
-    address = started.read_text(encoding="utf-8").strip() if started.exists() else ""
-    return address if address and _listener(address) in ("cluster", "silent") else None
+    for file in _started():
+        with suppress(OSError):
+            address = file.read_text(encoding="utf-8").strip()
+            if address and _listener(address) in ("cluster", "silent"):
+                return address
+    return None
 
 
-def _started() -> Path:
-    """Where `ray start` writes its address down."""
-    return temporary_folder() / "ray" / "ray_current_cluster"
+def _started() -> list[Path]:
+    """Where `ray start` writes its address down; a shell with another TMPDIR than this one's, in /tmp."""
+    folders = [temporary_folder()] + ([] if os.environ.get("RAY_TMPDIR") else [Path("/tmp")])  # noqa: S108
+    return [folder / "ray" / "ray_current_cluster" for folder in folders]
 
 
 # HTTP/2's opening, which each side of gRPC answers with its settings (RFC 9113, 3.4 and 6.5).
@@ -147,7 +151,10 @@ def _listener(address: str) -> Literal["cluster", "silent", "other"] | None:
             return "cluster"
         try:
             connection.sendall(_OPENING)
-            return "cluster" if connection.recv(4)[3:4] == bytes([_SETTINGS]) else "other"
+            answer = b""
+            while len(answer) < 4 and (part := connection.recv(4 - len(answer))):
+                answer += part
+            return "cluster" if answer[3:] == bytes([_SETTINGS]) else "other"
         except TimeoutError:
             return "silent"
         except OSError:

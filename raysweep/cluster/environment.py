@@ -14,6 +14,8 @@ from pathlib import Path
 
 from raysweep.errors import UserError
 
+UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+
 # For every process that talks to Ray.
 CLIENT = {
     # Tune's own progress reports and loggers would run through ours.
@@ -21,8 +23,8 @@ CLIENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Who runs the sweep decides what Ctrl-C does.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # Below `uv run` Ray would pack the working folder, with the stores in it, for its workers.
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Below `uv run` Ray would pack the working folder, with the stores in it, for its workers; who wants that sets it.
+    UV: "0",
     # Raylets' logs would too, by the page where a node is lost. (What Ray says there goes through its deduplicator.)
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
@@ -63,7 +65,8 @@ _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 def ray_environment(local: bool) -> Iterator[None]:
     """Ray's environment while in the context; `local` where a cluster is to be started on this machine."""
     with preserved_environment():
-        os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}))
+        asked = {UV: os.environ[UV]} if UV in os.environ else {}
+        os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}) | asked)
         yield
 
 
@@ -99,7 +102,9 @@ def check_temporary_folder() -> None:
             "RAY_TMPDIR to a shorter folder on this machine's own disk, such as /tmp"
         )
     mine = folder / "ray"
-    there = next(path for path in (mine, *mine.parents) if path.exists())
+    there = next(
+        path for path in (mine, *mine.parents) if os.path.exists(path)
+    )  # Path.exists raises where it may not look.
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         raise UserError(f"Ray cannot write in {there}: set RAY_TMPDIR to a folder of your own on this machine's disk")
 

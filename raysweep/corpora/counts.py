@@ -84,8 +84,9 @@ def about_decontamination(records: list[dict[str, Any]], grams: Grams) -> dict[s
 
 def _without_domain(corpus: Corpus, sources: dict[str, Part], records: list[dict[str, Any]]) -> dict[str, int]:
     """Source -> how many of its documents lack the field of their domain. Raises `UserError` where all do."""
-    # Two passes may read the same block.
-    blocks = {block_name(record): record for record in records if "documents" in record}
+    # Two passes may read the same block. A build that an older version began has blocks that were not counted.
+    uncounted = {record["part"].partition("-")[0] for record in records if "documents" not in record}
+    blocks = {block_name(record): record for record in records if record["part"].partition("-")[0] not in uncounted}
     counted: dict[str, Counter[str]] = {}
     for record in blocks.values():
         counts = counted.setdefault(record["part"].partition("-")[0], Counter())

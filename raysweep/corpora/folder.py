@@ -13,7 +13,7 @@ from raysweep.corpora.files import READABLE, SUFFIXES
 
 # What editors, notebooks and other systems leave behind, beside names that begin with a dot.
 _LITTER = re.compile(
-    r"(^|/)(\.|~\$|__MACOSX(/|$)|__pycache__(/|$))|(~|\.(swp|tmp|part|partial|crdownload|unfinished))$"
+    r"(^|/)(\.|~\$|__MACOSX(/|$)|__pycache__(/|$)|lost\+found(/|$))|(~|\.(swp|tmp|part|partial|crdownload|unfinished))$"
 )
 
 
@@ -30,21 +30,25 @@ class Listing:
 def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
     """The files under `root` whose names match one of the patterns; all that can be read where there are none.
 
-    Folders that are links are followed, each folder and each file counts once, and what editors and the like leave behind
-    is not data. Raises `OSError` where a folder cannot be read, `ValueError` where a pattern asks for a file that cannot be.
+    Folders that are links are followed, each file counts once, and what editors and the like leave behind is not data.
+    Raises `OSError` where a folder cannot be read, `ValueError` where a pattern asks for a file that cannot be.
     """
     found = Listing()
     real: dict[str, str] = {}
     asked = [_checked(pattern) for pattern in patterns]
-    for name, path in _walk(root):
+    hidden = any(part[:1] in (".", "~") for pattern in asked for part in pattern)
+    for name, path in _walk(root, asked, hidden):
         matching = [pattern for pattern in asked if _matches(name.split("/"), pattern)]
-        if asked and not matching:
+        litter = _LITTER.search(name) and not hidden
+        if asked and not matching and not (litter and name.endswith("/")):
             continue
-        if _LITTER.search(name) and not any(part[:1] in (".", "~") for pattern in matching for part in pattern):
+        # A plain .json may be one document or many: whoever names it says that it is lines.
+        readable = READABLE if any(pattern[-1].endswith(".json") for pattern in matching) else SUFFIXES
+        if litter:
             found.left_out[name] = "editors and systems leave such files behind"
         elif not path.is_file():
             found.left_out[name] = "a link to nothing, or no plain file"
-        elif not name.endswith(READABLE if asked else SUFFIXES):
+        elif not name.endswith(readable):
             if any(_names_ending(pattern) for pattern in matching):
                 raise ValueError(f"files asks for {name}, which cannot be read: it may end in {', '.join(READABLE)}")
             found.left_out[name] = _why(name)
@@ -61,28 +65,48 @@ def _why(name: str) -> str:
     return f"its name does not end in {', '.join(SUFFIXES)}"
 
 
-def _walk(root: Path) -> Iterator[tuple[str, Path]]:
-    """Every file under a folder with its name from there, in the order of the names; what links lead to comes last."""
-    seen = {os.path.realpath(root)}
-    later: list[tuple[str, Path]] = []
+def _walk(root: Path, asked: list[list[str]], hidden: bool) -> Iterator[tuple[str, Path]]:
+    """Every file under a folder with its name from there, in the order of the names; what links lead to comes last.
 
-    def walk(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+    Folders in which no pattern can match are not looked into, nor are those that systems leave, which come with a slash.
+    Where there are patterns a folder may have several names; otherwise it comes once.
+    """
+    seen = {os.path.realpath(root)}
+    later: list[tuple[str, Path, frozenset[str]]] = []
+
+    def walk(folder: Path, prefix: str, above: frozenset[str]) -> Iterator[tuple[str, Path]]:
+        above |= {os.path.realpath(folder)}
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name = prefix + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                seen.add(os.path.realpath(entry.path))
-                yield from walk(Path(entry.path), f"{name}/")
-            elif entry.is_dir():
-                later.append((f"{name}/", Path(entry.path)))
+            path = Path(entry.path)
+            if not entry.is_dir():
+                yield name, path
+            elif _LITTER.search(f"{name}/") and not hidden:
+                yield f"{name}/", path
+            elif asked and not any(_leads(name.split("/"), pattern) for pattern in asked):
+                continue
+            elif entry.is_dir(follow_symlinks=False):
+                seen.add(os.path.realpath(path))
+                yield from walk(path, f"{name}/", above)
             else:
-                yield name, Path(entry.path)
+                later.append((f"{name}/", path, above))
 
-    yield from walk(root, "")
+    yield from walk(root, "", frozenset())
     while later:
-        prefix, folder = later.pop(0)
-        if (target := os.path.realpath(folder)) not in seen:
+        prefix, folder, above = later.pop(0)
+        target = os.path.realpath(folder)
+        if target not in (above if asked else seen):
             seen.add(target)
-            yield from walk(folder, prefix)
+            yield from walk(folder, prefix, above)
+
+
+def _leads(folder: list[str], pattern: list[str]) -> bool:
+    """Whether something below a folder can match a pattern."""
+    if not folder:
+        return True
+    if not pattern:
+        return False
+    return pattern[0] == "**" or (fnmatchcase(folder[0], pattern[0]) and _leads(folder[1:], pattern[1:]))
 
 
 def _names_ending(pattern: list[str]) -> bool:
@@ -93,7 +117,7 @@ def _names_ending(pattern: list[str]) -> bool:
 
 def _checked(pattern: str) -> list[str]:
     """The parts of a pattern such as `data/**/*.parquet`. Raises `ValueError` where it means something else elsewhere."""
-    parts = pattern.split("/")
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
     if any("**" in part and part != "**" for part in parts):
         raise ValueError(
             f"the pattern {pattern!r} has ** beside other characters: it stands for folders, as in **/*.txt"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from raysweep.corpora.files import SUFFIXES
+from raysweep.corpora.files import READABLE, SUFFIXES
 from raysweep.corpora.folder import listing
 from raysweep.errors import UserError
 from raysweep.space.corpus import Source
@@ -77,7 +77,8 @@ def resolve(source: Source) -> Resolved:
             files, left_out = _listed(source, root)
     else:
         files = _data_files(source.name, repository, revision, root, patterns)
-        files = [file for file in files if file.name.endswith(SUFFIXES)]
+        readable = READABLE if any(pattern.endswith(".json") for pattern in source.files) else SUFFIXES
+        files = [file for file in files if file.name.endswith(readable)]
     if not files:
         raise UserError(
             f"{source.name} has no file to read: none of {', '.join(patterns)} in {root or repository}; "

@@ -117,26 +117,32 @@ def _parts(corpus: Corpus) -> list[Part]:
 
 
 def _check_overlap(corpus: Corpus, parts: list[Part]) -> None:
-    """Raise `UserError` where a file is to be read twice, or where a copy of it is for another purpose."""
+    """Raise `UserError` where a file is for two purposes, or the same field of it twice for one.
+
+    A copy counts as the file itself, but where training documents that are in evaluations are left out anyway.
+    """
     local = [part for part in parts if part.file.size and not part.file.path.startswith("hf://")]
     roles_of_size: dict[int, set[str]] = {}
     for part in local:
         roles_of_size.setdefault(part.file.size, set()).add(part.role)
     seen: dict[str, Part] = {}
-    for part in local:
+    for part in parts:
         path = part.file.path
-        names = [os.path.realpath(path)]
-        if len(roles_of_size[part.file.size]) > 1:
+        name = path if path.startswith("hf://") else os.path.realpath(path)
+        names = [name]
+        copyable = not path.startswith("hf://") and len(roles_of_size.get(part.file.size, ())) > 1
+        if copyable and corpus.decontaminate is None:
             with reading(part.source.name, path), open(path, "rb") as file:
                 names.append(hashlib.file_digest(file, "sha256").hexdigest())
-        for name in names:
-            other = seen.setdefault(name, part)
-            if other is part or (other.role == part.role and name != names[0]):
+        for key in names:
+            other = seen.setdefault(key, part)
+            if other is part or (other.role == part.role and (key != name or other.source.text != part.source.text)):
                 continue
             both = f"twice in {part.role}" if other.role == part.role else f"both in {other.role} and in {part.role}"
-            copied = f", there as {other.file.path}" if name != names[0] else ""
+            copied = f", there as {other.file.path}" if key != name else ""
             raise UserError(
                 f"the corpus {corpus.name} has {path} {both}{copied}: choose folders that do not overlap, or `files`"
+                + (", or set decontaminate" if copied else "")
             )
 
 

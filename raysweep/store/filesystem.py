@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -39,11 +39,11 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
 
 def _check_address(location: str) -> None:
     """Raise `UserError` where an address says something that the file system would leave out without a word."""
-    address = urlsplit(location)
-    names = [name for name, _ in parse_qsl(address.query, keep_blank_values=True)]
-    if "#" in location:
+    kind, _, address = location.partition("://")
+    names = [name for name, _ in parse_qsl(address.partition("?")[2], keep_blank_values=True)]
+    if "#" in address:
         said = "what follows '#' is no part of an address: write %23 where the name has a '#'"
-    elif "?" in location and address.scheme == "file":
+    elif "?" in address and kind == "file":
         said = "a folder takes no options: write %3F where the name has a '?'"
     elif twice := [name for name in names if names.count(name) > 1]:
         said = f"the option {twice[0]} is there twice"

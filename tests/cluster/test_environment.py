@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +47,12 @@ def test_ray_has_its_environment_in_the_context_only(local: bool) -> None:
     with ray_environment(local):
         assert {**os.environ} == before | CLIENT | TRIAL | (LOCAL_CLUSTER if local else {})
     assert dict(os.environ) == before
+
+
+def test_who_wants_ray_to_start_workers_by_uv_has_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "1")
+    with ray_environment(local=True):
+        assert os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] == "1"
 
 
 def test_handlers_of_signals_are_put_back() -> None:
@@ -146,3 +153,20 @@ def test_what_listens_and_says_nothing_is_neither_waited_for_nor_passed_over(
             connected(),
         ):
             pass
+
+
+def test_an_answer_in_two_pieces_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tunnels give it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                for piece in (b"\0\0", b"\x12\x04\0\0\0\0\0"):
+                    connection.sendall(piece)
+                    time.sleep(0.2)
+
+        threading.Thread(target=answer, daemon=True).start()
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert address() == os.environ["RAY_ADDRESS"]
