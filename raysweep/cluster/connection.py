@@ -17,6 +17,8 @@ from raysweep.cluster.environment import check_import_order, check_temporary_fol
 from raysweep.cluster.watchdog import Watchdog
 from raysweep.errors import UserError
 
+_Listener = Literal["cluster", "silent", "other"] | None
+
 
 @dataclass(frozen=True)
 class Connection:
@@ -41,11 +43,11 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
     was imported too early, where nothing answers at RAY_ADDRESS, or where a cluster of this machine's dies; `on_loss` is
     called with the reason first, from another thread.
     """
-    cluster = address()
-    if cluster is not None and _listener(cluster) == "silent":
+    cluster, source, listener = _find()
+    if listener == "silent":
         raise UserError(
             f"what listens at {cluster} answers nothing for {SILENCE} s: if it is a Ray cluster, run again when it "
-            f"answers; if not, set RAY_ADDRESS=local, or unset RAY_ADDRESS and delete {_started()[0]}"
+            f"answers; if not, {f'delete {source}' if source else 'unset RAY_ADDRESS'}, or set RAY_ADDRESS=local"
         )
     with ray_environment(local=cluster is None), _own_signals():
         import ray  # After its environment is set.
@@ -105,28 +107,35 @@ def address() -> str | None:
 
     Raises `UserError` where no cluster answers at RAY_ADDRESS.
     """
+    return _find()[0]
+
+
+def _find() -> tuple[str | None, Path | None, _Listener]:
+    """The cluster's address, the file that has it where RAY_ADDRESS does not, and what listens there."""
     named = os.environ.get("RAY_ADDRESS", "auto")
     if named == "local":
-        return None
+        return None, None, None
     if named != "auto":
         if named.startswith(("http://", "https://")):
             raise UserError(
                 f"RAY_ADDRESS={named} is the address of Ray's dashboard, for jobs: set it to the cluster's own, host:port "
                 "with the port of `ray start --head` (6379), or unset it"
             )
-        if _listener(named) in (None, "other"):
+        listener = _listener(named)
+        if listener in (None, "other"):
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}: start it, or unset RAY_ADDRESS")
-        return named
+        return named, None, listener
     for file in _started():
         with suppress(OSError):
             address = file.read_text(encoding="utf-8").strip()
-            if address and _listener(address) in ("cluster", "silent"):
-                return address
-    return None
+            listener = _listener(address) if address else None
+            if listener in ("cluster", "silent"):
+                return address, file, listener
+    return None, None, None
 
 
 def _started() -> list[Path]:
-    """Where `ray start` writes its address down; a shell with another TMPDIR than this one's, in /tmp."""
+    """The files where `ray start` may have left its address. A shell without this one's TMPDIR leaves it in /tmp."""
     folders = [temporary_folder()] + ([] if os.environ.get("RAY_TMPDIR") else [Path("/tmp")])  # noqa: S108
     return [folder / "ray" / "ray_current_cluster" for folder in folders]
 
@@ -139,7 +148,7 @@ _SETTINGS = 4
 SILENCE = 5
 
 
-def _listener(address: str) -> Literal["cluster", "silent", "other"] | None:
+def _listener(address: str) -> _Listener:
     """What listens at host:port; asked first, since Ray itself tries for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:

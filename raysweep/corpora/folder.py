@@ -61,7 +61,7 @@ def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
 
 def _why(name: str) -> str:
     if name.endswith(".json"):
-        return "one document or many? to have its lines read name it in `files`"
+        return "it may be one document or many lines: name it in `files` to have its lines read"
     return f"its name does not end in {', '.join(SUFFIXES)}"
 
 

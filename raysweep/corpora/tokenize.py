@@ -119,19 +119,19 @@ def _parts(corpus: Corpus) -> list[Part]:
 def _check_overlap(corpus: Corpus, parts: list[Part]) -> None:
     """Raise `UserError` where a file is for two purposes, or the same field of it twice for one.
 
-    A copy counts as the file itself, but where training documents that are in evaluations are left out anyway.
+    A copy for two purposes is refused too, unless decontamination leaves it out of the training documents.
     """
-    local = [part for part in parts if part.file.size and not part.file.path.startswith("hf://")]
     roles_of_size: dict[int, set[str]] = {}
-    for part in local:
+    for part in parts:
         roles_of_size.setdefault(part.file.size, set()).add(part.role)
     seen: dict[str, Part] = {}
     for part in parts:
         path = part.file.path
-        name = path if path.startswith("hf://") else os.path.realpath(path)
+        on_hub = path.startswith("hf://")
+        name = path if on_hub else os.path.realpath(path)
         names = [name]
-        copyable = not path.startswith("hf://") and len(roles_of_size.get(part.file.size, ())) > 1
-        if copyable and corpus.decontaminate is None:
+        may_have_copies = part.file.size and len(roles_of_size[part.file.size]) > 1
+        if may_have_copies and not on_hub and corpus.decontaminate is None:
             with reading(part.source.name, path), open(path, "rb") as file:
                 names.append(hashlib.file_digest(file, "sha256").hexdigest())
         for key in names:
