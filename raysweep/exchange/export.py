@@ -68,7 +68,7 @@ def export(
     >>> space = raysweep.load("search_spaces/demo.yaml")
     >>> raysweep.export(space, "runs/demo", "d16-524.3K-b8-wd0.1-lr0.2-f0.1", "model")     # doctest: +SKIP
     """
-    store = store if isinstance(store, Store) else Store(str(store))
+    store = Store.at(store)
     cell = cell if isinstance(cell, Cell) else find_cell(space, cell)
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -52,7 +52,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     >>> raysweep.results(space, "runs/demo").num_rows                  # doctest: +SKIP
     16
     """
-    store = store if isinstance(store, Store) else Store(str(store))
+    store = Store.at(store)
     done = finished(store)
     timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
     measured = [evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in space.evaluations]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +37,11 @@ TRAIN = "train"
 
 class Store(StoreFiles):
     """The tables of the sweep at `location`."""
+
+    @staticmethod
+    def at(store: str | Path | Store) -> Store:
+        """The store of a folder or URI; one that is open stays as it is."""
+        return store if isinstance(store, Store) else Store(str(store))
 
     @staticmethod
     def cell_file(cell: str) -> str:

@@ -111,7 +111,7 @@ def status(space: Space, store: str | Path | Store) -> Survey:
     >>> raysweep.status(space, "runs/none").counts()["cells"]["planned"]
     16
     """
-    return survey(store if isinstance(store, Store) else Store(str(store)), space)
+    return survey(Store.at(store), space)
 
 
 def survey(store: Store, space: Space) -> Survey:
