@@ -5,6 +5,7 @@ Both are functions of their arguments alone, so that a task can be done again an
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -15,6 +16,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Malformed, read, unit
@@ -98,6 +100,9 @@ class Settings:
     """HELD_OUT, TRAINING or EVERYTHING."""
     stream: bool
     grams: Grams | None = None
+    """Of evaluation text: training documents that share one are left out."""
+    elsewhere: NDArray[np.uint64] | None = None
+    """The sorted hashes of the documents of other roles, of which none may come again."""
 
 
 @dataclass
@@ -110,6 +115,11 @@ class _Output:
     def add(self, tokens: Any, domain: str, size: int) -> None:
         self.arrays.append(tokens)
         self.domains.setdefault(domain, Counter()).update(documents=1, bytes=size, tokens=len(tokens))
+
+
+def document_hash(text: str) -> int:
+    """What tells documents apart: 64 bits of the SHA-256 of the text."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def complaint(source: str, file: str, place: int, reason: str) -> str:
@@ -129,11 +139,12 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
     malformed: list[tuple[int, str]] = []
     skipped = without_domain = 0
     number, characters, last = part.first, 0, part.start - 1
+    start = part.start
 
     def row(position: int, end: bool = False, error: str = "") -> pa.Table:
-        about = {"part": part.key, "block": number, "next": last + 1, "position": position, "end": end}
+        about = {"part": part.key, "block": number, "start": start, "next": last + 1, "position": position, "end": end}
         about |= {"malformed": malformed, "skipped": skipped, "error": error}
-        about |= {"documents": len(texts), "without_domain": without_domain}
+        about["without_domain"] = without_domain
         return pa.table(
             {
                 "about": pa.array([json.dumps(about)], pa.large_string()),
@@ -167,7 +178,7 @@ def cut(part: Part, stream: bool) -> Iterator[pa.Table]:
                         # Parquet's reader goes to and fro.
                         yield row(min(content.tell(), size))
                     texts, domains, malformed, skipped, without_domain = [], [], [], 0, 0
-                    number, characters = number + 1, 0
+                    number, characters, start = number + 1, 0, last + 1
         if number not in part.done:
             yield row(size, end=True)
     except UserError as error:
@@ -179,13 +190,21 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
     """A block's tokens: one row with what is to be recorded of it, and the bytes of each of its files."""
     import pyarrow as pa
 
-    record = json.loads(row["about"]) | {"dropped": {}, "files": []}
+    record = json.loads(row["about"]) | {"dropped": {}, "files": [], "hashes": "", "repeated": None}
     outputs: dict[str, _Output] = {}
     dropped: dict[str, Counter[str]] = {}
-    if not record["error"]:
+    kept = [] if record["error"] else list(_kept(row, part, settings))
+    if settings.which == EVERYTHING:
+        hashes = np.array([document_hash(text) for text, _, _ in kept], dtype="<u8")
+        if settings.elsewhere is None:
+            record["hashes"] = base64.b64encode(hashes.tobytes()).decode()
+        elif len(repeated := hashes[np.isin(hashes, settings.elsewhere)]):
+            record["repeated"] = int(repeated[0])
+            kept = []
+    if kept:
         tokenizer = loaded(settings.tokenizer)
         end = tokenizer.token_to_id(END_OF_TEXT)
-        for documents in _batches(_kept(row, part, settings)):
+        for documents in _batches(kept):
             for (text, domain, shard), ids in zip(documents, encode([d[0] for d in documents], tokenizer), strict=True):
                 ids.append(end)
                 tokens = np.array(ids, dtype=settings.dtype)

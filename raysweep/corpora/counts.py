@@ -62,7 +62,7 @@ def about_shards(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]
     ]
     if left_out:
         entries["left_out"] = {"files": len(left_out), "first": left_out[:LISTED]}
-    if without := _without_domain(corpus, sources, records):
+    if without := _without_domain(sources, records):
         entries["without_domain"] = without
     return entries
 
@@ -82,26 +82,30 @@ def about_decontamination(records: list[dict[str, Any]], grams: Grams) -> dict[s
     }
 
 
-def _without_domain(corpus: Corpus, sources: dict[str, Part], records: list[dict[str, Any]]) -> dict[str, int]:
-    """Source -> how many of its documents lack the field of their domain. Raises `UserError` where all do."""
-    # Two passes may read the same block. A build that an older version began has blocks that were not counted.
-    uncounted = {record["part"].partition("-")[0] for record in records if "documents" not in record}
-    blocks = {block_name(record): record for record in records if record["part"].partition("-")[0] not in uncounted}
-    counted: dict[str, Counter[str]] = {}
+def check_domain_names(corpus: Corpus, records: list[dict[str, Any]]) -> None:
+    """Raise `UserError` where two domains would be one in tables and files, which have a domain's name without blanks."""
+    of_shard: dict[str, str] = {}
+    for record in records:
+        for entry in record["files"]:
+            # A disk may not tell upper from lower case.
+            shard = entry["shard"].casefold()
+            for domain in entry["domains"] if entry["shard"].startswith("out_of_distribution/") else ():
+                other = of_shard.setdefault(shard, domain)
+                if other != domain:
+                    raise UserError(
+                        f"out_of_distribution of the corpus {corpus.name} has the domains {other!r} and {domain!r}, which "
+                        f"would both be called {entry['shard'].partition('/')[2]!r}: rename one of them in the text"
+                    )
+
+
+def _without_domain(sources: dict[str, Part], records: list[dict[str, Any]]) -> dict[str, int]:
+    """Source -> how many of its documents lack the field of their domain."""
+    # Two passes may have read the same block.
+    blocks = {block_name(record): record for record in records}
+    lacking: Counter[str] = Counter()
     for record in blocks.values():
-        counts = counted.setdefault(record["part"].partition("-")[0], Counter())
-        counts.update(documents=record["documents"], without=record["without_domain"])
-    lacking: dict[str, int] = {}
-    for number, counts in counted.items():
-        source = sources[number].source
-        if counts["without"] and counts["without"] == counts["documents"]:
-            raise UserError(
-                f"{source.name}, for {sources[number].role} of the corpus {corpus.name}: no document has the field "
-                f"{source.domain!r} that its domain is read from: name another, or none"
-            )
-        if counts["without"]:
-            lacking[source.name] = lacking.get(source.name, 0) + counts["without"]
-    return lacking
+        lacking[sources[record["part"].partition("-")[0]].source.name] += record["without_domain"]
+    return {name: number for name, number in lacking.items() if number}
 
 
 def _weights(sources: dict[str, Part], shard: dict[str, Any], name: str) -> list[dict[str, Any]]:

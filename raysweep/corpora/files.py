@@ -6,6 +6,7 @@ and accepts a truncated zstandard file as a whole one.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
@@ -61,6 +62,9 @@ def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int 
     if name.endswith(".json") and stream.read(_CHUNK).lstrip()[:1] == b"[":
         reason = "a JSON array, where one document a line is read; `jq -c '.[]'` makes lines of it"
         return iter([Malformed(1, reason, fatal=True)])
+    stream.seek(0)
+    if name.endswith((".json", ".jsonl")) and (encoding := _utf16(stream.read(_CHUNK))):
+        return iter([Malformed(1, encoding, fatal=True)])
     stream.seek(0)
     return _json_lines(stream, name, text, domain, start)
 
@@ -203,6 +207,14 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
         yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
 
 
+def _utf16(content: bytes) -> str | None:
+    """What to say of text that has two bytes for each character, as Windows saves it; None of other text."""
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if marked or content.count(0) > len(content) // 4:
+        return "not UTF-8 but UTF-16: `iconv -f UTF-16 -t UTF-8` converts it"
+    return None
+
+
 def _text(stream: BinaryIO, start: int) -> Iterator[Document | Malformed]:
     if start > 1:
         return
@@ -210,8 +222,11 @@ def _text(stream: BinaryIO, start: int) -> Iterator[Document | Malformed]:
     if len(content) > LONGEST_TEXT:
         yield Malformed(1, "one document of more than 64 MiB; as .jsonl give one document a line", fatal=True)
         return
+    if reason := _utf16(content):
+        yield Malformed(1, reason, fatal=True)
+        return
     try:
-        text = content.decode()
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         yield Malformed(1, f"not UTF-8 (byte {error.start + 1:,})", fatal=True)
         return

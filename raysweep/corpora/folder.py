@@ -51,7 +51,7 @@ def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
         elif not name.endswith(readable):
             if any(_names_ending(pattern) for pattern in matching):
                 raise ValueError(f"files asks for {name}, which cannot be read: it may end in {', '.join(READABLE)}")
-            found.left_out[name] = _why(name)
+            found.left_out[name] = not_read(name)
         elif (first := real.setdefault(os.path.realpath(path), name)) != name:
             found.left_out[name] = f"the same file as {first}, which is read"
         else:
@@ -59,7 +59,10 @@ def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
     return found
 
 
-def _why(name: str) -> str:
+def not_read(name: str) -> str:
+    """Why a file of this name is left out."""
+    if name.endswith(".txt"):
+        return "text files of a data set are its licence and the like: name it in `files` to have it read"
     if name.endswith(".json"):
         return "it may be one document or many lines: name it in `files` to have its lines read"
     return f"its name does not end in {', '.join(SUFFIXES)}"

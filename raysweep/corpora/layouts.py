@@ -20,17 +20,17 @@ _PILE_SETS = ("Pile-CC", "ArXiv", "Github", "Wikipedia (en)", "StackExchange")
 
 
 def write(folder: Path) -> None:
-    """Write each published data set into `folder` as `<owner>/<name>`, some hundred documents in each."""
-    texts = list(_texts(3 * DOCUMENTS))
+    """Write each published data set into `folder` as `<owner>/<name>`, some hundred documents in each, and none in two."""
+    distinct = _distinct_texts()
+    texts = list(itertools.islice(distinct, 3 * DOCUMENTS))
     pile = folder / "monology" / "pile-uncopyrighted"
     rows = [{"text": text, "meta": {"pile_set_name": _PILE_SETS[i % 5]}} for i, text in enumerate(texts)]
     _zstd(pile / "train" / "00.jsonl.zst", rows[:DOCUMENTS])
     _zstd(pile / "train" / "01.jsonl.zst", rows[DOCUMENTS : 2 * DOCUMENTS])
     _zstd(pile / "val.jsonl.zst", rows[2 * DOCUMENTS : -DOCUMENTS // 2])
     _zstd(pile / "test.jsonl.zst", rows[-DOCUMENTS // 2 :])
-    _parquet(
-        folder / "NeelNanda" / "pile-10k" / "data" / "train-00000-of-00001-4746b8785c874cc7.parquet", rows[-DOCUMENTS:]
-    )
+    ten_thousand = [row | {"text": text} for row, text in zip(rows[:DOCUMENTS], distinct, strict=False)]
+    _parquet(folder / "NeelNanda" / "pile-10k" / "data" / "train-00000-of-00001-4746b8785c874cc7.parquet", ten_thousand)
 
     paloma = folder / "allenai" / "paloma"
     about = {
@@ -39,7 +39,7 @@ def write(folder: Path) -> None:
         "source": "a page",
         "metadata": {"url": "https://example.org"},
     }
-    plain = [{"text": text} | about for text in texts[:DOCUMENTS]]
+    plain = [{"text": text} | about for text in itertools.islice(distinct, DOCUMENTS)]
     for part in ("val", "test"):
         _gzip(paloma / "c4_en" / part / f"{part}.jsonl.gz", plain)
         _gzip(paloma / "wikitext_103" / part / f"{part}.jsonl.gz", plain[: DOCUMENTS // 2])
@@ -57,7 +57,7 @@ def write(folder: Path) -> None:
                 "id": str(k),
                 "content": f"<reponame>someone/project-{k}\n{text}" if k % 2 else text,
             }
-            for k, text in enumerate(texts[i * DOCUMENTS : (i + 1) * DOCUMENTS])
+            for k, text in enumerate(itertools.islice(distinct, DOCUMENTS))
         ]
         _parquet(code / f"train-0000{i}-of-00059.parquet", files)
 
@@ -68,16 +68,20 @@ def write(folder: Path) -> None:
             "date": "2023-01-01 00:00:00",
             "metadata": json.dumps({"math": True}),
         }
-        for text in texts[DOCUMENTS : 2 * DOCUMENTS]
+        for text in itertools.islice(distinct, DOCUMENTS)
     ]
     _parquet(
         folder / "open-web-math" / "open-web-math" / "data" / "train-00000-of-00114-5a023365406cb9c4.parquet", pages
     )
 
 
-def _texts(number: int) -> Iterator[str]:
-    everything = (document.text for section in range(4, 8) for document in installed.documents(section))
-    return itertools.islice(everything, number)
+def _distinct_texts() -> Iterator[str]:
+    seen: set[str] = set()
+    for section in range(4, 8):
+        for document in installed.documents(section):
+            if document.text not in seen:
+                seen.add(document.text)
+                yield document.text
 
 
 def _zstd(path: Path, rows: list[dict[str, Any]]) -> None:

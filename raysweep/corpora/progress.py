@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from raysweep.corpora.blocks import Part
 
-_PHASES = {"all": "tokenize", "held-out": "tokenize evaluation text", "train": "tokenize training text"}
-
 
 @dataclass(frozen=True)
 class CorpusProgress:
@@ -44,9 +42,9 @@ class BuildProgress:
     """Follows one pass over the files of a corpus, some blocks of which may have been made before."""
 
     def __init__(
-        self, corpus: str, which: str, parts: list[Part], before: Iterable[dict[str, Any]], report: Report
+        self, corpus: str, phase: str, parts: list[Part], before: Iterable[dict[str, Any]], report: Report
     ) -> None:
-        self._corpus, self._phase, self._report = corpus, _PHASES[which], report
+        self._corpus, self._phase, self._report = corpus, phase, report
         self._total = max(1, sum(part.file.size for part in parts))
         self._read: dict[str, int] = {}
         self._documents = self._bytes = self._tokens = 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from raysweep.corpora.files import READABLE, SUFFIXES
-from raysweep.corpora.folder import listing
+from raysweep.corpora.folder import listing, not_read
 from raysweep.errors import UserError
 from raysweep.space.corpus import Source
 from raysweep.space.data_sets import DATA_SETS, as_it_is
@@ -79,6 +79,10 @@ def resolve(source: Source) -> Resolved:
         files = _data_files(source.name, repository, revision, root, patterns)
         readable = READABLE if any(pattern.endswith(".json") for pattern in source.files) else SUFFIXES
         files = [file for file in files if file.name.endswith(readable)]
+        if source.preset is None and not source.files:
+            read = {file.name for file in files}
+            names = _every_name(source.name, repository, revision, root)
+            left_out = {name: not_read(name) for name in sorted(names) if name not in read}
     if not files:
         raise UserError(
             f"{source.name} has no file to read: none of {', '.join(patterns)} in {root or repository}; "
@@ -170,6 +174,17 @@ def _data_files(
         return [File(path.partition("@")[2].partition("/")[2], path, int(hub.info(path)["size"])) for path in paths]
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise _refused(name, repository, revision, root, error) from None
+
+
+def _every_name(name: str, repository: str, revision: str | None, root: Path | None) -> list[str]:
+    """The names of all files of a data set of the hub."""
+    if root is not None:
+        return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    from huggingface_hub import HfFileSystem
+
+    with reading(name, repository):
+        paths = HfFileSystem().find(f"datasets/{repository}@{revision}")
+    return [str(path).partition("@")[2].partition("/")[2] for path in paths]
 
 
 def _refused(name: str, repository: str, revision: str | None, root: Path | None, error: BaseException) -> UserError:

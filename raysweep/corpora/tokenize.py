@@ -14,11 +14,10 @@ twice, and none is stripped; one without any text is left out.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 
 from raysweep.cluster import capacity
 from raysweep.cluster.connection import connected
+from raysweep.corpora import overlap
 from raysweep.corpora.blocks import (
     EVERYTHING,
     HELD_OUT,
@@ -40,9 +40,9 @@ from raysweep.corpora.blocks import (
     tokenize_block,
 )
 from raysweep.corpora.contamination import Grams
-from raysweep.corpora.counts import about_decontamination, about_shards, block_name
+from raysweep.corpora.counts import about_decontamination, about_shards, block_name, check_domain_names
 from raysweep.corpora.files import Document, read
-from raysweep.corpora.progress import BuildProgress, Report
+from raysweep.corpora.progress import BuildProgress, CorpusProgress, Report
 from raysweep.corpora.source_files import opened, reading, resolve
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
@@ -79,15 +79,28 @@ def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[st
     the hub says where it refuses.
     """
     parts = _parts(corpus)
+    overlap.check_files(corpus, parts, report)
+    _check_domains(corpus, parts, report)
     _tokenizer(corpus, parts, folder, stream)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     dtype = np.dtype("<u2" if corpus.vocabulary <= 2**16 else "<u4").str
     settings = Settings(text, dtype, corpus.fraction, EVERYTHING, stream)
     if corpus.decontaminate is None:
-        records = _pass(corpus, parts, settings, folder, report)
+        pretraining = [part for part in parts if part.role == "pretraining"]
+        others = [part for part in parts if part.role != "pretraining"]
+        records = _pass(corpus, others, settings, folder, report)
+        elsewhere = overlap.check_documents(corpus, parts, records)
+        check_domain_names(corpus, records)
+
+        def check(record: dict[str, Any]) -> None:
+            if record["repeated"] is not None:
+                raise overlap.refusal(corpus, parts, [record, *records], record["repeated"])
+
+        records += _pass(corpus, pretraining, replace(settings, elsewhere=elsewhere), folder, report, check)
         return about_shards(corpus, parts, records, dtype)
     held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
     records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder, report)
+    check_domain_names(corpus, records)
     grams = _grams(records, folder, text, dtype, corpus.decontaminate)
     training = [part for part in parts if part.role in TEST_SHARE]
     records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder, report)
@@ -112,38 +125,32 @@ def _parts(corpus: Corpus) -> list[Part]:
             )
             for i in range(len(resolved.files))
         ]
-    _check_overlap(corpus, parts)
     return parts
 
 
-def _check_overlap(corpus: Corpus, parts: list[Part]) -> None:
-    """Raise `UserError` where a file is for two purposes, or the same field of it twice for one.
+def _check_domains(corpus: Corpus, parts: list[Part], report: Report) -> None:
+    """Raise `UserError` where no document of a source has the field of its domain, before anything is tokenized.
 
-    A copy for two purposes is refused too, unless decontamination leaves it out of the training documents.
+    Nearly always the first one has it, and no more is read.
     """
-    roles_of_size: dict[int, set[str]] = {}
+    of_source: dict[str, list[Part]] = {}
     for part in parts:
-        roles_of_size.setdefault(part.file.size, set()).add(part.role)
-    seen: dict[str, Part] = {}
-    for part in parts:
-        path = part.file.path
-        on_hub = path.startswith("hf://")
-        name = path if on_hub else os.path.realpath(path)
-        names = [name]
-        may_have_copies = part.file.size and len(roles_of_size[part.file.size]) > 1
-        if may_have_copies and not on_hub and corpus.decontaminate is None:
-            with reading(part.source.name, path), open(path, "rb") as file:
-                names.append(hashlib.file_digest(file, "sha256").hexdigest())
-        for key in names:
-            other = seen.setdefault(key, part)
-            if other is part or (other.role == part.role and (key != name or other.source.text != part.source.text)):
-                continue
-            both = f"twice in {part.role}" if other.role == part.role else f"both in {other.role} and in {part.role}"
-            copied = f", there as {other.file.path}" if key != name else ""
-            raise UserError(
-                f"the corpus {corpus.name} has {path} {both}{copied}: choose folders that do not overlap, or `files`"
-                + (", or set decontaminate" if copied else "")
-            )
+        if part.source.domain is not None:
+            of_source.setdefault(part.key.partition("-")[0], []).append(part)
+    for files in of_source.values():
+        source, read_any = files[0].source, False
+        for done, part in enumerate(files, 1):
+            with closing(_documents(part, stream=True)) as documents:
+                first = next((document for document in documents if document.domain or not (read_any := True)), None)
+            if first is not None:
+                break
+            report(CorpusProgress(corpus.name, f"look for the field {source.domain}", done, len(files)))
+        else:
+            if read_any:
+                raise UserError(
+                    f"{source.name}, for {files[0].role} of the corpus {corpus.name}: no document has the field "
+                    f"{source.domain!r} that its domain is read from: name another, or none"
+                )
 
 
 def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) -> None:
@@ -173,7 +180,7 @@ def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
                         break
 
 
-def _documents(part: Part, stream: bool) -> Iterator[Document]:
+def _documents(part: Part, stream: bool) -> Generator[Document]:
     source = part.source
     with reading(source.name, part.name), opened(part.file, stream) as content:
         for document in read(content, part.name, source.text, source.domain):
@@ -183,35 +190,53 @@ def _documents(part: Part, stream: bool) -> Iterator[Document]:
                 raise UserError(complaint(source.name, part.name, document.place, document.reason))
 
 
-def _pass(corpus: Corpus, parts: list[Part], settings: Settings, folder: Path, report: Report) -> list[dict[str, Any]]:
-    """Make the blocks of these files that are not there; the records of all of them, in order."""
+def _pass(
+    corpus: Corpus,
+    parts: list[Part],
+    settings: Settings,
+    folder: Path,
+    report: Report,
+    check: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> list[dict[str, Any]]:
+    """Make the blocks of these files that are not there; the records of all of them, in order.
+
+    `check` may raise for the record of a new block, before that is saved.
+    """
+    if not parts:
+        return []
     blocks = folder / BLOCKS
     blocks.mkdir(exist_ok=True)
-    records = _recorded(blocks, settings.which, folder)
+    records = _recorded(blocks, settings.which, parts, folder)
     done: dict[str, dict[int, dict[str, Any]]] = {}
     for record in records.values():
         done.setdefault(record["part"], {})[record["block"]] = record
     left = [part for part in (_rest(part, done.get(part.key, {})) for part in parts) if part is not None]
-    progress = BuildProgress(corpus.name, settings.which, parts, records.values(), report)
+    training = settings.which == TRAINING or settings.elsewhere is not None
+    phase = "tokenize training text" if training else "tokenize text for evaluations"
+    progress = BuildProgress(corpus.name, phase, parts, records.values(), report)
     if left:
         with _rows(left, settings, progress) as rows:
             for row in rows:
                 record = json.loads(row["record"])
                 if record["error"]:
                     raise UserError(record["error"])
+                check(record)
                 _save(record, row["contents"], settings.which, folder)
                 records[block_name(record)] = record
                 progress.block(record)
     return [records[name] for name in sorted(records)]
 
 
-def _recorded(blocks: Path, which: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """The blocks of a pass that are done: their record is there, and their files are whole."""
+def _recorded(blocks: Path, which: str, parts: list[Part], folder: Path) -> dict[str, dict[str, Any]]:
+    """The blocks of these files that are done: their record is there, and their files are whole."""
+    keys = {part.key for part in parts}
     records = {}
     for path in blocks.glob(f"{which}-*.json"):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # A power cut's.
+            continue
+        if record["part"] not in keys or "hashes" not in record:  # An older version's says too little.
             continue
         if all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
             records[block_name(record)] = record

@@ -102,5 +102,8 @@ def _excerpt(source: Source, folder: Path) -> Source:
     folder.mkdir()
     (folder / f"{source.name.replace('/', '-')}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return source.model_copy(
-        update={"hub": None, "revision": None, "folder": str(folder), "files": (), "text": None, "domain": "domain"}
-    )
+        update={
+            "hub": None, "revision": None, "folder": str(folder), "files": (), "text": None,
+            "domain": "domain" if resolved.domain else None,
+        }
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raysweep.cache import cache as cache_folder
+from raysweep.corpora import tokenize
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.folder import listing
 from raysweep.corpora.tokenized import TokenizedCorpus
@@ -167,6 +168,71 @@ def test_two_purposes_share_no_file_and_no_copy_of_one(tmp_path: Path) -> None:
         built(pretraining=[{"folder": str(root)}, {"folder": str(root / "held_out")}])
 
 
+def test_two_purposes_share_no_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "BLOCK", 300)  # Some seven documents.
+    lines(tmp_path / "train" / "a.jsonl", 0, 50)
+    lines(tmp_path / "train" / "b.jsonl", 50, 100)
+    lines(tmp_path / "held_out" / "a.jsonl", 100, 120)
+    (tmp_path / "held_out" / "b.jsonl").write_text(
+        '{"text": "of its own"}\n\n{"text": "This is document number 77 of the test."}\n'
+    )
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python" / "a.txt").write_text("This is document number 103 of the test.")
+    train, held_out = {"folder": str(tmp_path / "train")}, {"folder": str(tmp_path / "held_out")}
+    # One seven-document block after the other, of which the tenth has it; every line is counted, the empty one too.
+    with pytest.raises(
+        UserError, match=r"same document in pretraining \(train: b\.jsonl, line 28\) and in "
+    ) as refused:
+        built(pretraining=train, in_distribution=held_out)
+    assert "and in in_distribution (held_out: b.jsonl, line 3): take it out" in str(refused.value)
+    # And again where the build resumes.
+    with pytest.raises(UserError, match="line 28"):
+        built(pretraining=train, in_distribution=held_out)
+    with pytest.raises(
+        UserError, match=r"in finetune_python \(python: a\.txt.*in_distribution|in_distribution.*a\.txt"
+    ):
+        built(pretraining=train, in_distribution=held_out, finetune_python={"folder": str(tmp_path / "python")})
+    # Each document has nine tokens.
+    clean = built(pretraining=train, in_distribution=held_out, decontaminate=9)
+    assert clean.manifest["decontamination"]["documents"] == 1
+    other = built(pretraining=train, in_distribution=held_out | {"files": ["a.jsonl"]})
+    assert total(other) == 120
+
+
+def test_domains_that_tables_would_call_the_same_are_refused(tmp_path: Path) -> None:
+    lines(tmp_path / "train" / "a.jsonl", 0, 50)
+    for i, domain in enumerate(("C", "c", "a b", "a_b")):
+        lines(tmp_path / "ood" / f"{i}.jsonl", 50 + i, 51 + i, set=domain)
+    ood = {"folder": str(tmp_path / "ood"), "domain": "set"}
+    for files, said in ((["0*", "1*"], "'C' and 'c'"), (["2*", "3*"], "'a b' and 'a_b'")):
+        with pytest.raises(UserError, match=f"has the domains {said}, which would both be called"):
+            built(pretraining={"folder": str(tmp_path / "train")}, out_of_distribution=ood | {"files": files})
+    built(pretraining={"folder": str(tmp_path / "train")}, out_of_distribution=ood | {"files": ["0*", "2*"]})
+
+
+def test_marks_of_other_systems_are_no_text(tmp_path: Path) -> None:
+    lines(tmp_path / "text" / "a.jsonl", 0, 50)
+    (tmp_path / "text" / "b.txt").write_bytes("\ufeffMarked, with ä.".encode())
+    (tmp_path / "text" / "c.jsonl").write_bytes('\ufeff{"text": "Marked lines."}\r\n'.encode())
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "b.txt").write_bytes("Marked, with ä.".encode())
+    (tmp_path / "plain" / "c.jsonl").write_bytes(b'{"text": "Marked lines."}\n')
+    lines(tmp_path / "plain" / "a.jsonl", 0, 50)
+    marked, plain = (built(pretraining={"folder": str(tmp_path / name)}) for name in ("text", "plain"))
+    for shard in plain.shards:
+        assert marked.tokens(shard)[:].tolist() == plain.tokens(shard)[:].tolist()
+    for name, encoding in (
+        ("d.txt", "utf-16"),
+        ("d.txt", "utf-16-le"),
+        ("d.jsonl", "utf-16"),
+        ("d.jsonl", "utf-16-be"),
+    ):
+        (tmp_path / "text" / name).write_bytes('{"text": "Two bytes a character."}\n'.encode(encoding))
+        with pytest.raises(UserError, match=rf"{name}, line 1: not UTF-8 but UTF-16: `iconv"):
+            built(pretraining={"folder": str(tmp_path / "text")})
+        (tmp_path / "text" / name).unlink()
+
+
 def test_a_domain_that_no_document_has_is_refused_and_missing_ones_are_counted(tmp_path: Path) -> None:
     lines(tmp_path / "text" / "a.jsonl", 0, 60, meta={"set": "web"})
     lines(tmp_path / "text" / "b.jsonl", 60, 67)
@@ -175,6 +241,8 @@ def test_a_domain_that_no_document_has_is_refused_and_missing_ones_are_counted(t
         UserError, match=r"^text, for pretraining of the corpus mine: no document has the field 'meta\.sett'"
     ):
         built(pretraining={"folder": folder, "domain": "meta.sett"})
+    # Before anything is tokenized.
+    assert not list((tmp_path / "cache").rglob("*.bin"))
     corpus = built(pretraining={"folder": folder, "domain": "meta.set"})
     assert corpus.manifest["without_domain"] == {"text": 7}
     only_a = built(pretraining={"folder": folder, "domain": "meta.set", "files": ["a.jsonl"]})

@@ -121,6 +121,32 @@ def test_the_splits_and_files_of_a_source(mirror: Path) -> None:
         resolve(Source(preset="pile", files=("trian/*",)))
 
 
+LEFT_OUT = """
+import json
+from raysweep.corpora.source_files import resolve
+from raysweep.space.corpus import Source
+print(json.dumps(resolve(Source(hub="someone/text", revision="1" * 40)).left_out))
+"""
+
+
+def test_what_a_data_set_holds_and_is_not_read_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "hub" / "someone" / "text"
+    (root / "data").mkdir(parents=True)
+    (root / "data" / "a.jsonl").write_text('{"text": "read"}\n')
+    for name in ("README.md", "data/b.csv", "licence.txt"):
+        (root / name).write_text("text\nnot read\n")
+    with hub.serve(tmp_path / "hub") as (address, _):
+        for environment in ({"HF_ENDPOINT": address}, {MIRROR: str(tmp_path / "hub")}):
+            printed = subprocess.run(
+                [sys.executable, "-c", LEFT_OUT], capture_output=True, text=True, check=True,
+                env=os.environ | {"HF_HOME": str(tmp_path / "home")} | environment,
+            ).stdout  # fmt: skip
+            left_out = json.loads(printed)
+            assert sorted(left_out) == ["README.md", "data/b.csv", "licence.txt"]
+            assert "does not end in .jsonl" in left_out["data/b.csv"]
+            assert "name it in `files`" in left_out["licence.txt"]
+
+
 RESOLVE = """
 import json, sys
 from raysweep.space.corpus import Source

@@ -28,7 +28,7 @@ from raysweep.space.corpus import Corpus
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     """Real text, some 2 MB of it."""
-    return [document.text for document in installed.documents(1)][:4000]
+    return list(dict.fromkeys(document.text for document in installed.documents(1)))[:4000]
 
 
 @pytest.fixture(autouse=True)
