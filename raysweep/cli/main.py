@@ -26,6 +26,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     logging.basicConfig(format="raysweep: %(levelname)s: %(message)s", level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "warning")
     try:
+        if sys.flags.optimize > 1:
+            raise UserError(
+                "transformers reads docstrings, which Python drops here: unset PYTHONOPTIMIZE, or leave out -OO"
+            )
         # Only the command that runs is imported, with what it needs.
         module, _, function = options.command.partition(":")
         status = getattr(importlib.import_module(f"raysweep.cli.{module}"), function)(options)

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from raysweep.space.corpus import Corpus, without_places
 from raysweep.space.fields import Column, Count, Fraction, Integer, Number, Positive, Strict
+from raysweep.space.reports import as_floats_have_them, report_steps
 from raysweep.space.size import Shape, Size, named_size, peak_learning_rate
 from raysweep.text import abbreviate
 
@@ -98,6 +99,11 @@ class Cell(Strict):
         return self.tokens // self.tokens_per_step
 
     @property
+    def report_steps(self) -> list[int]:
+        """The step counts after which a row is reported."""
+        return report_steps(self.steps, self.reports)
+
+    @property
     def shape(self) -> Shape:
         return Shape(self.size.width, self.size.depth, self.size.heads, self.corpus.vocabulary, self.block)
 
@@ -117,6 +123,8 @@ class Cell(Strict):
         # default here is never changed.
         fields = self.model_dump(exclude_defaults=True)
         fields["corpus"] = without_places(fields["corpus"])
+        if not as_floats_have_them(self.steps, self.reports):
+            fields["report_steps"] = "exact"  # The id without it means rows of which some are a step late.
         numbers = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         tail = hashlib.sha256(numbers.encode()).hexdigest()[:8]
         tokens = abbreviate(self.tokens, 4, "KMB", "d")

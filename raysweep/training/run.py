@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,7 +26,7 @@ from raysweep.model.language_model import LanguageModel, precision
 from raysweep.space.cell import Cell
 from raysweep.training.checkpoint import Checkpoint, TrainState
 from raysweep.training.losses import fitting_micro_batch, mean_loss
-from raysweep.training.schedule import learning_rate, report_shares, report_steps
+from raysweep.training.schedule import learning_rate
 
 # Over its whole length a run asks this many times whether a checkpoint is due, or at every step: in the paper's longest
 # run that is every few minutes.
@@ -36,8 +36,8 @@ CHECKS = 5000
 class Run:
     """A cell in training: weights, optimizer and state.
 
-    It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each share of its
-    steps in `reports` (by default those of the cell). With several workers every worker makes its own Run with its `rank`
+    It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each of the step counts
+    in `reports` (by default those of the cell). With several workers every worker makes its own Run with its `rank`
     and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises `UserError` where the corpus is
     too small for one sequence of the cell.
     """
@@ -49,7 +49,7 @@ class Run:
         *,
         shard: str = "pretraining/train",
         weights: dict[str, torch.Tensor] | None = None,
-        reports: tuple[float, ...] | None = None,
+        reports: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
         workers: int = 1,
@@ -63,7 +63,7 @@ class Run:
         self.device = torch.device(device)
         self.rank, self.workers = rank, workers
         self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device, gpu_share)
-        self.reports = report_steps(cell.steps, report_shares(cell.reports) if reports is None else reports)
+        self.reports = cell.report_steps if reports is None else reports
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
         self.order = self.train.order(corpus.fingerprint, cell.seed)

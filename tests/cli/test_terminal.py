@@ -100,3 +100,11 @@ def test_a_module_of_ones_own_is_not_taken_for_raysweeps(tmp_path: Path) -> None
         check=False,
     )
     assert "holds for none" in done.stderr
+
+
+def test_python_without_docstrings_is_refused_by_the_variable_s_name() -> None:
+    done = command("plan", DEMO, PYTHONOPTIMIZE="2")
+    assert done.returncode == 1
+    assert "PYTHONOPTIMIZE" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert command("plan", DEMO, PYTHONOPTIMIZE="1").returncode == 0

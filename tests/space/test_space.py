@@ -1,5 +1,10 @@
 """The paper's grid against its facts, identity, and what is refused with which words."""
 
+import hashlib
+import itertools
+import json
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,7 @@ from tiny import TINY, make_cell
 from raysweep.errors import UserError
 from raysweep.space import read as space
 from raysweep.space.cell import Cell
+from raysweep.space.reports import report_steps
 from raysweep.space.size import SIZES
 from raysweep.space.space import Space
 
@@ -124,6 +130,35 @@ CHANGES: dict[str, Any] = {
 }
 # A setting that needs others.
 WITH = {"effective_rank_penalty": {"effective_rank_target": 0.5}}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 100, 1024, 122_070])
+@pytest.mark.parametrize("count", [1, 20, 100])
+def test_rows_are_even_over_the_steps(steps: int, count: int) -> None:
+    reported = report_steps(steps, count)
+    assert reported == sorted(set(reported))
+    assert (reported[0], reported[-1]) == (0, steps)
+    evenly = {math.ceil(Fraction(k * steps, count)) for k in range(count + 1)}
+    assert evenly <= set(reported)
+    assert all(step in evenly or step <= math.ceil(steps / 32) for step in reported)
+    if steps > 10_000 and count >= 20:
+        assert max(b / a for a, b in itertools.pairwise(reported[1:])) <= 2.01
+
+
+def test_an_id_changes_only_where_its_rows_stood_a_step_late() -> None:
+    """At 100 steps version 0.1.0 had a row after 56 in place of 55, since 0.55 * 100 is 55.00000000000001."""
+    assert math.ceil(11 / 20 * 100) == 56
+    assert 55 in report_steps(100, 20)
+    assert 56 not in report_steps(100, 20)
+    one = make_cell(batch_size=2, sequence_length=64, tokens=128 * 100)
+    # By hand: the tail of the id is this hash, with the mark and without.
+    for cell, mark in (
+        (one, {"report_steps": "exact"}),
+        (make_cell(batch_size=2, sequence_length=64, tokens=128 * 101), {}),
+    ):
+        fields = cell.model_dump(exclude_defaults=True) | mark
+        numbers = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        assert cell.id.endswith(hashlib.sha256(numbers.encode()).hexdigest()[:8])
 
 
 def test_every_field_that_changes_the_numbers_changes_the_id() -> None:

@@ -20,7 +20,7 @@ from raysweep.store import Store
 from raysweep.training import checkpoint
 from raysweep.training import run as train
 from raysweep.training.run import Run
-from raysweep.training.schedule import learning_rate, report_shares, report_steps
+from raysweep.training.schedule import learning_rate
 
 
 def trained(run: Run) -> list[dict[str, Any]]:
@@ -75,17 +75,6 @@ def test_learning_rate_schedule() -> None:
     assert {learning_rate(constant, step) for step in range(32)} == {constant.peak_learning_rate}
     one_step = make_cell(tokens=128)
     assert learning_rate(one_step, 0) == pytest.approx(0.1 * one_step.peak_learning_rate)
-
-
-@pytest.mark.parametrize("steps", [1, 2, 7, 100, 122_070])
-def test_report_steps(steps: int) -> None:
-    reported = report_steps(steps, report_shares(20))
-    assert reported[0] == 0
-    assert reported[-1] == steps
-    assert all(a < b for a, b in itertools.pairwise(reported))
-    assert len(reported) <= 27
-    if steps > 10_000:
-        assert max(b / a for a, b in itertools.pairwise(reported[1:])) <= 2.01
 
 
 def test_interrupted_anywhere_the_rows_are_the_same_to_the_last_bit(corpus: TokenizedCorpus, tmp_path: Path) -> None:
@@ -148,7 +137,7 @@ MOVED = {"effective_rank_target": 0.5, "effective_rank_penalty": 10.0, "spectral
 @pytest.mark.parametrize("changes", [{}, MOVED], ids=["plain", "interventions"])
 def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: Path, changes: dict[str, float]) -> None:
     cell = make_cell(tokens=1024, reports=2, **changes)
-    assert {4, 8} <= set(report_steps(cell.steps, report_shares(2))) <= {0, 1, 2, 4, 8}
+    assert {4, 8} <= set(cell.report_steps) <= {0, 1, 2, 4, 8}
     (tmp_path / "corpus").write_text(str(corpus.folder))
     (tmp_path / "cell").write_text(cell.model_dump_json())
     torch.multiprocessing.spawn(train_one_of_two, (str(tmp_path),), nprocs=2)
