@@ -118,15 +118,20 @@ def analyze_sweep(loaded: sweep.SweepData, output: Path, step: Step = lambda wha
         raise UserError(f"{output} cannot be written: {reason(error)}") from None
 
 
+def _made_earlier(output: Path) -> set[Path]:
+    """The figures and tables of an earlier analysis in a folder: of each the file that is always there."""
+    listed = output / "figures" / "figures.csv"
+    figures = pd.read_csv(listed, keep_default_na=False)["file"] if listed.exists() else ()
+    # A table is there in three forms, so that nothing of somebody else's is taken for one.
+    tables = [path for name in ("table_[0-9]_*.csv", "further_*.csv") for path in (output / "tables").glob(name)]
+    whole = {path for path in tables if path.with_suffix(".md").exists() and path.with_suffix(".tex").exists()}
+    return whole | {output / "figures" / Path(file).name for file in figures if file}
+
+
 def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary:
     drawings = output / "figures"
-    for folder, names in (
-        (drawings, ("figure_[0-9][0-9]_*", "further_*")),
-        (output / "tables", ("table_[0-9]_*", "further_*")),
-    ):
-        for stale in [path for name in names for path in folder.glob(name)]:
-            stale.unlink()
     drawings.mkdir(parents=True, exist_ok=True)
+    earlier = _made_earlier(output)
 
     design = loaded.design
     statistics, laws = regressions.regressions(design, step=lambda done, of: step("regressions", done, of))
@@ -151,4 +156,8 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     page = report.render(loaded, card, tests, made, laws, drawn, drawings, shown)
     with put_in_place(output / "report.html") as unfinished:
         unfinished.write_text(page, encoding="utf-8")
+    now = {*(drawings / file for file in drawn["file"]), *(output / "tables" / f"{table.stem}.csv" for table in made)}
+    for path in earlier - now:
+        for ending in (".png", ".pdf", ".csv", ".md", ".tex"):
+            path.with_suffix(ending).unlink(missing_ok=True)
     return AnalysisSummary(len(loaded.cells), loaded.planned, card)

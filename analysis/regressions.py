@@ -122,11 +122,11 @@ class Outcome:
         self.loss = loss[present]
         self.n = int(present.sum())
         self.draws = draws
-        self.N, self.D = cells["parameters"].to_numpy(float), cells["tokens"].to_numpy(float)
-        # Tokens in whole steps, as the FLOPs count them: the rounding of a budget to steps would otherwise be a feature of
-        # its own, and the largest for short runs with large batches.
+        # Tokens in whole steps, as the FLOPs count them, and not as the budget asks for: for short runs with large batches
+        # the rounding would be a feature of its own.
         trained = cells["steps"] * cells["batch_size"] * cells["sequence_length"]
-        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), trained.to_numpy(float)]))
+        self.N, self.D = cells["parameters"].to_numpy(float), trained.to_numpy(float)
+        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
         controls = sweep.controls[present]
         self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
         self.is_loss = column.endswith("_loss")

@@ -154,6 +154,8 @@ class SweepData:
         It is an expression of pandas, and as powerful as Python: not for text out of a file. Raises `UserError` where it
         cannot be read, or holds for none.
         """
+        if "#" in condition:  # Python would leave out what follows.
+            raise UserError(f"--where {condition!r}: '#' begins a comment: leave it out")
         try:
             kept = self.cells.eval(condition, engine="python")
             if not isinstance(kept, pd.Series) or kept.dtype != bool:

@@ -7,17 +7,14 @@ import socket
 from pathlib import Path
 
 from raysweep.errors import UserError, reason
+from raysweep.files import local_path
+
+CACHE = "RAYSWEEP_CACHE"
 
 
 def cache() -> Path:
     """The folder RAYSWEEP_CACHE, by default ~/.cache/raysweep. Raises `UserError` where nobody knows a home folder."""
-    folder = os.environ.get("RAYSWEEP_CACHE") or "~/.cache/raysweep"
-    try:
-        return Path(folder).expanduser().absolute()
-    except RuntimeError:
-        raise UserError(
-            f"the corpus cache {folder} needs a home folder, and this user has none: set HOME, or RAYSWEEP_CACHE"
-        ) from None
+    return local_path(os.environ.get(CACHE) or "~/.cache/raysweep", CACHE).absolute()
 
 
 def unwritable(error: OSError) -> UserError:

@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from raysweep.errors import UserError
+
+
+def local_path(given: str | Path, what: str) -> Path:
+    """The file or folder on this machine that a person named, `~` expanded. `what` says where: `--output`.
+
+    Raises `UserError` for no name and for an address, which would become a folder called `s3:`.
+    """
+    text = str(given)
+    if not text:
+        raise UserError(f"{what} is empty: name a file or folder")
+    if "://" in text or re.match(r"(s3|gs|gcs|hdfs|file):", text):
+        raise UserError(f"{what} {text} is an address, and must be on this machine: name a file or folder")
+    if text.startswith("$"):
+        raise UserError(f"{what} {text} is a variable that nothing has replaced: write the folder out, or use ~")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{what} {text} needs a home folder, and there is none: set HOME, or give the whole path"
+        ) from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from raysweep.cli.progress_bars import ProgressBars
 from raysweep.corpora import show as sampling
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
 from raysweep.space.data_sets import DATA_SETS
 
 
@@ -35,13 +36,16 @@ def build(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """`raysweep corpus show`."""
+    if options.json and options.shard:
+        raise UserError("--shard chooses the text that is printed, and --json prints none: leave one of them out")
+    shard = options.shard or "pretraining/train"
     corpora = _corpora(options)
     if options.json:
         print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
         return 0
     for corpus in corpora:
-        heaviest = sampling.heaviest(corpus, options.shard)
-        corpus_messages.show_corpus(corpus, options.shard, heaviest, sampling.documents(corpus, options.shard))
+        heaviest = sampling.heaviest(corpus, shard)
+        corpus_messages.show_corpus(corpus, shard, heaviest, sampling.documents(corpus, shard))
     return 0
 
 

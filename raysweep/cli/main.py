@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 from raysweep.cli.exit_status import INTERRUPTED
+from raysweep.cli.options import check_environment
 from raysweep.cli.parser import build_parser
 from raysweep.errors import UserError, one_line
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             raise UserError(
                 "transformers reads docstrings, which Python drops here: unset PYTHONOPTIMIZE, or leave out -OO"
             )
+        check_environment()
         # Only the command that runs is imported, with what it needs.
         module, _, function = options.command.partition(":")
         status = getattr(importlib.import_module(f"raysweep.cli.{module}"), function)(options)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.errors import UserError
+from raysweep.files import local_path
 
 
 def geometry(options: argparse.Namespace) -> int:
     """`raysweep geometry`."""
     from raysweep.exchange import pretrained
 
+    figure = local_path(options.figure, "--figure") if options.figure is not None else None
     answers = []
     for revision in options.revision or [None]:
         answer = pretrained.geometry(options.model, revision, options.corpus)
@@ -22,15 +23,15 @@ def geometry(options: argparse.Namespace) -> int:
                 print(f"{name:20} {value:.6g}" if isinstance(value, float) else f"{name:20} {value}")
     if options.json:
         print_json(answers[0] if len(answers) == 1 else answers)
-    if options.figure:
+    if figure:
         from raysweep.analysis import drawing, plots
 
         try:
-            drawing.save(plots.revisions(answers), Path(options.figure))
+            drawing.save(plots.revisions(answers), figure)
         except drawing.NoData as error:
             raise UserError(f"--figure: {error}") from None
         except (OSError, ValueError) as error:
-            raise UserError(f"{options.figure} cannot be written: {error}") from None
+            raise UserError(f"{figure} cannot be written: {error}") from None
     return 0
 
 

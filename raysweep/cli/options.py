@@ -8,9 +8,16 @@ import math
 import os
 from typing import Any
 
+from raysweep.cache import CACHE
+from raysweep.errors import UserError, allowed
 from raysweep.space.read import load
 from raysweep.space.space import Space
 from raysweep.store import Store
+
+STORE = "RAYSWEEP_STORE"
+
+# What raysweep reads of the environment.
+VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE)
 
 
 def load_space(options: argparse.Namespace) -> Space:
@@ -20,7 +27,19 @@ def load_space(options: argparse.Namespace) -> Space:
 
 def open_store(options: argparse.Namespace, space: Space) -> Store:
     """The store of --store, else of RAYSWEEP_STORE, else the search space's own."""
-    return Store(options.store or os.environ.get("RAYSWEEP_STORE") or f"runs/{space.name}")
+    for what, location in (("--store", options.store), (STORE, os.environ.get(STORE))):
+        if location is not None:
+            if not location:
+                raise UserError(f"{what} is empty: name a store, or leave it out")
+            return Store(location)
+    return Store(f"runs/{space.name}")
+
+
+def check_environment() -> None:
+    """Raise `UserError` for a variable that looks like one of raysweep's and would be ignored."""
+    for name in os.environ:
+        if name.startswith("RAYSWEEP_") and name not in VARIABLES:
+            raise UserError(f"the variable {name} is none of raysweep's: {allowed(name, VARIABLES)}")
 
 
 def print_json(answer: Any) -> None:

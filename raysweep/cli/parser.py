@@ -8,25 +8,44 @@ from typing import Any
 from raysweep.version import __version__
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="raysweep", description="Controlled sweeps of language-model pretraining on a Ray cluster."
-    )
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one where argparse would take the last without a word."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        given: set[str] = namespace.__dict__.setdefault("given", set())
+        if option and self.dest in given:
+            parser.error(f"argument {option}: given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser all of whose options are given at most once, unless they say otherwise."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.register("action", None, _Once)
+
+
+def build_parser() -> _Parser:
+    parser = _Parser(prog="raysweep", description="Controlled sweeps of language-model pretraining on a Ray cluster.")
     parser.add_argument("--version", action="version", version=f"raysweep {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    json_option = argparse.ArgumentParser(add_help=False)
+    json_option = _Parser(add_help=False)
     json_option.add_argument("--json", action="store_true", help="print the answer as JSON")
-    space_argument = argparse.ArgumentParser(add_help=False)
+    space_argument = _Parser(add_help=False)
     space_argument.add_argument("space", metavar="SPACE", help="a search-space file, such as search_spaces/demo.yaml")
-    store_option = argparse.ArgumentParser(add_help=False)
+    store_option = _Parser(add_help=False)
     store_option.add_argument(
         "--store", help="folder or URI of the sweep's results (default: RAYSWEEP_STORE, else runs/<space name>)"
     )
 
-    def command(name: str, function: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def command(name: str, function: str, text: str, *parents: _Parser) -> _Parser:
         added = commands.add_parser(name, help=text, description=text, parents=[shared, *parents])
         added.set_defaults(command=function)
         return added
@@ -38,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         space_argument,
         json_option,
     )
-    cluster_option = argparse.ArgumentParser(add_help=False)
+    cluster_option = _Parser(add_help=False)
     cluster_option.add_argument(
         "--cluster", metavar="CLUSTER.yaml", help="run this on the cluster that `ray up CLUSTER.yaml` started, over SSH"
     )
@@ -140,19 +159,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _corpus_parser(
     commands: Any,
-    shared: list[argparse.ArgumentParser],
-    space_argument: argparse.ArgumentParser,
-    json_option: argparse.ArgumentParser,
+    shared: list[_Parser],
+    space_argument: _Parser,
+    json_option: _Parser,
 ) -> None:
     text = "list the published data sets; build, show or verify the corpora of a search space"
     actions = commands.add_parser("corpus", help=text, description=text).add_subparsers(
         title="actions", required=True, metavar="ACTION"
     )
 
-    def action(name: str, function: str, text: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = actions.add_parser(
-            name, help=text, description=text, parents=[*shared, *parents]
-        )
+    def action(name: str, function: str, text: str, *parents: _Parser) -> _Parser:
+        added: _Parser = actions.add_parser(name, help=text, description=text, parents=[*shared, *parents])
         added.set_defaults(command=function)
         return added
 
@@ -168,5 +185,5 @@ def _corpus_parser(
         space_argument,
         json_option,
     )
-    show.add_argument("--shard", default="pretraining/train", help="the shard to show (default: pretraining/train)")
+    show.add_argument("--shard", help="the shard to show (default: pretraining/train)")
     action("verify", "corpus_commands:verify", "read every file and compare it with its checksum", space_argument)

@@ -9,6 +9,7 @@ from pathlib import Path
 from raysweep.cli import messages
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.errors import UserError, reason
+from raysweep.files import local_path, put_in_place
 from raysweep.store import Store
 from raysweep.store.results import results as results_table
 
@@ -16,17 +17,24 @@ from raysweep.store.results import results as results_table
 def results(options: argparse.Namespace) -> int:
     """`raysweep results`."""
     space = load_space(options)
-    table = results_table(space, open_store(options, space))
+    store = open_store(options, space)
+    table = results_table(space, store)
     if options.output is None:
         messages.show_table(table)
         return 0
     import pyarrow.parquet as pq  # Not needed to show it.
 
+    output = local_path(options.output, "--output")
+    if output.suffix != ".parquet":
+        raise UserError(f"--output {output}: the table is written as Parquet: give a name that ends in .parquet")
+    if not table.num_rows:
+        raise UserError(f"no cell of {space.name} is finished in {store.location}: nothing was written to {output}")
     try:
-        pq.write_table(table, options.output)
+        with put_in_place(output) as unfinished:
+            pq.write_table(table, unfinished)
     except OSError as error:
-        raise UserError(f"{options.output} cannot be written: {reason(error)}") from None
-    print(f"{table.num_rows} of {len(space.cells)} cells written to {options.output}")
+        raise UserError(f"{output} cannot be written: {reason(error)}") from None
+    print(f"{table.num_rows} of {len(space.cells)} cells written to {output}")
     return 0
 
 
@@ -36,8 +44,9 @@ def publish(options: argparse.Namespace) -> int:
     from raysweep.exchange.publish import publish
 
     space = load_space(options)
-    published = publish(Path(options.space), open_store(options, space), Path(options.output))
-    print(f"{len(published.results)} of {len(space.cells)} cells published in {options.output}")
+    output = local_path(options.output, "--output")
+    published = publish(Path(options.space), open_store(options, space), output)
+    print(f"{len(published.results)} of {len(space.cells)} cells published in {output}")
     messages.show_account(account(published))
     return 0
 
@@ -88,7 +97,7 @@ def analyze(options: argparse.Namespace) -> int:
     from raysweep.analysis.analyze import analyze
     from raysweep.cli.progress_bars import ProgressBars
 
-    output = Path(options.output)
+    output = local_path(options.output, "--output")
     published = Path(options.space).is_dir()
     if published and options.store:
         raise UserError(f"{options.space} already contains its results: leave --store out")

@@ -13,7 +13,7 @@ from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.cli.panel import SweepView
 from raysweep.cli.signals import StopOnSignal
-from raysweep.errors import StoreError
+from raysweep.errors import StoreError, UserError
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
 from raysweep.sweep import cost
@@ -39,6 +39,8 @@ def plan(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """`raysweep run`."""
     if options.rehearse:
+        if options.store is not None or options.cluster is not None:
+            raise UserError("--rehearse runs on this machine and keeps nothing: leave --store and --cluster out")
         return _rehearse(load_space(options))
     if options.cluster:
         from raysweep.cli import cluster_commands
@@ -159,6 +161,7 @@ def stop(options: argparse.Namespace) -> int:
     if options.cluster:
         from raysweep.cli import cluster_commands
 
+        load_space(options)
         return cluster_commands.stop(options.cluster, options.store)
     store = open_store(options, load_space(options))
     stopped = lock.stop_holder(store)

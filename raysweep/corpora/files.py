@@ -23,6 +23,8 @@ READABLE = (*SUFFIXES, ".json")
 # A .txt file is one document, and one document is held in memory.
 LONGEST_TEXT = 64 << 20
 
+_POINTER = b"version https://git-lfs"
+
 _CHUNK = 1 << 20
 _ROWS = 64
 
@@ -55,6 +57,10 @@ def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int 
 
     The file's format is that of its name. What cannot be read comes as `Malformed`, in its place.
     """
+    if stream.read(len(_POINTER)) == _POINTER:
+        reason = "a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
+        return iter([Malformed(1, reason, fatal=True)])
+    stream.seek(0)
     if name.endswith(".parquet"):
         return _parquet(stream, text, domain, start)
     if name.endswith(".txt"):
@@ -73,12 +79,22 @@ def _json_lines(
     stream: BinaryIO, name: str, text: str, domain: str | None, start: int
 ) -> Iterator[Document | Malformed]:
     place = 0
+    used = {part for field in (text, domain) if field is not None for part in (field, *field.split("."))}
+
+    def unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):  # Python would take the last of them.
+            names = [name for name, _ in pairs]
+            if twice := next((name for name in names if name in used and names.count(name) > 1), None):
+                raise ValueError(f"the field {twice!r} is there twice")
+        return row
+
     try:
         for place, line in enumerate(_lines(_decompressed(stream, name)), 1):
             if place < start or not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=unambiguous)
             except (ValueError, RecursionError) as error:
                 yield Malformed(place, f"no JSON ({error})")
                 continue
@@ -186,6 +202,9 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
         columns = [_column(field, names) for field in (text, domain) if field is not None]
         if _column(text, names) is None:
             yield Malformed(1, f"no column {text!r}; there is {', '.join(file.schema_arrow.names)}", fatal=True)
+            return
+        if twice := next((column for column in columns if names.count(column) > 1), None):
+            yield Malformed(1, f"two columns are called {twice!r}: rename one", fatal=True)
             return
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows

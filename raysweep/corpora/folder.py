@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,7 +14,7 @@ from raysweep.corpora.files import READABLE, SUFFIXES
 
 # What editors, notebooks and other systems leave behind, beside names that begin with a dot.
 _LITTER = re.compile(
-    r"(^|/)(\.|~\$|__MACOSX(/|$)|__pycache__(/|$)|lost\+found(/|$))|(~|\.(swp|tmp|part|partial|crdownload|unfinished))$"
+    r"(^|/)(\.|~\$|__MACOSX(/|$)|_temporary(/|$)|__pycache__(/|$)|lost\+found(/|$))|(~|\.(swp|tmp|part|partial|crdownload|unfinished))$"
 )
 
 
@@ -31,14 +32,18 @@ def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
     """The files under `root` whose names match one of the patterns; all that can be read where there are none.
 
     Folders that are links are followed, each file counts once, and what editors and the like leave behind is not data.
-    Raises `OSError` where a folder cannot be read, `ValueError` where a pattern asks for a file that cannot be.
+    Raises `OSError` where a folder cannot be read, `ValueError` where a pattern matches nothing, or a file that has no
+    reader.
     """
     found = Listing()
     real: dict[str, str] = {}
     asked = [_checked(pattern) for pattern in patterns]
     hidden = any(part[:1] in (".", "~") for pattern in asked for part in pattern)
+    unmatched = dict(zip(map(tuple, asked), patterns, strict=True))
     for name, path in _walk(root, asked, hidden):
-        matching = [pattern for pattern in asked if _matches(name.split("/"), pattern)]
+        matching = [pattern for pattern in asked if _matches(_parts(name), pattern)]
+        for pattern in matching:
+            unmatched.pop(tuple(pattern), None)
         litter = _LITTER.search(name) and not hidden
         if asked and not matching and not (litter and name.endswith("/")):
             continue
@@ -56,6 +61,8 @@ def listing(root: Path, patterns: tuple[str, ...]) -> Listing:
             found.left_out[name] = f"the same file as {first}, which is read"
         else:
             found.files[name] = path
+    if unmatched:
+        raise ValueError(f"files asks for {', '.join(unmatched.values())}, and no file is called so")
     return found
 
 
@@ -86,7 +93,7 @@ def _walk(root: Path, asked: list[list[str]], hidden: bool) -> Iterator[tuple[st
                 yield name, path
             elif _LITTER.search(f"{name}/") and not hidden:
                 yield f"{name}/", path
-            elif asked and not any(_leads(name.split("/"), pattern) for pattern in asked):
+            elif asked and not any(_leads(_parts(name), pattern) for pattern in asked):
                 continue
             elif entry.is_dir(follow_symlinks=False):
                 seen.add(os.path.realpath(path))
@@ -109,7 +116,9 @@ def _leads(folder: list[str], pattern: list[str]) -> bool:
         return True
     if not pattern:
         return False
-    return pattern[0] == "**" or (fnmatchcase(folder[0], pattern[0]) and _leads(folder[1:], pattern[1:]))
+    if pattern[0] == "**":
+        return True
+    return folder[0] == pattern[0] or (fnmatchcase(folder[0], pattern[0]) and _leads(folder[1:], pattern[1:]))
 
 
 def _names_ending(pattern: list[str]) -> bool:
@@ -120,7 +129,7 @@ def _names_ending(pattern: list[str]) -> bool:
 
 def _checked(pattern: str) -> list[str]:
     """The parts of a pattern such as `data/**/*.parquet`. Raises `ValueError` where it means something else elsewhere."""
-    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    parts = [part for part in _parts(pattern) if part not in ("", ".")]
     if any("**" in part and part != "**" for part in parts):
         raise ValueError(
             f"the pattern {pattern!r} has ** beside other characters: it stands for folders, as in **/*.txt"
@@ -128,8 +137,18 @@ def _checked(pattern: str) -> list[str]:
     return parts
 
 
+def _parts(name: str) -> list[str]:
+    """The folders and the file of a name. macOS writes accents apart from their letters; here they are together."""
+    return unicodedata.normalize("NFC", name).split("/")
+
+
 def _matches(name: list[str], pattern: list[str]) -> bool:
-    """Whether the parts of a name match those of a pattern: `**` is any number of folders, and what follows it any file."""
+    """Whether the parts of a name match those of a pattern: `**` is any number of folders, and what follows it any file.
+
+    A name matches itself too, whatever characters are in it: `a[1].txt`.
+    """
+    if name == pattern:
+        return True
     if not pattern:
         return not name
     if pattern == ["**"]:

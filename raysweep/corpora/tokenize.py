@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Increase with every change here that changes tokens; old caches are then left alone.
-REVISION = 1
+REVISION = 2
 
 # Characters of a block. A source of more than LARGE bytes has larger ones, so that a corpus of terabytes does not have a
 # million files; both decide only where files end.

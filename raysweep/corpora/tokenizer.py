@@ -47,7 +47,11 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def encode(texts: list[str], tokenizer: Tokenizer, longest: int = LONGEST_PIECE) -> Iterator[list[int]]:
-    """The tokens of each text, without end-of-text; of a text of any length in bounded memory."""
+    """The tokens of each text, without end-of-text; of a text of any length in bounded memory.
+
+    Where a text spells a special token, as `<|endoftext|>`, it is text: only what is put between documents ends one.
+    """
+    tokenizer.encode_special_tokens = True
     short = [text for text in texts if len(text) <= longest]
     encodings = iter(tokenizer.encode_batch_fast(short, add_special_tokens=False))
     for text in texts:

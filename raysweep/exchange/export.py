@@ -17,6 +17,7 @@ from raysweep.evaluation import finetune, quantized
 from raysweep.evaluation.task import Subject
 from raysweep.exchange.llama import to_llama
 from raysweep.exchange.model_card import model_card
+from raysweep.files import local_path
 from raysweep.model import olmo
 from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
@@ -70,7 +71,7 @@ def export(
     """
     store = Store.at(store)
     cell = cell if isinstance(cell, Cell) else find_cell(space, cell)
-    folder = Path(output)
+    folder = local_path(output, "--output")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder: choose another --output")
     if cell.shape.block != "sequential":

@@ -25,7 +25,7 @@ class Source(Strict):
     """A name of `raysweep.space.data_sets.DATA_SETS`."""
     hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """`owner/name` of a data set on the Hugging Face hub, with its `revision`."""
-    folder: str | None = None
+    folder: Annotated[str, Field(min_length=1)] | None = None
     """A folder of .jsonl, .parquet or .txt files, one document a line, row or .txt file; of .jsonl and .json files as
     .gz or .zst, too. Where the folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
@@ -34,9 +34,9 @@ class Source(Strict):
     """A split of the preset."""
     files: tuple[str, ...] = ()
     """Patterns of the files to take, as `data/*.parquet`; by default those of the preset, or all that can be read."""
-    text: str | None = None
+    text: Annotated[str, Field(min_length=1)] | None = None
     """The field with the text, `meta.content` for one of that name or inside another; by default the preset's, or `text`."""
-    domain: str | None = None
+    domain: Annotated[str, Field(min_length=1)] | None = None
     """The field whose value is the document's domain; by default the preset's, or none."""
     weight: Positive | None = None
     """Share of the training sequences, relative to the other sources; by default as many as each source has."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from urllib.parse import parse_qsl
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysweep.errors import UserError, reason
+from raysweep.errors import UserError, allowed, reason
+from raysweep.files import local_path
+
+_KINDS = ("file", "s3", "gs", "gcs", "hdfs", "abfs", "abfss")
 
 
 def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
@@ -17,7 +19,9 @@ def open_filesystem(location: str) -> tuple[pafs.FileSystem, str]:
     if slip := re.match(r"(s3|gs|gcs|hdfs|file):/?(?!/)", location):
         raise UserError(f"the store {location} is not an address: write {slip[1]}://...")
     if "://" not in location:
-        return pafs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+        return pafs.LocalFileSystem(), str(local_path(location, "the store").absolute())
+    if (kind := location.partition("://")[0]) not in _KINDS:
+        raise UserError(f"the store {location} is of a kind that raysweep does not know; {allowed(kind, _KINDS)}")
     if "@" in location.partition("://")[2].partition("/")[0]:
         kind = location.partition("://")[0]
         raise UserError(

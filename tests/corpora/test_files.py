@@ -155,3 +155,17 @@ def test_a_zstandard_window_that_is_too_large_is_not_called_damage() -> None:
     assert bad.fatal
     assert "zstd -d --long=31" in bad.reason
     assert "damaged" not in bad.reason
+
+
+def test_a_field_that_is_there_twice_is_malformed_where_it_is_read() -> None:
+    twice = b'{"text": "a", "text": "b"}\n{"text": "c", "id": 1, "id": 2}\n{"text": "d", "meta": {"set": "x", "set": "y"}}\n'
+    first, second, third = all_of(twice, "a.jsonl")
+    assert (first.place, first.reason) == (1, "no JSON (the field 'text' is there twice)")
+    assert second == Document(2, "c", "")
+    assert "'set' is there twice" in third.reason
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    (refused,) = all_of(sink.getvalue(), "a.parquet")
+    assert refused.fatal
+    assert "two columns are called 'text'" in refused.reason
