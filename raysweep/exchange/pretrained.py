@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 
 from raysweep.corpora.build import open_corpus
-from raysweep.errors import UserError, first_line
+from raysweep.errors import UserError
 from raysweep.exchange.hub import find_on_hub
+from raysweep.exchange.text_loss import loss_on_text
 from raysweep.exchange.unembedding import load, loaded_unembedding, of_file, of_folder
 from raysweep.model.geometry import measure
 from raysweep.space.corpus import Corpus
-
-# Sequences of the corpus on which a loss is taken, and the longest that they are.
-SEQUENCES = 128
-LONGEST = 2048
 
 
 def geometry(model: str, revision: str | None = None, corpus: str | None = None) -> dict[str, float]:
@@ -40,7 +34,7 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
     dict
         `effective_rank` (fraction of d), `cosine`, `isotropy`, `isotropy_symmetric`, `spectral_norm`, as
         `raysweep.model.geometry` defines them; with a corpus also `loss` in nats per token and `bits_per_byte`, over the
-        start of its in-distribution test documents, tokenized by the model's own tokenizer and joined by its end-of-text.
+        start of its in-distribution test documents (`raysweep.exchange.text_loss`).
 
     Raises
     ------
@@ -58,7 +52,7 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
     if not Path(model).exists():
         find_on_hub(model, revision)
     loaded = load(model, revision)
-    return measure(unembedding(model, revision)) | _loss(model, loaded, revision, text)
+    return measure(unembedding(model, revision)) | loss_on_text(model, loaded, revision, text)
 
 
 def _test_text(name: str) -> list[str]:
@@ -72,32 +66,6 @@ def _test_text(name: str) -> list[str]:
     end = corpus.manifest["end_of_text"]
     documents = np.split(tokens, np.flatnonzero(tokens == end) + 1)
     return [corpus.tokenizer.decode(document[:-1].tolist()) for document in documents if len(document) > 1]
-
-
-def _loss(model: str, loaded: Any, revision: str | None, texts: list[str]) -> dict[str, float]:
-    import transformers  # It takes seconds.
-
-    try:
-        arguments = {} if revision is None else {"revision": revision}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model, **arguments)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from None
-    end = tokenizer.eos_token_id
-    length = min(LONGEST, getattr(loaded.config, "max_position_embeddings", LONGEST) or LONGEST)
-    tokens: list[int] = []
-    content = 0
-    for text in texts:
-        if len(tokens) > SEQUENCES * length:
-            break
-        tokens += tokenizer(text, add_special_tokens=False)["input_ids"] + ([] if end is None else [end])
-        content += len(text.encode())
-    total = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        for start in range(0, len(tokens) - 1, length):
-            part = torch.tensor([tokens[start : start + length + 1]])
-            logits = loaded(part[:, :-1]).logits[0].float()
-            total += F.cross_entropy(logits, part[0, 1:], reduction="sum").double()
-    return {"loss": float(total) / (len(tokens) - 1), "bits_per_byte": float(total) / (math.log(2) * content)}
 
 
 def unembedding(model: str, revision: str | None = None) -> torch.Tensor:

@@ -28,6 +28,13 @@ CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
+# What transformers raises for folders that are not what they say.
+_UNLOADABLE = (
+    OSError, ValueError, ImportError, RuntimeError, AttributeError, LookupError, TypeError, ArithmeticError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
+
+
 def of_folder(folder: Path) -> torch.Tensor:
     """W (V, d) of a folder as transformers saves it, or of safetensors files without a configuration. Raises `UserError`."""
     if (folder / ADAPTER).exists():
@@ -36,10 +43,12 @@ def of_folder(folder: Path) -> torch.Tensor:
             "peft's merge_and_unload, save the result, and give that folder"
         )
     if not (folder / CONFIG).exists():
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(set((_tensor_files(folder) or {}).values())) or sorted(folder.glob("*.safetensors"))
         if not files:
             raise UserError(f"{folder} is not a model: it has neither a .safetensors file nor a {CONFIG}")
-        return _without_configuration(files, str(folder))
+        # Without an index nobody knows whether all parts are here, and the unembedding may be in another.
+        whole = (folder / INDEX).exists() or not any("-of-" in file.stem for file in files)
+        return _without_configuration(files, str(folder), tied=whole)
     structure = _structure(folder)
     files_of = _tensor_files(folder)
     if files_of is None:
@@ -80,7 +89,7 @@ def load(model: str, revision: str | None) -> Any:
         answer: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model, output_loading_info=True, trust_remote_code=False, **arguments
         )
-    except (OSError, ValueError, ImportError, RuntimeError, AttributeError) as error:
+    except _UNLOADABLE as error:
         raise UserError(f"{model} cannot be loaded as a causal language model: {first_line(error)}") from None
     loaded, report = answer
     head = loaded.get_output_embeddings()
@@ -96,6 +105,8 @@ def loaded_unembedding(model: str, loaded: Any) -> torch.Tensor:
     weight = getattr(head, "weight", None)
     if weight is None:
         raise UserError(f"{model} has no unembedding")
+    if weight.is_meta:
+        raise UserError(f"{model} holds no unembedding under a name that transformers would load: it leaves it empty")
     if not weight.is_floating_point() or weight.ndim != 2:
         raise UserError(
             f"{model}: the unembedding is packed as {weight.dtype} of shape {tuple(weight.shape)}: dequantize it"
@@ -135,7 +146,7 @@ def _structure(folder: Path) -> _Structure:
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         model.tie_weights()
-    except (OSError, ValueError, ImportError, RuntimeError, AttributeError, KeyError, TypeError) as error:
+    except _UNLOADABLE as error:
         raise UserError(f"{folder} cannot be loaded as a causal language model: {first_line(error)}") from None
     if getattr(model.get_output_embeddings(), "weight", None) is None:
         raise UserError(f"{folder} has no unembedding")
@@ -144,7 +155,9 @@ def _structure(folder: Path) -> _Structure:
 
 
 def _tensor_files(folder: Path) -> dict[str, Path] | None:
-    """Tensor -> the safetensors file that transformers would read it from; None where it would read no safetensors."""
+    """Tensor -> the safetensors file that transformers would read it from; None where only transformers can tell."""
+    if (folder / CONFIG).exists() and "transformers_weights" in (folder / CONFIG).read_text(encoding="utf-8"):
+        return None  # Names other files.
     if (folder / WHOLE).exists():
         return dict.fromkeys(_names(folder / WHOLE), folder / WHOLE)
     if not (folder / INDEX).exists():

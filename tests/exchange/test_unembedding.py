@@ -199,3 +199,51 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: py
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="no such folder or file"):
         unembedding(name)
+
+
+def test_a_tied_model_whose_file_has_only_the_head_is_refused(tmp_path: Path) -> None:
+    """transformers 4.57 leaves such a head on the meta device."""
+    made("llama tied").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"^{tmp_path} "):
+        unembedding(str(tmp_path))
+
+
+def test_weights_under_another_name_are_those_that_the_configuration_names(tmp_path: Path) -> None:
+    made("llama").save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    torch.manual_seed(1)
+    kind, settings = MODELS["llama"]
+    AutoModelForCausalLM.from_config(getattr(transformers, kind)(**settings)).save_pretrained(tmp_path / "b")
+    (tmp_path / "b" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": "other.safetensors"}))
+    assert torch.equal(unembedding(str(tmp_path)), multiplied_by(tmp_path))
+
+
+def test_some_parts_without_a_configuration_are_no_tied_model(tmp_path: Path) -> None:
+    made("llama").save_pretrained(tmp_path, max_shard_size="2KB")
+    whole = unembedding(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    assert torch.equal(unembedding(str(tmp_path)), whole)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    (tmp_path / index["lm_head.weight"]).unlink()
+    with pytest.raises(UserError, match=f"{index['lm_head.weight']} is missing"):
+        unembedding(str(tmp_path))
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(UserError, match="holds no unembedding"):
+        unembedding(str(tmp_path))
+
+
+def test_a_damaged_part_that_the_loader_reads_is_one_line(tmp_path: Path) -> None:
+    made("gpt2").save_pretrained(tmp_path, max_shard_size="2KB")
+    index_file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(index_file.read_text())
+    # So that the loader is asked.
+    del index["weight_map"]["transformer.wte.weight"]
+    index_file.write_text(json.dumps(index))
+    (tmp_path / index["weight_map"]["transformer.wpe.weight"]).write_bytes(b"")
+    with pytest.raises(UserError, match=rf"^{tmp_path} cannot be loaded"):
+        unembedding(str(tmp_path))

@@ -163,7 +163,7 @@ def test_credentials_do_not_belong_in_the_address() -> None:
 
 
 def test_an_unknown_kind_of_store() -> None:
-    with pytest.raises(UserError, match="the store ftp://host/x cannot be opened"):
+    with pytest.raises(UserError, match="the store ftp://host/x is of a kind that raysweep does not know"):
         Store("ftp://host/x")
 
 

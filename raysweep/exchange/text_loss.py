@@ -1,0 +1,112 @@
+"""The loss of any causal language model on text, tokenized by its own tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from raysweep.errors import UserError, first_line
+
+log = logging.getLogger("raysweep")
+
+# Sequences on which a loss is taken, and the longest that they are.
+SEQUENCES = 128
+LONGEST = 2048
+
+# Bits per byte count the bytes of the text, so that the tokens must hold all of it: of this share of the documents.
+_WHOLE = 0.99
+
+
+def loss_on_text(model: str, loaded: Any, revision: str | None, texts: list[str]) -> dict[str, float]:
+    """`loss` in nats per token and `bits_per_byte` of a model that transformers has loaded, over the start of the texts.
+
+    They are joined by the model's end-of-text and cut into sequences. Each begins with the model's begin-of-text where its
+    tokenizer puts one before a text. Where the tokenizer does not give the text back, `bits_per_byte` is NaN, with a warning.
+
+    Raises
+    ------
+    UserError
+        Where the tokenizer cannot be loaded or is not the model's, or what the model predicts depends on what follows.
+    """
+    tokenizer = _tokenizer(model, revision)
+    length = _longest(loaded)
+    begin = tokenizer.bos_token_id
+    begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
+    tokens, content, whole = _tokens(tokenizer, texts, SEQUENCES * length)
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    if max(tokens) >= rows:
+        raise UserError(
+            f"{model}: its tokenizer has entry {max(tokens):,} and its embedding {rows:,} rows: they are of two models"
+        )
+    _check_causal(model, loaded, tokens[: min(length, 32)])
+    total, targets = 0.0, 0
+    for start in range(0, len(tokens) if begins else len(tokens) - 1, length):
+        ids = [begin, *tokens[start : start + length]] if begins else tokens[start : start + length + 1]
+        part = torch.tensor([ids])
+        logits = _logits(model, loaded, part[:, :-1])
+        total += float(F.cross_entropy(logits, part[0, 1:], reduction="sum"))
+        targets += part.shape[1] - 1
+    bits = total / (math.log(2) * content) if whole else math.nan
+    if not whole:
+        log.warning("%s: its tokenizer does not give the text back, so that there are no bits per byte", model)
+    return {"loss": total / targets, "bits_per_byte": bits}
+
+
+def _tokenizer(model: str, revision: str | None) -> Any:
+    import transformers  # It takes seconds.
+
+    try:
+        arguments = {} if revision is None else {"revision": revision}
+        return transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False, **arguments)
+    except Exception as error:  # The tokenizers library has no kind of its own.
+        raise UserError(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from None
+
+
+def _longest(loaded: Any) -> int:
+    """The tokens that the model takes at once, at most LONGEST."""
+    config = loaded.config.get_text_config()
+    said = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+    return min([LONGEST, *(number for number in said if isinstance(number, int) and number > 1)])
+
+
+def _tokens(tokenizer: Any, texts: list[str], most: int) -> tuple[list[int], int, bool]:
+    """The tokens of the first texts, how many bytes those have, and whether the tokens hold all of it."""
+    end = tokenizer.eos_token_id
+    tokens: list[int] = []
+    content = read = same = 0
+    for text in texts:
+        if len(tokens) > most:
+            break
+        # What spells a special token is text.
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        same += tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == text.strip()
+        tokens += ids + ([] if end is None else [end])
+        content += len(text.encode())
+        read += 1
+    return tokens, content, same >= _WHOLE * read
+
+
+def _logits(model: str, loaded: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """(L, V) in float64 for the inputs (1, L)."""
+    try:
+        with torch.no_grad():
+            logits: torch.Tensor = loaded(inputs).logits[0].double()
+    except (IndexError, RuntimeError) as error:
+        raise UserError(f"{model} cannot take {inputs.shape[1]:,} tokens at once: {first_line(error)}") from None
+    return logits
+
+
+def _check_causal(model: str, loaded: Any, tokens: list[int]) -> None:
+    """Raise `UserError` where the prediction at a place changes with the tokens that follow it."""
+    half = len(tokens) // 2
+    other = tokens[:half] + tokens[:1] * (len(tokens) - half)
+    one, two = (_logits(model, loaded, torch.tensor([part]))[:half] for part in (tokens, other))
+    if half and float((one - two).abs().max()) > 1e-2 * float(one.std()):
+        raise UserError(
+            f"{model} sees the tokens that it is to predict: it is no causal language model as it is configured, so that "
+            "its loss says nothing (is_decoder in its config.json)"
+        )
