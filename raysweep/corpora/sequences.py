@@ -69,6 +69,11 @@ class Sequences:
         count = min(count, len(self))
         return np.arange(count) * len(self) // max(count, 1) if self._in_order else np.arange(count)
 
+    def epochs(self, positions: int) -> float:
+        """How often a run of so many positions reads them; of a mixture, the stream that is read most often."""
+        weights = sum(stream.weight for stream in self.streams)
+        return max(positions * stream.weight / weights / stream.sequences for stream in self.streams)
+
     def order(self, fingerprint: str, seed: int) -> Order:
         """Which of them comes at each position of a run."""
         return Order(self.streams, self.length, fingerprint, seed)

@@ -30,6 +30,25 @@ class Settings(Evaluation):
     def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
         domains(corpus, sequence_length)
 
+    def shortfalls(self, corpus: TokenizedCorpus, sequence_length: int) -> list[str]:
+        shards = [shard for shard in corpus.shards if shard.startswith(PREFIX)]
+        read = present(corpus, sequence_length)
+        short = [shard.removeprefix(PREFIX) for shard in shards if shard not in read]
+        few = [shard for shard in read if len(corpus.sequences(shard, sequence_length)) < self.sequences]
+        said = []
+        if short:
+            said.append(
+                f"out_of_distribution leaves out {len(short)} of {len(shards)} domains, which have no sequence of "
+                f"{sequence_length:,} tokens ({', '.join(short[:3])}{', ...' if len(short) > 3 else ''}): its mean is of "
+                "the others, and not to be compared with that of cells of another length"
+            )
+        if few:
+            said.append(
+                f"out_of_distribution asks for {self.sequences:,} sequences of a domain, and {len(few)} of {len(read)} "
+                f"domains have fewer of {sequence_length:,} tokens"
+            )
+        return said
+
 
 def present(corpus: TokenizedCorpus, length: int) -> list[str]:
     """The shards out of distribution that hold a sequence; of a published collection some may not."""

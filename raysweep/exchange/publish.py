@@ -18,6 +18,7 @@ from raysweep.store.index import read_all
 from raysweep.store.results import evaluated, results
 from raysweep.store.schemas import TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN
+from raysweep.store.tables import read_parquet
 
 
 def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
@@ -27,6 +28,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     if not len(table):
         raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     finished = table["id"].to_pylist()
+    _check_nothing_is_lost(folder, finished, store)
     stages = [TRAIN, *(evaluation.task for evaluation in space.evaluations)]
     evaluations = [evaluated(store, e.task, e.model_dump()) for e in space.evaluations]
     timings = {stage: read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
@@ -41,8 +43,9 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     for row in rows["timings"]:
         if row["finished"] is not None:  # `read_all` gives times as text.
             row["finished"] = datetime.datetime.fromisoformat(row["finished"])
-    tables = {"results": table}
-    tables |= {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
+    tables = {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
+    # Last, so that a publication that was cut off is seen: its cells are not those of the rows over training.
+    tables["results"] = table
     try:
         with put_in_place(folder / SPACE) as unfinished:
             unfinished.write_bytes(space_file.read_bytes())
@@ -52,3 +55,20 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}") from None
     return PublishedResults(space, **tables)
+
+
+def _check_nothing_is_lost(folder: Path, finished: list[str], store: Store) -> None:
+    """Raise `UserError` where a folder holds cells that would not be published again."""
+    path = folder / "results.parquet"
+    if not path.exists():
+        return
+    try:
+        there = read_parquet(path)["id"].to_pylist()
+    except (OSError, KeyError, pa.ArrowException):  # What cannot be read is replaced.
+        return
+    lost = [cell for cell in there if cell not in set(finished)]
+    if lost:
+        raise UserError(
+            f"{folder} holds {len(there)} published cells, of which {len(lost)} are not among the finished cells of "
+            f"{store.location}, such as {lost[0]}: publish into another folder, or delete this one first"
+        )

@@ -66,6 +66,12 @@ def read_published(folder: Path) -> PublishedResults:
                 "publish it again"
             )
         read_tables[name] = with_defaults(table, schema, version)
+    cells = set(read_tables["results"]["id"].to_pylist())
+    if cells != set(read_tables["trajectories"]["cell"].to_pylist()):
+        raise UserError(
+            f"{folder} holds files of two publications: results.parquet and trajectories.parquet have different cells: "
+            "publish it again"
+        )
     return PublishedResults(load(folder / SPACE), **read_tables)
 
 

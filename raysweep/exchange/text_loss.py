@@ -25,7 +25,7 @@ def loss_on_text(model: str, loaded: Any, revision: str | None, texts: list[str]
     """`loss` in nats per token and `bits_per_byte` of a model that transformers has loaded, over the start of the texts.
 
     They are joined by the model's end-of-text and cut into sequences. Each begins with the model's begin-of-text where its
-    tokenizer puts one before a text. Where the tokenizer does not give the text back, `bits_per_byte` is NaN, with a warning.
+    tokenizer puts one before a text. `bits_per_byte` is NaN where the tokenizer does not give the text back, with a warning.
 
     Raises
     ------

@@ -85,6 +85,15 @@ class Cell(Strict):
         return self
 
     @model_validator(mode="after")
+    def _steps_to_decay(self) -> Cell:
+        if self.steps > 1 and self.final_learning_rate_fraction != 1 and self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_fraction {self.warmup_fraction:g} is all of the {self.steps:,} steps, so that the learning rate "
+                f"would end at its peak and not at {self.final_learning_rate_fraction:g} of it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _penalty_with_target(self) -> Cell:
         if (self.effective_rank_target is None) != (self.effective_rank_penalty == 0):
             raise ValueError("effective_rank_target and effective_rank_penalty (above 0) need each other")
@@ -97,6 +106,11 @@ class Cell(Strict):
     @property
     def steps(self) -> int:
         return self.tokens // self.tokens_per_step
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the rate rises."""
+        return round(self.warmup_fraction * self.steps)
 
     @property
     def report_steps(self) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from raysweep.space.data_sets import DATA_SETS
-from raysweep.space.fields import Integer, Positive, Strict
+from raysweep.space.fields import Flag, Integer, Positive, Strict
 
 # The shipped tokenizer: 50,280 entries, and as many rows as OLMo gives its embeddings (padded to a multiple of 128).
 OLMO_VOCABULARY = 50304
@@ -40,7 +40,7 @@ class Source(Strict):
     """The field whose value is the document's domain; by default the preset's, or none."""
     weight: Positive | None = None
     """Share of the training sequences, relative to the other sources; by default as many as each source has."""
-    skip_malformed: bool = False
+    skip_malformed: Flag = False
     """Skip and count documents that cannot be read; otherwise the first one ends the build."""
 
     @model_validator(mode="after")

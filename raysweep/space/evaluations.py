@@ -47,6 +47,16 @@ class Evaluation(Strict):
     def check_corpus(self, corpus: Any, sequence_length: int) -> None:
         """Raise `UserError` where a built corpus (`TokenizedCorpus`) lacks anything else that the task reads."""
 
+    def shortfalls(self, corpus: Any, sequence_length: int) -> list[str]:
+        """What a built corpus (`TokenizedCorpus`) has less of than these settings ask for, for people to know."""
+        asked = getattr(self, "sequences", 0)
+        held = {shard: len(corpus.sequences(shard, sequence_length)) for shard in self.shards}
+        return [
+            f"{self.task} asks for {asked:,} sequences of {shard}, which has {count:,} of {sequence_length:,} tokens"
+            for shard, count in held.items()
+            if count < asked
+        ]
+
     def check_cells(self, cells: Iterable[Cell]) -> None:
         """Raise `ValueError`, beginning with the name of the setting, where the settings do not fit these cells."""
 

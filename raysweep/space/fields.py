@@ -37,6 +37,9 @@ Integer = Annotated[int, BeforeValidator(_number)]
 """Also a float that is whole, such as 8e9."""
 Real = Annotated[float, BeforeValidator(_number)]
 
+Flag = Annotated[bool, Field(strict=True)]
+"""`true` or `false`, and nothing that stands for one."""
+
 Count = Annotated[Integer, Field(gt=0, lt=2**63)]
 Number = Annotated[Real, Field(ge=0)]
 Positive = Annotated[Real, Field(gt=0)]

@@ -86,8 +86,8 @@ class _Reader:
     def _cells(self, content: dict[str, Any]) -> tuple[Cell, ...]:
         base = self._mapping(content["base"], ("base",))
         base = {name: self._value(name, value, ("base", name)) for name, value in base.items()}
-        cross = self._axes(content.get("cross") or {}, ("cross",))
-        ablate = content.get("ablate") or []
+        cross = self._axes({} if (given := content.get("cross")) is None else given, ("cross",))
+        ablate = [] if (given := content.get("ablate")) is None else given
         if not isinstance(ablate, list):
             raise self.file.error(
                 ("ablate",), f"a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {show(ablate)}"

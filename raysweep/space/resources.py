@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from raysweep.space.fields import Count, Gpus, Strict
+from raysweep.space.fields import Count, Flag, Gpus, Strict
 
 
 class TrainResources(Strict):
@@ -22,7 +22,7 @@ class TrainResources(Strict):
     """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
     keep_checkpoints: Count | Literal["all"] = 2
     """How many of a cell's latest checkpoints stay in the store; `all` keeps one for each row."""
-    compile: bool = False
+    compile: Flag = False
     """Whether the blocks go through `torch.compile`."""
 
     @model_validator(mode="after")

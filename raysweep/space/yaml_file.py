@@ -7,6 +7,7 @@ not names, numbers that are not written in decimal, and text that YAML 1.1 takes
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from raysweep.errors import UserError, allowed, one_line
 
 _Path = tuple[str | int, ...]
 
+# A whole number: groups may stand apart, as in 100_000.
+_DIGITS = r"(?:0|[1-9][0-9]*(?:_[0-9]+)*)"
+
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -28,6 +32,9 @@ class YamlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         text = _text(path)
+        if directive := re.search(r"^%.*", text, re.MULTILINE):
+            line = text.count("\n", 0, directive.start()) + 1
+            raise UserError(f"{path}:{line}: not valid YAML: {directive[0].strip()} would change what values mean")
         reader = YAML(typ="safe", pure=True)
         reader.Constructor = _Constructor
         try:
@@ -106,9 +113,27 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: ScalarNode) -> int:
-        if not re.fullmatch(r"[-+]?(0|[1-9][0-9_]*)", node.value):
+        if not re.fullmatch(rf"[-+]?{_DIGITS}", node.value):
             raise ConstructorError(None, None, f"{node.value!r} is not a whole number in decimal", node.start_mark)
         return int(node.value.replace("_", ""))
+
+    def construct_yaml_float(self, node: ScalarNode) -> float:
+        if node.value.lower().lstrip("+-") in (".inf", ".nan"):
+            return float(super().construct_yaml_float(node))
+        if not re.fullmatch(rf"[-+]?({_DIGITS})?(\.[0-9]*)?([eE][-+]?[0-9]+)?", node.value):
+            raise ConstructorError(None, None, f"{node.value!r} is not a number in decimal", node.start_mark)
+        written = Decimal(node.value.replace("_", ""))
+        value = float(written)
+        if written != 0 and value == 0:
+            raise ConstructorError(None, None, f"{node.value} is too small for a number", node.start_mark)
+        if 2**53 <= abs(value) < 2**63 and Decimal(value) != written:
+            raise ConstructorError(
+                None,
+                None,
+                f"{node.value} has more digits than a number with a point or an exponent holds",
+                node.start_mark,
+            )
+        return value
 
     def construct_yaml_str(self, node: ScalarNode) -> Any:
         # As in YAML 1.1: who writes `on` where a name is needed is told so, rather than have a sweep of that name.
@@ -123,4 +148,5 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:int", _Constructor.construct_yaml_int)
+_Constructor.add_constructor("tag:yaml.org,2002:float", _Constructor.construct_yaml_float)
 _Constructor.add_constructor("tag:yaml.org,2002:str", _Constructor.construct_yaml_str)

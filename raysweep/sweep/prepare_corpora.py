@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.progress import Report
@@ -26,8 +26,8 @@ def prepare_corpora(
 ) -> dict[Corpus, TokenizedCorpus]:
     """Build what the cells that are left train on, and record the fingerprints in the store.
 
-    Every shard that training and the evaluations read must hold at least one sequence, or nothing is started. Raises
-    `UserError`.
+    Every shard that training and the evaluations read must hold at least one sequence, or nothing is started. Where one
+    holds less than was asked for, that is said. Raises `UserError`.
     """
     evaluations = list(evaluations)
     lengths: dict[Corpus, int] = {}
@@ -41,8 +41,36 @@ def prepare_corpora(
             opened.sequences(shard, length)
         for evaluation in evaluations:
             evaluation.check_corpus(opened, length)
+    for said in _shortfalls(left, evaluations, built):
+        log.warning("%s", said)
     corpora_record.record(store, {corpus.key: opened.fingerprint for corpus, opened in built.items()})
     return built
+
+
+def _shortfalls(
+    left: list[CellState], evaluations: list[Evaluation], built: dict[Corpus, TokenizedCorpus]
+) -> Iterator[str]:
+    """What the corpora have less of than was asked for: training text, validation, evaluation text."""
+    for corpus, opened in built.items():
+        cells = [state.cell for state in left if state.cell.corpus == corpus]
+        name = f"corpus {corpus.name}"
+        epochs = {
+            cell.id: opened.sequences("pretraining/train", cell.sequence_length).epochs(cell.steps * cell.batch_size)
+            for cell in cells
+        }
+        again = [number for number in epochs.values() if number > 1]
+        if again:
+            yield (
+                f"{name}: {len(again)} of {len(cells)} cells read training text more than once, up to "
+                f"{max(again):.1f} times: more text would end that, or fewer tokens"
+            )
+        for length in sorted({cell.sequence_length for cell in cells}):
+            held = len(opened.sequences("pretraining/validation", length))
+            asked = max(cell.validation_sequences for cell in cells if cell.sequence_length == length)
+            if held < asked:
+                yield f"{name}: validation asks for {asked:,} sequences, and there are {held:,} of {length:,} tokens"
+            for evaluation in evaluations:
+                yield from (f"{name}: {said}" for said in evaluation.shortfalls(opened, length))
 
 
 def required_shards(evaluations: Iterable[Evaluation]) -> list[str]:

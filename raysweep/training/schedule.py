@@ -13,7 +13,7 @@ def learning_rate(cell: Cell, step: int) -> float:
     The peak is reached at the last warm-up step and the final rate at the last step.
     """
     peak, steps = cell.peak_learning_rate, cell.steps
-    warmup = round(cell.warmup_fraction * steps)
+    warmup = cell.warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step + 1 - warmup) / (steps - warmup)

@@ -135,11 +135,21 @@ def test_a_long_label_has_no_word_alone_on_a_line(text: str, lines: list[str]) -
 
 
 def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = [tmp_path / "figures" / "flow_chart.png", tmp_path / "tables" / "my_table.tex"]
-    old = [tmp_path / "figures" / "figure_02_before.png", tmp_path / "tables" / "further_task.csv"]
+    mine = [
+        tmp_path / name
+        for name in (
+            "figures/flow_chart.png", "figures/figure_07_final_by_hand.svg", "figures/further_reading.bib",
+            "tables/my_table.tex", "tables/further_notes.md",
+        )
+    ]  # fmt: skip
+    old = [tmp_path / "figures" / f"figure_02_before.{ending}" for ending in ("png", "pdf")]
+    old += [tmp_path / "tables" / f"further_task.{ending}" for ending in ("csv", "md", "tex")]
     for path in mine + old:
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
+    (tmp_path / "figures" / "figures.csv").write_text(
+        "figure,name,file,title,reason\n2,x,figure_02_before.png,,\n3,y,,,none\n"
+    )
     load = sweep.load
     monkeypatch.setattr(figures, "catalogue", lambda found: [])
     monkeypatch.setattr(sweep, "load", lambda store, space: few_cells(load(store, space)))

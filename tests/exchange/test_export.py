@@ -166,7 +166,7 @@ def test_geometry_and_loss_of_an_exported_folder(
     swept: tuple[Space, Store, Cell, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: TokenizedCorpus
 ) -> None:
     """`raysweep geometry DIR` gives the final row's geometry; with a corpus, the loss of the same text by its tokenizer."""
-    from raysweep.exchange import pretrained
+    from raysweep.exchange import pretrained, text_loss
 
     space, store, cell, run = swept
     export.export(space, store, cell, tmp_path / "model")
@@ -181,8 +181,8 @@ def test_geometry_and_loss_of_an_exported_folder(
     assert measured["effective_rank"] == pytest.approx(run.state.rows[-1]["effective_rank_W"], rel=1e-9)
 
     # The command's corpus is the whole one; here the small one stands for it, to save its minute.
-    monkeypatch.setattr(pretrained, "Corpus", lambda name: cell.corpus)
-    monkeypatch.setattr(pretrained, "SEQUENCES", 50)
+    monkeypatch.setattr(pretrained, "Corpus", lambda **_: cell.corpus)
+    monkeypatch.setattr(text_loss, "SEQUENCES", 50)
     answer = pretrained.geometry(str(tmp_path / "model"), corpus="installed")
     # To the end of the first document past 50 sequences, in pieces of 32.
     tokens = torch.from_numpy(np.asarray(corpus.tokens("pretraining/test")).astype(np.int64))

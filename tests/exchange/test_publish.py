@@ -271,3 +271,20 @@ def test_the_account_of_a_sweep() -> None:
         )
     )  # fmt: skip
     assert taken == Account(2, 1, 1, 7200.0, 11160.0, 12, 4 / 3)
+
+
+def test_a_publication_does_not_replace_cells_that_the_store_lacks(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "results", tmp_path / "results")
+    store = Store(str(tmp_path / "few"))
+    shutil.copytree(folder / "store", tmp_path / "few")
+    gone = sorted((tmp_path / "few" / "cells").iterdir())[:100]
+    for path in gone:
+        path.unlink()
+    with pytest.raises(UserError, match=r"holds 108 published cells, of which 100 are not among the finished cells of"):
+        publish(folder / "simulated.yaml", store, tmp_path / "results")
+    assert len(read_published(tmp_path / "results").results) == 108
+    # What a killed publication would leave: some files of one, some of another.
+    publish(folder / "simulated.yaml", store, tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "trajectories.parquet", tmp_path / "results")
+    with pytest.raises(UserError, match="holds files of two publications"):
+        read_published(tmp_path / "results")

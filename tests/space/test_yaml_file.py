@@ -22,6 +22,11 @@ base:
     ("text", "place", "message"),
     [
         (HEAD + "  wieght_decay: 0.1\n", "7: base.wieght_decay", "unknown field; did you mean 'weight_decay'?"),
+        (HEAD + "  weight_decay: 010.5\n", "7", "'010.5' is not a number in decimal"),
+        (HEAD + "  weight_decay: 1e-400\n", "7", "1e-400 is too small for a number"),
+        (HEAD + "  seed: 9007199254740993.0\n", "7", "has more digits than a number with a point"),
+        (HEAD + "  seed: 1__0_\n", "7", "'1__0_' is not a whole number in decimal"),
+        ("%YAML 1.1\n---\n" + HEAD + "  weight_decay: 1:30.5\n", "1", "%YAML 1.1 would change what values mean"),
         (HEAD + "  weight_decay: high\n", "7: base.weight_decay", 'a number is needed, not "high"'),
         (HEAD + "cross:\n  seed:\n    - 1\n    - x\n", "10: cross.seed[1]", 'a number is needed, not "x"'),
         (HEAD + "cross:\n  seed: [1,\n    2, 1]\n", "9: cross.seed[2]", "1 is in the list twice"),

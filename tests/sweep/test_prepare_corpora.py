@@ -1,0 +1,79 @@
+"""What the text has less of than a sweep asks for is said before anything starts."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_cell
+
+from raysweep.evaluation import in_distribution, out_of_distribution
+from raysweep.store import Store
+from raysweep.sweep.prepare_corpora import prepare_corpora
+from raysweep.sweep.survey import CellState, survey
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def words(first: int, count: int) -> str:
+    """So many words of one token or more each."""
+    return " ".join(f"w{first + i}" for i in range(count))
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
+    write(tmp_path / "train" / "a.jsonl", [{"text": words(100 * i, 40)} for i in range(1000)])
+    domains = {"short": 2, "medium": 30, "long": 4000}
+    ood = [{"text": words(10**6 + 10**4 * i, n), "domain": name} for i, (name, n) in enumerate(domains.items())]
+    write(tmp_path / "ood" / "a.jsonl", ood)
+    return {
+        "name": "mine", "tokenizer": "bpe", "vocabulary": 300, "pretraining": {"folder": str(tmp_path / "train")},
+        "out_of_distribution": {"folder": str(tmp_path / "ood"), "domain": "domain"},
+    }  # fmt: skip
+
+
+def states(store: Store, *cells: Any) -> list[CellState]:
+    from raysweep.space.space import Space
+
+    return list(survey(store, Space(name="x", cells=cells)).states)
+
+
+def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(str(tmp_path / "store"))
+    evaluations = [in_distribution.Settings(sequences=1000), out_of_distribution.Settings(sequences=3)]
+    domains, tokens_of = ("long", "medium", "short"), {}
+    for length in (16, 256):
+        cell = make_cell(corpus=text, tokens=length * 4, sequence_length=length, validation_sequences=1)
+        with caplog.at_level(logging.WARNING, "raysweep"):
+            built = prepare_corpora(states(store, cell), evaluations, store, lambda progress: None)
+        (opened,) = built.values()
+        tokens_of[length] = opened
+        said = caplog.text
+        caplog.clear()
+        held = len(opened.sequences("pretraining/test", length))
+        assert (
+            f"in_distribution asks for 1,000 sequences of pretraining/test, which has {held} of {length:,} tokens"
+            in said
+        )
+        tokens = {name: shard["tokens"] for name, shard in opened.manifest["shards"].items()}
+        short = [name for name in domains if tokens[f"out_of_distribution/{name}"] <= length]
+        assert short == {16: ["short"], 256: ["medium", "short"]}[length]
+        assert (
+            f"leaves out {len(short)} of 3 domains, which have no sequence of {length} tokens ({', '.join(short)})"
+            in said
+        )
+        assert "more than once" not in said
+    # 1,000 documents of some 200 tokens each.
+    train = len(tokens_of[16].sequences("pretraining/train", 16))
+    longer = make_cell(
+        corpus=text, tokens=16 * 2 * train * 3, sequence_length=16, batch_size=2, validation_sequences=10**6
+    )
+    with caplog.at_level(logging.WARNING, "raysweep"):
+        prepare_corpora(states(store, longer), [], store, lambda progress: None)
+    assert "1 of 1 cells read training text more than once, up to 6.0 times" in caplog.text
+    assert "validation asks for 1,000,000 sequences" in caplog.text
