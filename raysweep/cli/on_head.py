@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 
 from raysweep.cli.exit_status import INTERRUPTED
@@ -30,6 +31,8 @@ def main() -> None:
         command_line(["status", unpacked(options.space), "--store", options.store, *json_option])
     from ray.job_submission import JobSubmissionClient  # `status` does not need Ray.
 
+    for name in ("no_proxy", "NO_PROXY"):  # The job server is on this machine.
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     try:
         client = JobSubmissionClient(jobs.ADDRESS)
         if options.command == "start":

@@ -15,6 +15,10 @@ from raysweep.text import resources as resources_text
 DRIVER = "raysweep_driver"
 
 
+# Of Ray's resource `memory`, in bytes: what a trial takes while it waits for its cell.
+TRIAL_MEMORY = 300e6
+
+
 def nodes() -> dict[str, dict[str, float]]:
     """The nodes that are alive, by their ids, with their resources."""
     import ray  # After its environment is set.

@@ -8,14 +8,14 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from raysweep.cluster.environment import check_import_order, check_temporary_folder, ray_environment, temporary_folder
 from raysweep.cluster.watchdog import Watchdog
-from raysweep.errors import UserError
+from raysweep.errors import UserError, one_line
 
 _Listener = Literal["cluster", "silent", "other"] | None
 
@@ -50,6 +50,8 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
             f"answers; if not, {f'delete {source}' if source else 'unset RAY_ADDRESS'}, or set RAY_ADDRESS=local"
         )
     with ray_environment(local=cluster is None), _own_signals():
+        if cluster is not None and _wants_token(cluster):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
         import ray  # After its environment is set.
 
         if ray.is_initialized():
@@ -59,15 +61,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
             check_import_order()
             check_temporary_folder()
         with _own_signals():  # Ray puts a handler of its own in place of whoever's there is.
-            try:
-                context = ray.init(address=cluster or "local", logging_level=logging.CRITICAL, log_to_driver=False)
-            except RuntimeError as error:
-                if "Version mismatch" not in str(error):
-                    raise
-                raise UserError(
-                    f"the Ray cluster at {cluster} is of another version ({' '.join(str(error).split())}): use the same "
-                    "environment on both sides, or RAY_ADDRESS=local for a cluster of this machine's own"
-                ) from None
+            context = _initialized(cluster)
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if cluster is not None:
@@ -76,7 +70,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
             finally:
                 ray.shutdown()
             return
-        watchdog = Watchdog(on_loss)
+        watchdog = Watchdog(Path(context.address_info["session_dir"]), on_loss)
         try:
             yield Connection(context, shared=False)
         except BaseException:
@@ -85,6 +79,43 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
         finally:
             watchdog.end(ray.shutdown)
         watchdog.check()
+
+
+def _initialized(cluster: str | None) -> Any:
+    """What `ray.init` returns, of the cluster at an address or of a new one on this machine. Raises `UserError`."""
+    import ray
+    from ray._private.utils import get_num_cpus  # What `ray.init` asks.
+
+    arguments: dict[str, Any] = {
+        "address": cluster or "local",
+        "logging_level": logging.CRITICAL,
+        "log_to_driver": False,
+    }
+    if cluster is None and not get_num_cpus():  # A container's share of less than one.
+        arguments["num_cpus"] = 1
+    # Ray puts the folder that it is started from first on the path of every worker: from this one they find this raysweep,
+    # whatever lies where the sweep was started.
+    with chdir(Path(__file__).parents[2]):
+        for last in (False, True):
+            try:
+                return ray.init(**arguments)
+            except Exception as error:  # Of any kind, by what is wrong.
+                ray.shutdown()
+                said = one_line(error)
+                if "Version mismatch" in said:
+                    raise UserError(
+                        f"the Ray cluster at {cluster} is of another version ({said}): use the same environment on both "
+                        "sides, or RAY_ADDRESS=local for a cluster of this machine's own"
+                    ) from None
+                if cluster is not None:
+                    raise UserError(
+                        f"the Ray cluster at {cluster} does not let this process in ({said}): copy its ~/.ray/auth_token to "
+                        "this machine, and have RAY_AUTH_MODE as `ray start` had it; RAY_ADDRESS=local starts a cluster of "
+                        "this machine's own"
+                    ) from None
+                if last or "timed out" not in said:
+                    raise UserError(f"Ray cannot start a cluster on this machine: {said}") from None
+    raise AssertionError
 
 
 @contextmanager
@@ -120,6 +151,11 @@ def _find() -> tuple[str | None, Path | None, _Listener]:
             raise UserError(
                 f"RAY_ADDRESS={named} is the address of Ray's dashboard, for jobs: set it to the cluster's own, host:port "
                 "with the port of `ray start --head` (6379), or unset it"
+            )
+        if named.startswith("ray://"):
+            raise UserError(
+                f"RAY_ADDRESS={named} is the address of Ray's client server, which Tune and Train do not work through: set "
+                "it to the cluster's own, host:port with the port of `ray start --head` (6379)"
             )
         listener = _listener(named)
         if listener in (None, "other"):
@@ -168,3 +204,18 @@ def _listener(address: str) -> _Listener:
             return "silent"
         except OSError:
             return "other"
+
+
+def _wants_token(address: str) -> bool:
+    """Whether a cluster asks for a token, as `ray start` has it by default and `ray.init` does not."""
+    try:
+        import grpc
+    except ImportError:  # Ray's own programs have it inside.
+        return False
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        alive = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            alive(b"", timeout=SILENCE)
+        except grpc.RpcError as error:
+            return bool(error.code() == grpc.StatusCode.UNAUTHENTICATED)
+    return False

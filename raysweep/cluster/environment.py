@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from raysweep.cache import CACHE
 from raysweep.errors import UserError
+from raysweep.files import local_path
 
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
@@ -25,6 +27,9 @@ CLIENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     # Below `uv run` Ray would pack the working folder, with the stores in it, for its workers; who wants that sets it.
     UV: "0",
+    # The trainer that is asked for its reports, and folders of trials in Ray's own, whatever the shell says.
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_CHDIR_TO_TRIAL_DIR": "1",
     # Raylets' logs would too, by the page where a node is lost. (What Ray says there goes through its deduplicator.)
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
 }
@@ -66,6 +71,8 @@ def ray_environment(local: bool) -> Iterator[None]:
     """Ray's environment while in the context; `local` where a cluster is to be started on this machine."""
     with preserved_environment():
         asked = {UV: os.environ[UV]} if UV in os.environ else {}
+        if cache_folder := os.environ.get(CACHE):  # Of this folder, where Ray's processes are not.
+            os.environ[CACHE] = str(local_path(cache_folder, CACHE).absolute())
         os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}) | asked)
         yield
 

@@ -9,6 +9,7 @@ from ray.tune.search.basic_variant import BasicVariantGenerator
 
 from raysweep.cluster.capacity import (
     DRIVER,
+    TRIAL_MEMORY,
     autoscaler_limits,
     autoscaling_configuration,
     max_concurrent_cells,
@@ -59,6 +60,11 @@ class ConcurrencyController:
         capacity = max_concurrent_cells(self._space, list(alive.values()), limits)
         if first and capacity.why_none and (capacity.grows is False or not self._shared):
             raise UserError(f"{capacity.why_none}: lower resources in the search space")
+        if first and not capacity.grows and all(node.get("memory", 0) < TRIAL_MEMORY for node in alive.values()):
+            raise UserError(
+                f"no node of the cluster offers Ray {TRIAL_MEMORY / 1e6:.0f} MB of memory, which a trial asks for: start it "
+                "with more (`ray start --memory`)"
+            )
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         self.generator.max_concurrent = capacity.cells + 1
         hope = (

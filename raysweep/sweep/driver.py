@@ -5,6 +5,7 @@ Ray reads its environment when it is imported: import this module inside `rayswe
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from typing import Any
 from ray import tune
 from ray.tune.execution import class_cache
 
+from raysweep.cluster.capacity import TRIAL_MEMORY
 from raysweep.cluster.connection import Connection
+from raysweep.errors import UserError
 from raysweep.space.space import Space
 from raysweep.store.lock import Lock
 from raysweep.sweep.concurrency import ConcurrencyController
@@ -35,6 +38,7 @@ from raysweep.sweep.state import EventBus
 from raysweep.sweep.survey import Survey
 from raysweep.sweep.trackers import BackgroundLogger, trackers
 from raysweep.sweep.trial import run_cell
+from raysweep.version import code
 
 # Ray drops gauges that are not set for 20 s.
 HEARTBEAT_EVERY = 5.0
@@ -60,9 +64,11 @@ def train_cells(
     largest_first = sorted(before.left, key=lambda state: -state.cell.flops)
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(run_cell, space=space, location=location, fingerprints=fingerprints, train=train),
+            tune.with_parameters(
+                run_cell, space=space, location=location, fingerprints=fingerprints, code=code(), train=train
+            ),
             # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
-            tune.PlacementGroupFactory([{"memory": 300e6} | controller.trial_resources]),
+            tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY} | controller.trial_resources]),
         ),
         param_space={"cell": tune.grid_search([state.cell.describe() for state in largest_first])},
         tune_config=tune.TuneConfig(
@@ -85,7 +91,15 @@ def train_cells(
     )
     with _told(trackers(space, location), bus), _no_credentials_handed_on():
         bus(ClusterConnected(connection.dashboard))
-        tuner.fit()
+        try:
+            tuner.fit()
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"the disk of Ray's own folder, {connection.context.address_info['session_dir']}, is full: make room "
+                "there, or set RAY_TMPDIR to another; nothing that was finished is lost"
+            ) from None
 
 
 @contextmanager

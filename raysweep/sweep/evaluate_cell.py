@@ -12,11 +12,15 @@ from raysweep.space.evaluations import Evaluation
 from raysweep.space.space import Space
 from raysweep.store import Store
 from raysweep.store.schemas import EVALUATIONS
-from raysweep.sweep.failures import run_and_record
+from raysweep.sweep.failures import process_lost, run_and_record
 from raysweep.sweep.node_loss import retry_on_node_loss
+from raysweep.version import check_same_code
+
+# Seconds after which an evaluation whose process was killed is tried again: others may give memory back meanwhile.
+RETRY_AFTER_S = (1.0, 10.0, 30.0)
 
 
-def run_evaluations(cell: Cell, space: Space, store: Store, fingerprint: str) -> list[str]:
+def run_evaluations(cell: Cell, space: Space, store: Store, fingerprint: str, code: dict[str, str]) -> list[str]:
     """Start the evaluations that the store lacks as Ray tasks, wait for all, and return the errors."""
     resources = space.resources.evaluate
     task = ray.remote(
@@ -24,18 +28,27 @@ def run_evaluations(cell: Cell, space: Space, store: Store, fingerprint: str) ->
         num_gpus=resources.gpus,
         # A process that has used a GPU keeps some of its memory, and would use the same one again whatever it is given.
         max_calls=1 if resources.gpus else 0,
-        # A crashed process or a lost node is tried again, an error in the task is not.
-        max_retries=3,
+        # Ray would start what is killed for want of memory again without end and without a word.
+        max_retries=0,
         # Left to itself a task started in a trial is confined to the trial's own placement group, which has no CPU.
         scheduling_strategy="DEFAULT",
     )(evaluate_cell)
 
     def start(evaluation: Evaluation) -> Any:
-        return task.remote(cell, evaluation, store.location, fingerprint, resources.cpus, resources.gpus)
+        return task.remote(cell, evaluation, store.location, fingerprint, code, resources.cpus, resources.gpus)
 
     def outcome(evaluation: Evaluation, running: list[Any]) -> str | None:
         def result() -> None:
-            ray.get(running.pop() if running else start(evaluation))
+            # A crashed process is tried again, an error in the task is not.
+            waits = list(RETRY_AFTER_S)
+            while True:
+                try:
+                    ray.get(running.pop() if running else start(evaluation))
+                    return
+                except Exception as error:
+                    if not waits or not process_lost(error):
+                        raise
+                    time.sleep(waits.pop(0))
 
         return run_and_record(store, cell, evaluation.task, lambda: retry_on_node_loss(result))
 
@@ -54,7 +67,7 @@ def missing_evaluations(cell: Cell, space: Space, store: Store) -> list[Evaluati
 
 
 def evaluate_cell(
-    cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, cpus: int, gpus: float
+    cell: Cell, evaluation: Evaluation, location: str, fingerprint: str, code: dict[str, str], cpus: int, gpus: float
 ) -> None:  # fmt: skip
     """The Ray task: one evaluation of one trained cell, from its weights in the store to its rows in the store."""
     # torch is for the process of the task, not for that of the trial that starts it.
@@ -64,6 +77,7 @@ def evaluate_cell(
     from raysweep.evaluation.run import run
     from raysweep.sweep.cell_tables import final_checkpoint, write_timing
 
+    check_same_code(code)
     begun = time.monotonic()
     torch.set_num_threads(cpus)
     store = Store(location, running=True)

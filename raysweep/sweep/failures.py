@@ -13,7 +13,7 @@ from raysweep.store.schemas import FAILURES
 from raysweep.store.sessions import now
 
 # Why a trial failed that could not say so itself.
-PROCESS_LOST = "its process was lost again and again"
+PROCESS_LOST = "its process was lost again and again (killed, or for want of memory?)"
 
 # Within so many seconds a cluster that is being stopped has stopped its trials too.
 SHUTDOWN = 3.0
@@ -62,6 +62,11 @@ def innermost_cause(error: BaseException) -> BaseException:
 
 def describe(error: BaseException) -> str:
     """An error as one line: its kind and the last line of its message, or the message alone where it is for the user."""
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("ray."):
+        return (
+            "its process was killed again and again because the node ran low on memory: have fewer at once by raising cpus "
+            "in the search space's resources, or use nodes with more memory"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     message = lines[-1] if lines else ""
     name = type(error).__name__

@@ -15,35 +15,44 @@ import ray.train
 from ray import tune
 
 from raysweep.cluster.environment import TRIAL
-from raysweep.errors import StoreError
+from raysweep.errors import StoreError, UserError
 from raysweep.space.cell import Cell
 from raysweep.space.space import Space
 from raysweep.store import Store
 from raysweep.store.store import TRAIN
 from raysweep.sweep.evaluate_cell import missing_evaluations, run_evaluations
-from raysweep.sweep.failures import run_and_record
+from raysweep.sweep.failures import record_failure, run_and_record
 from raysweep.sweep.node_loss import retry_on_node_loss
+from raysweep.version import check_same_code
 
 
 def run_cell(
-    config: dict[str, Any], space: Space, location: str, fingerprints: dict[str, str], train: bool
+    config: dict[str, Any], space: Space, location: str, fingerprints: dict[str, str], code: dict[str, str], train: bool
 ) -> None:  # fmt: skip
     """The Tune function.
 
-    `config["cell"]` is a cell as `Cell.describe` has it, `location` the store, `fingerprints` those of its corpora. Without
-    `train` a trained cell is only evaluated.
+    `config["cell"]` is a cell as `Cell.describe` has it, `location` the store, `fingerprints` those of its corpora and
+    `code` the driver's. Without `train` a trained cell is only evaluated.
     """
     cell = next(cell for cell in space.cells if cell.id == config["cell"]["id"])
+    store = Store(location, running=True)
     try:
-        errors = complete_cell(cell, space, Store(location, running=True), fingerprints[cell.corpus.key], train)
+        errors = complete_cell(cell, space, store, fingerprints[cell.corpus.key], code, train)
     except StoreError as error:
         tune.report({"cell": cell.id, "unreachable": str(error)})
         return
     tune.report({"cell": cell.id, "failed": errors, "finished": True})
 
 
-def complete_cell(cell: Cell, space: Space, store: Store, fingerprint: str, train: bool) -> list[str]:
+def complete_cell(
+    cell: Cell, space: Space, store: Store, fingerprint: str, code: dict[str, str], train: bool
+) -> list[str]:
     """Do what the store lacks of a cell and return the errors. Raises `StoreError` if not even those can be written."""
+    try:
+        check_same_code(code)
+    except UserError as different:
+        record_failure(store, cell.id, TRAIN, str(different))
+        return [str(different)]
     errors = []
     row = store.cell_row(cell.id)
     # A finished cell's missing evaluations need its weights; those that an unfinished one has must be of its weights.
@@ -59,12 +68,12 @@ def complete_cell(cell: Cell, space: Space, store: Store, fingerprint: str, trai
             # Where rounding differs these would be of another model than the rest.
             store.quarantine(evaluation, "it is of weights that are gone")
     if row is None:
-        error = run_and_record(store, cell, TRAIN, lambda: train_cell(cell, space, store, fingerprint))
+        error = run_and_record(store, cell, TRAIN, lambda: train_cell(cell, space, store, fingerprint, code))
         if error is not None:
             errors.append(error)
         row = store.cell_row(cell.id)
     if row is not None and row["status"] == "done":
-        errors += run_evaluations(cell, space, store, fingerprint)
+        errors += run_evaluations(cell, space, store, fingerprint, code)
     return errors
 
 
@@ -82,7 +91,7 @@ def _train_in_worker(config: dict[str, Any]) -> Any:
     return train_in_worker(config)
 
 
-def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str) -> None:
+def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: dict[str, str]) -> None:
     """Train a cell to its end by Ray Train, and write its tables."""
     # In the trial's own process; the driver never needs torch.
     from ray.train.torch import TorchTrainer
@@ -101,6 +110,7 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str) -> None
             "cell": cell.model_dump(),
             "store": store.location,
             "fingerprint": fingerprint,
+            "code": code,
             "resources": resources.model_dump(),
         },
         scaling_config=ray.train.ScalingConfig(

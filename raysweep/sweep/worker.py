@@ -19,6 +19,7 @@ from raysweep.store import Store
 from raysweep.training import checkpoint
 from raysweep.training.resume import train_to_end
 from raysweep.training.run import Run
+from raysweep.version import check_same_code
 
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0
@@ -36,6 +37,7 @@ def train_in_worker(config: dict[str, Any]) -> Any:
 
 
 def _train(config: dict[str, Any]) -> None:
+    check_same_code(config["code"])
     cell = Cell.model_validate(config["cell"])
     resources = config["resources"]
     store = Store(config["store"], running=True)
@@ -45,6 +47,7 @@ def _train(config: dict[str, Any]) -> None:
     warnings: list[str] = []
     latest = checkpoint.latest(store, store.run_directory(cell.id), warnings.append)
     resumed_from, resumed = latest if latest else (None, None)
+    _check_same_start(resumed_from, workers)
     if resumed and resumed.state.fingerprint == config["fingerprint"] and resumed.state.ends(cell.steps):
         return  # Trained to the end, but killed before its tables were written.
     run = Run(
@@ -84,3 +87,15 @@ def _train(config: dict[str, Any]) -> None:
 
     kept = None if resources["keep_checkpoints"] == "all" else resources["keep_checkpoints"]
     train_to_end(run, store, store.run_directory(cell.id), resumed_from, kept, CHECKPOINT_INTERVAL, report)
+
+
+def _check_same_start(name: str | None, workers: int) -> None:
+    """Raise where the workers of a cell found different checkpoints, which file servers' caches can cause.
+
+    Then the cell is tried again. Without this each would train on from another step, and their mean would be stored.
+    """
+    if workers > 1:
+        names: list[str | None] = [None] * workers
+        torch.distributed.all_gather_object(names, name)
+        if len(set(names)) > 1:
+            raise RuntimeError(f"the workers found different checkpoints in the store: {', '.join(map(str, names))}")

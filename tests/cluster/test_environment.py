@@ -1,8 +1,12 @@
 """What of the process's environment a sweep changes, and what it puts back."""
 
+import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import raysweep
 from raysweep.cluster.connection import _own_signals, address, connected
 from raysweep.cluster.environment import (
     CLIENT,
@@ -22,6 +27,7 @@ from raysweep.cluster.environment import (
     temporary_folder,
 )
 from raysweep.errors import UserError
+from raysweep.version import check_same_code, code
 
 
 def test_the_environment_is_put_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +135,9 @@ def test_what_answers_and_is_no_cluster(web_server: int, tmp_path: Path, monkeyp
     monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{web_server}")
     with pytest.raises(UserError, match="the address of Ray's dashboard, for jobs: set it to the cluster's own"):
         address()
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
+    with pytest.raises(UserError, match=r"address of Ray's client server, .* set it to the cluster's own, host:port"):
+        address()
     # What `ray start` wrote down once, where another service has the port now.
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
@@ -170,3 +179,75 @@ def test_an_answer_in_two_pieces_is_one(monkeypatch: pytest.MonkeyPatch) -> None
         threading.Thread(target=answer, daemon=True).start()
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
         assert address() == os.environ["RAY_ADDRESS"]
+
+
+FROM_WORKER = """
+import json, sys, time
+from pathlib import Path
+from raysweep.cluster.connection import connected
+from raysweep.version import code
+
+def found():
+    import importlib.util, os
+    return [importlib.util.find_spec(name).origin for name in ("raysweep", "olmo")] + [os.environ.get("RAYSWEEP_CACHE")]
+
+if __name__ == "__main__":
+    with connected() as connection:
+        import ray
+        print(json.dumps(ray.get(ray.remote(found).remote())), flush=True)
+        if "delete" in sys.argv:
+            import shutil
+            shutil.rmtree(connection.context.address_info["session_dir"], ignore_errors=True)
+            time.sleep(60)
+"""
+
+
+def run_script(script: str, folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """In another process, from `folder`, by a file that is elsewhere."""
+    elsewhere = folder.parent / "script.py"
+    elsewhere.write_text(script)
+    return subprocess.run(
+        [sys.executable, str(elsewhere), *arguments], cwd=folder, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | {"RAY_ADDRESS": "local"} | environment,
+    )  # fmt: skip
+
+
+def test_modules_that_lie_where_a_sweep_is_started_are_not_the_workers(tmp_path: Path) -> None:
+    """Another checkout of raysweep, or somebody's own `olmo.py`: Ray puts that folder first."""
+    folder = tmp_path / "mine"
+    (folder / "raysweep").mkdir(parents=True)
+    for name in ("raysweep/__init__.py", "olmo.py"):
+        (folder / name).write_text("raise SystemExit('not this one')")
+    done = run_script(FROM_WORKER, folder, RAYSWEEP_CACHE="own/cache")
+    assert done.returncode == 0, done.stderr
+    of_raysweep, of_olmo, cache = json.loads(done.stdout)
+    assert of_raysweep == raysweep.__file__
+    assert not of_olmo.startswith(str(tmp_path))
+    assert cache == str(folder / "own" / "cache")
+
+
+def test_ray_s_folder_that_is_deleted_ends_what_runs_in_it(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    (tmp_path / "mine").mkdir()
+    done = run_script(FROM_WORKER, tmp_path / "mine", "delete")
+    assert done.returncode == 1
+    assert "the folder of the local Ray cluster, " in done.stderr
+    assert " was deleted while it ran" in done.stderr
+    assert time.monotonic() - begun < 50
+
+
+def test_other_code_than_the_driver_s_is_refused(tmp_path: Path) -> None:
+    check_same_code(code())
+    changed = tmp_path / "raysweep"
+    shutil.copytree(
+        Path(raysweep.__file__).parent, changed, symlinks=False, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    with (changed / "training" / "schedule.py").open("a") as file:
+        file.write("\n# One line more.\n")
+    check = f"from raysweep.version import check_same_code; check_same_code({code()!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd="/", capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert "has other code than the driver of this sweep (raysweep is " in done.stderr
+    assert "ai2-olmo" not in done.stderr.rpartition("has other code")[2]

@@ -26,6 +26,7 @@ from raysweep.store.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.sweep import trial
 from raysweep.sweep.runner import evaluate
 from raysweep.sweep.survey import cells_missing_weights, survey
+from raysweep.version import code
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_what_has_no_weights_is_not_trained_by_evaluating(
     assert cells_missing_weights(before, store) == set(done)
     # Weights that turn out to be damaged only in the trial: nothing is set aside there either.
     cell = next(cell for cell in more.cells if cell.id == done[0])
-    failed = trial.complete_cell(cell, more, store, "", train=False)
+    failed = trial.complete_cell(cell, more, store, "", code(), train=False)
     assert failed == ["its final weights are damaged or gone: `raysweep run` trains it again"]
     assert survey(store, more) == before
 
