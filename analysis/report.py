@@ -74,6 +74,7 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
     seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
     rows = [
         ("cells analysed", f"{len(cells)} of {sweep.planned} planned"),
+        *((f"evaluation {task}", said) for task, said in sweep.protocols.items()),
         *_beyond_the_design(sweep),
         ("diverged cells, left out", ", ".join(sweep.diverged) or "none"),
         ("sizes", ", ".join(dict.fromkeys(cells.sort_values("parameters")["size"]))),

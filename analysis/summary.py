@@ -42,6 +42,8 @@ def summary(
     for effects in shown:
         if effects.rows:
             parts += [f"### {effects.title}", "", *effects_table(effects), ""]
+    if sweep.protocols:
+        parts += ["### How it was evaluated", "", *(f"- {task}: {said}" for task, said in sweep.protocols.items()), ""]
     return "\n".join(parts)
 
 

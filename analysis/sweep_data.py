@@ -46,6 +46,8 @@ class SweepData:
     settings: tuple[str, ...] = tuple(PLAN.names)
     """Columns of `cells` that were decided before training."""
     units: dict[str, str] = field(default_factory=dict)
+    protocols: dict[str, str] = field(default_factory=dict)
+    """Task -> how it was evaluated."""
     condition: str = ""
     """What `where` chose the cells by."""
 
@@ -231,14 +233,27 @@ def load(store: Store, space: Space) -> SweepData:
         rows = store.read_table(store.trajectory_file(cell), TRAJECTORIES)
         if rows is not None:
             trajectories.append(rows.to_pandas())
-    return from_tables(space.name, cells, pd.concat(trajectories), len(space.cells), units=_units(table))
+    return from_tables(
+        space.name, cells, pd.concat(trajectories), len(space.cells), units=_units(table), protocols=_protocols(space)
+    )
 
 
 def published(folder: PublishedResults) -> SweepData:
     """The sweep of a folder that `raysweep publish` wrote: the same as of the store that it was published from."""
     cells, trajectories = folder.results.to_pandas(), folder.trajectories.to_pandas()
     planned = len(folder.space.cells)
-    return from_tables(folder.space.name, cells, trajectories, planned, units=_units(folder.results))
+    return from_tables(
+        folder.space.name,
+        cells,
+        trajectories,
+        planned,
+        units=_units(folder.results),
+        protocols=_protocols(folder.space),
+    )
+
+
+def _protocols(space: Space) -> dict[str, str]:
+    return {evaluation.task: evaluation.protocol(space.cells) for evaluation in space.evaluations}
 
 
 def _units(table: pa.Table) -> dict[str, str]:

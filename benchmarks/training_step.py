@@ -92,7 +92,7 @@ def loop(
 def ours(cell: Cell, text: Text, steps: int, compile: bool = False, whole: bool = True) -> Callable[[], list[float]]:
     """A batch at once, as the others take it, or unless `whole` in the micro-batches that a run takes by itself."""
     micro_batch_size = cell.batch_size if whole else None
-    run = Run(cell, text, reports=(1.0,), micro_batch_size=micro_batch_size, compile=compile)  # type: ignore[arg-type]
+    run = Run(cell, text, reports=(), micro_batch_size=micro_batch_size, compile=compile)  # type: ignore[arg-type]
 
     def turn() -> list[float]:
         losses = []

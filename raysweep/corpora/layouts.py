@@ -42,7 +42,8 @@ def write(folder: Path) -> None:
     plain = [{"text": text} | about for text in itertools.islice(distinct, DOCUMENTS)]
     for part in ("val", "test"):
         _gzip(paloma / "c4_en" / part / f"{part}.jsonl.gz", plain)
-        _gzip(paloma / "wikitext_103" / part / f"{part}.jsonl.gz", plain[: DOCUMENTS // 2])
+        for collection in ("wikitext_103", "redpajama", "dolma-v1_5", "m2d2_wikipedia_unsplit"):
+            _gzip(paloma / collection / part / f"{part}.jsonl.gz", plain[: DOCUMENTS // 2])
         for language in ("00_text", "02_c", "06_python", "15_jupyter_notebook"):
             own = [row | {"subdomain": language} for row in plain[: DOCUMENTS // 4]]
             _gzip(paloma / "dolma_100_programing_languages" / part / f"{part}_{language}.jsonl.gz", own)

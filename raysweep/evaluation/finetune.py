@@ -1,20 +1,25 @@
 """finetune_python and finetune_math: train on from the final weights, and see what is learnt and what is forgotten.
 
-From the final weights with a fresh AdamW: a tenth of the cell's peak rate, 10% linear warm-up, cosine to zero, 32
-sequences a step. Then the loss on the subject's held-out part, before and after, and again the in-distribution loss: its
-rise is the forgetting. A fine-tuning that is killed resumes from its own checkpoint.
+From the final weights with a fresh AdamW, at one peak rate and one weight decay for all cells of a size (a tenth of the
+rule's rate for that size, and 0.1), with 10% linear warm-up, cosine to zero, and 32 sequences a step. At a tenth of each
+cell's own rate, as it first was, what is forgotten is mostly that rate. Then the loss on the subject's held-out part,
+before and after, and again the in-distribution loss: its rise is the forgetting. A fine-tuning that is killed resumes from
+its own checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raysweep.evaluation import in_distribution
 from raysweep.evaluation.task import Metric
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation
-from raysweep.space.fields import Count, Positive
+from raysweep.space.fields import Count, Number, Positive
+from raysweep.space.size import peak_learning_rate
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
@@ -32,9 +37,27 @@ class Settings(Evaluation):
     batch_size: Count = 32
     """Sequences per step, at the cell's length."""
     learning_rate_fraction: Positive = 0.1
-    """Peak learning rate, as a fraction of the cell's."""
+    """Peak learning rate, as a fraction of the rate that `relative_to` says."""
+    relative_to: Literal["size", "cell"] = "size"
+    """`size`: the rule's rate for the cell's size (`raysweep.space.size.peak_learning_rate`). `cell`: the cell's own peak
+    rate, with its own weight decay, as results of before this could be chosen have it."""
+    weight_decay: Number = 0.1
+    """AdamW's, on every parameter."""
     sequences: Count = 512
     """Sequences of each held-out part (`Sequences.sample`); all where there are fewer."""
+
+    @model_validator(mode="after")
+    def _one_weight_decay(self) -> Settings:
+        if self.relative_to == "cell" and "weight_decay" in self.model_fields_set:
+            raise ValueError("relative_to: cell takes the cell's own weight_decay: leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_first_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Results are found by their settings: those of `cell` have what they had when there was nothing else."""
+        settings: dict[str, Any] = serialized(self)
+        new = ("relative_to", "weight_decay") if self.relative_to == "cell" else ()
+        return {name: value for name, value in settings.items() if name not in new}
 
     @property
     def corpus_role(self) -> str:
@@ -43,6 +66,17 @@ class Settings(Evaluation):
     @property
     def shards(self) -> tuple[str, ...]:
         return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
+
+    def protocol(self, cells: Sequence[Cell]) -> str:
+        steps = sorted({finetuning(cell, self).steps for cell in cells})
+        if self.relative_to == "size":
+            rate = f"the rule's for the size, weight decay {self.weight_decay:g}"
+        else:
+            rate = "each cell's own, and each cell's own weight decay: what differs after it is in part the rate"
+        return (
+            f"{' to '.join(f'{n:,}' for n in dict.fromkeys((steps[0], steps[-1])))} steps of {self.batch_size} sequences, "
+            f"at {self.learning_rate_fraction:g} of {rate}; losses over {self.sequences:,} sequences"
+        )
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         longest = max(cell.sequence_length for cell in cells)
@@ -55,10 +89,13 @@ class Settings(Evaluation):
 
 def finetuning(cell: Cell, settings: Settings) -> Cell:
     """The fine-tuning as a cell of its own."""
+    of_cell = settings.relative_to == "cell"
+    rate = cell.peak_learning_rate if of_cell else peak_learning_rate(cell.shape.parameters)
     changes = {
         "tokens": settings.tokens,
         "batch_size": settings.batch_size,
-        "learning_rate": cell.peak_learning_rate * settings.learning_rate_fraction,
+        "learning_rate": rate * settings.learning_rate_fraction,
+        "weight_decay": cell.weight_decay if of_cell else settings.weight_decay,
         "learning_rate_factor": 1.0,
         "final_learning_rate_fraction": 0.0,
         "warmup_fraction": 0.1,

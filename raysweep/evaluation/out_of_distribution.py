@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
-from raysweep.errors import UserError
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from raysweep.errors import UserError, allowed
 from raysweep.evaluation.task import Metric
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Count
@@ -18,7 +21,40 @@ if TYPE_CHECKING:
 PREFIX = "out_of_distribution/"
 
 
-class Settings(Evaluation):
+class Averaging(Evaluation):
+    """Which domains count in a mean over them, and as what."""
+
+    average: Literal["domains", "collections"] = "domains"
+    """What counts once: each domain, or each collection of domains, which is what their names have before a dot."""
+    exclude: tuple[str, ...] = ()
+    """Domains or collections that do not count, such as what is of the training distribution; they have their columns."""
+
+    def counts(self, domain: str) -> bool:
+        """Whether a domain counts."""
+        return not {domain, collection(domain)} & set(self.exclude)
+
+    @model_serializer(mode="wrap")
+    def _as_first_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Results are found by their settings: those of the usual mean have what they had when there was no other."""
+        usual = {"average": "domains", "exclude": ()}
+        settings: dict[str, Any] = serialized(self)
+        return {
+            name: value for name, value in settings.items() if name not in usual or getattr(self, name) != usual[name]
+        }
+
+    def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
+        names = [shard.removeprefix(PREFIX) for shard in present(corpus, sequence_length)]
+        for name in self.exclude:
+            if name not in (known := [*names, *map(collection, names)]):
+                raise UserError(
+                    f"{self.task} excludes {name}, of which {corpus.folder.name} has no sequence; "
+                    f"{allowed(name, dict.fromkeys(known))}"
+                )
+        if names and not any(map(self.counts, names)):
+            raise UserError(f"{self.task} excludes every domain of {corpus.folder.name}: nothing is left to average")
+
+
+class Settings(Averaging):
     task: Literal["out_of_distribution"] = "out_of_distribution"
     sequences: Count = 512
     """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
@@ -29,6 +65,7 @@ class Settings(Evaluation):
 
     def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
         domains(corpus, sequence_length)
+        super().check_corpus(corpus, sequence_length)
 
     def shortfalls(self, corpus: TokenizedCorpus, sequence_length: int) -> list[str]:
         shards = [shard for shard in corpus.shards if shard.startswith(PREFIX)]
@@ -81,18 +118,36 @@ def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
     return by_domain
 
 
-def mean(by_domain: dict[str, tuple[float, float]]) -> tuple[float, float]:
-    """Loss and bits per byte averaged over domains, each counting once."""
-    losses, bits = zip(*by_domain.values(), strict=True)
+def mean(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Loss and bits per byte averaged, each pair counting once."""
+    losses, bits = zip(*pairs, strict=True)
     return sum(losses) / len(losses), sum(bits) / len(bits)
 
 
+def collection(domain: str) -> str:
+    """The collection of a domain: `dolma_100_programing_languages` of `dolma_100_programing_languages.02_c`."""
+    return domain.partition(".")[0]
+
+
+def averaged(by_domain: dict[str, tuple[float, float]], settings: Averaging) -> dict[str, tuple[float, float]]:
+    """The mean over all that counts, named with nothing, and that of every collection, where those count, and domain."""
+    groups: dict[str, list[str]] = {}
+    for domain in by_domain:
+        groups.setdefault(collection(domain) if settings.average == "collections" else domain, []).append(domain)
+    means, counted = {}, []
+    for group, members in groups.items():
+        counting = [domain for domain in members if settings.counts(domain)]
+        means[group] = mean(by_domain[domain] for domain in counting or members)
+        if counting:
+            counted.append(means[group])
+    return {"": mean(counted)} | means | by_domain
+
+
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
-    """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain."""
-    by_domain = losses(subject, settings.sequences)
-    named = {"": mean(by_domain)} | {f"_{domain}": pair for domain, pair in by_domain.items()}
+    """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain and collection."""
     metrics = []
-    for suffix, (loss, bits) in named.items():
+    for name, (loss, bits) in averaged(losses(subject, settings.sequences), settings).items():
+        suffix = f"_{name}" if name else ""
         metrics.append(Metric(f"out_of_distribution_loss{suffix}", loss, "nats per token"))
         metrics.append(Metric(f"out_of_distribution_bits_per_byte{suffix}", bits, "bits per byte"))
     return metrics

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from raysweep.evaluation import in_distribution, out_of_distribution
+from raysweep.evaluation.out_of_distribution import Averaging
 from raysweep.evaluation.task import Metric
-from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Count, Integer, Positive, unique
 
 # torch is imported where it is used: a search space reads the settings.
@@ -32,7 +32,7 @@ LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
 Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 
-class Settings(Evaluation):
+class Settings(Averaging):
     task: Literal["quantized"] = "quantized"
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (4, 3)
     """Widths of the quantized weights, each evaluated on its own."""
@@ -55,23 +55,23 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """
     olmo = subject.language_model.olmo
     trained = {name: parameter.detach().clone() for name, parameter in olmo.state_dict().items()}
-    before = _losses(subject, settings.sequences)
+    before = _losses(subject, settings)
     metrics = []
     for bits in settings.bits:
         for method, quantize in (("quantized", gptq), ("round_to_nearest", round_to_nearest)):
             quantize(subject, bits, settings)
-            for name, loss in _losses(subject, settings.sequences).items():
+            for name, loss in _losses(subject, settings).items():
                 metrics.append(Metric(f"{method}_{bits}bit_{name}", loss, "nats per token"))
                 metrics.append(Metric(f"{method}_{bits}bit_{name}_change", loss - before[name], "nats per token"))
             olmo.load_state_dict(trained)
     return metrics
 
 
-def _losses(subject: Subject, sequences: int) -> dict[str, float]:
-    losses = {"in_distribution_loss": in_distribution.loss(subject, sequences)}
+def _losses(subject: Subject, settings: Settings) -> dict[str, float]:
+    losses = {"in_distribution_loss": in_distribution.loss(subject, settings.sequences)}
     if out_of_distribution.present(subject.corpus, subject.cell.sequence_length):
-        outside = out_of_distribution.mean(out_of_distribution.losses(subject, sequences))
-        losses["out_of_distribution_loss"] = outside[0]
+        by_domain = out_of_distribution.losses(subject, settings.sequences)
+        losses["out_of_distribution_loss"] = out_of_distribution.averaged(by_domain, settings)[""][0]
     return losses
 
 

@@ -14,7 +14,7 @@ from raysweep.errors import allowed
 from raysweep.space.fields import Strict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from raysweep.space.cell import Cell
 
@@ -44,6 +44,10 @@ class Evaluation(Strict):
         """The shards of the corpus that must hold a sequence for it."""
         return ()
 
+    def protocol(self, cells: Sequence[Cell]) -> str:
+        """What was done, for people who read the results: the settings."""
+        return ", ".join(f"{name} {_shown(value)}" for name, value in self.model_dump().items() if name != "task")
+
     def check_corpus(self, corpus: Any, sequence_length: int) -> None:
         """Raise `UserError` where a built corpus (`TokenizedCorpus`) lacks anything else that the task reads."""
 
@@ -59,6 +63,10 @@ class Evaluation(Strict):
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         """Raise `ValueError`, beginning with the name of the setting, where the settings do not fit these cells."""
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def task_module(task: str) -> ModuleType:

@@ -89,7 +89,8 @@ def test_the_study_reads_each_data_set_as_it_is_published(pile: TokenizedCorpus,
     paloma = copies / "allenai/paloma"
     language = "dolma_100_programing_languages"
     assert {shard for shard in pile.shards if shard.startswith("out_of")} == {
-        "out_of_distribution/c4_en", "out_of_distribution/wikitext_103",
+        *(f"out_of_distribution/{name}" for name in
+          ("c4_en", "wikitext_103", "redpajama", "dolma-v1_5", "m2d2_wikipedia_unsplit")),
         *(f"out_of_distribution/{language}.{name}" for name in ("00_text", "02_c", "06_python", "15_jupyter_notebook")),
     }  # fmt: skip
     rows = gzip.decompress((paloma / language / "val" / "val_02_c.jsonl.gz").read_bytes()).splitlines()

@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from tiny import make_cell
 from torch import nn
 
 from raysweep.corpora import installed
 from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
 from raysweep.evaluation import finetune, in_distribution, out_of_distribution, quantized, representation
 from raysweep.evaluation.run import run
 from raysweep.evaluation.task import Subject
@@ -20,9 +23,10 @@ from raysweep.model import geometry
 from raysweep.model import olmo as model
 from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
-from raysweep.space.evaluations import task_module
+from raysweep.space.evaluations import evaluation, task_module
 from raysweep.store import Store
 from raysweep.store.checkpoints import names
+from raysweep.store.store import settings_text
 from raysweep.training import checkpoint
 from raysweep.training.run import Run
 
@@ -32,7 +36,7 @@ class Trained:
 
     def __init__(self, corpus: TokenizedCorpus, width: int) -> None:
         self.cell: Cell = make_cell(size={"width": width}, tokens=65_536, learning_rate=0.03)
-        run = Run(self.cell, corpus, reports=(1.0,))
+        run = Run(self.cell, corpus, reports=())
         list(run.rows())
         self.weights = {name: tensor.clone() for name, tensor in run.checkpoint().model.items()}
 
@@ -261,9 +265,56 @@ def test_the_finetuning_s_schedule(trained: Trained) -> None:
     settings = finetune.Settings(task="finetune_math", tokens=32 * 32 * 20)
     cell = finetune.finetuning(trained.cell, settings)
     assert (cell.steps, cell.batch_size) == (20, 32)
-    assert cell.peak_learning_rate == pytest.approx(0.1 * trained.cell.peak_learning_rate)
+    # A tenth of the rule, 0.0047 (N / 108e6)^(-1/3), whatever the cell's own rate was.
+    rule = 0.0047 * (trained.cell.shape.parameters / 108e6) ** (-1 / 3)
+    assert cell.peak_learning_rate == pytest.approx(0.1 * rule)
     assert (cell.final_learning_rate_fraction, cell.warmup_fraction) == (0.0, 0.1)
-    assert cell.weight_decay == trained.cell.weight_decay
+    for factor, decay in ((10.0, 0.5), (0.1, 0.01)):
+        other = trained.cell.model_copy(update={"learning_rate_factor": factor, "weight_decay": decay})
+        same = finetune.finetuning(other, settings)
+        assert (same.peak_learning_rate, same.weight_decay) == (cell.peak_learning_rate, 0.1)
+        own = finetune.finetuning(other, settings.model_copy(update={"relative_to": "cell"}))
+        assert own.peak_learning_rate == pytest.approx(0.1 * other.peak_learning_rate)
+        assert own.weight_decay == decay
+
+
+def test_results_of_before_a_setting_was_there_are_found() -> None:
+    """Their settings as text, out of results/mini/evaluations.parquet; the hash of that is part of their files' names."""
+    first_written = {
+        '{"batch_size": 32, "learning_rate_fraction": 0.1, "sequences": 256, "task": "finetune_math", "tokens": 131072}':
+            {"task": "finetune_math", "tokens": 131072, "sequences": 256, "relative_to": "cell"},
+        '{"sequences": 128, "task": "out_of_distribution"}': {"task": "out_of_distribution", "sequences": 128},
+        '{"bits": [4, 3], "calibration_sequences": 128, "damping": 0.01, "sequences": 128, "task": "quantized"}':
+            {"task": "quantized", "sequences": 128},
+    }  # fmt: skip
+    published = pq.read_table(Path(__file__).parents[2] / "results" / "mini" / "evaluations.parquet")
+    stored = set(published["settings"].to_pylist())
+    for text, given in first_written.items():
+        assert text in stored
+        assert settings_text(evaluation(given).model_dump()) == text
+    for given in ({"task": "finetune_math"}, {"task": "out_of_distribution", "average": "collections"}):
+        assert settings_text(evaluation(given).model_dump()) not in stored
+    with pytest.raises(ValidationError, match="takes the cell's own weight_decay: leave it out"):
+        evaluation({"task": "finetune_math", "relative_to": "cell", "weight_decay": 0.1})
+
+
+def test_a_mean_over_collections_counts_each_once_and_leaves_out_what_is_excluded() -> None:
+    by_domain = {"a": (1.0, 10.0), "many.x": (2.0, 20.0), "many.y": (4.0, 40.0), "near": (9.0, 90.0)}
+    settings = out_of_distribution.Settings(average="collections", exclude=("near",))
+    assert out_of_distribution.averaged(by_domain, settings) == by_domain | {"": (2.0, 20.0), "many": (3.0, 30.0)}
+    one_language = out_of_distribution.Settings(average="collections", exclude=("many.x", "near"))
+    assert out_of_distribution.averaged(by_domain, one_language)[""] == (2.5, 25.0)
+    usual = out_of_distribution.averaged(by_domain, out_of_distribution.Settings())
+    assert usual == by_domain | {"": (4.0, 40.0)}
+
+
+def test_what_is_excluded_must_be_there(corpus: TokenizedCorpus) -> None:
+    for task in (out_of_distribution.Settings, quantized.Settings):
+        task(exclude=("exams", "cpp")).check_corpus(corpus, 32)
+        with pytest.raises(UserError, match=r"excludes exam, of which .* has no sequence; .*did you mean 'exams'"):
+            task(exclude=("exam",)).check_corpus(corpus, 32)
+        with pytest.raises(UserError, match="excludes every domain"):
+            task(exclude=("exams", "cpp", "cython")).check_corpus(corpus, 32)
 
 
 def test_a_killed_finetuning_goes_on_and_ends_the_same(
