@@ -4,7 +4,8 @@ from typing import Any
 
 from raysweep.space.cell import Cell
 
-TINY = {"name": "installed", "tokenizer": "bpe", "vocabulary": 512, "fraction": 0.02}
+# Under the id and the fingerprint that it has always had.
+TINY = {"name": "installed", "tokenizer": "bpe", "vocabulary": 512, "fraction": 0.02, "decontaminate": None}
 
 
 def make_cell(**changes: Any) -> Cell:

@@ -73,6 +73,13 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
             f"{escape(first['file'])} at {first['place']:,}: {escape(first['reason'])}"
         )
     show_left_out(corpus)
+    if "overlap" in manifest:
+        overlap = manifest["overlap"]
+        say(f"held-out words in runs of {overlap['words_in_a_row']} that the training text has too:")
+        for name, counts in overlap["shards"].items():
+            share = counts["repeated"] / max(1, counts["words"])
+            out = counts["documents_left_out"]
+            say(f"    {escape(name)}: {share:.1%} of {counts['words']:,} words; {out:,} documents were left out")
     if "decontamination" in manifest:
         said = manifest["decontamination"]
         say(

@@ -6,13 +6,13 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysweep.corpora import installed
+from raysweep.corpora import installed, near_duplicates
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode, olmo, train_bpe
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 BATCH = 2000
 
+# Of a held-out document's words this share may stand in runs that the training text has too.
+MOST_REPEATED = 0.1
+
 # A document found under two roles belongs to the first of these: what is held out is never trained on.
 ROLES = ("finetune_python", "finetune_math", "out_of_distribution", "pretraining")
 
@@ -35,12 +38,28 @@ class _Shard:
     """The documents of one token file, in their final order."""
 
     name: str
-    documents: list[Document]
+    documents: list[Document] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    """The hash of each document's text."""
+
+
+@dataclass
+class _Runs:
+    """The hashes of every document's runs of words, and its MinHash, by the hash of its text."""
+
+    runs: dict[bytes, Any]
+    signatures: dict[bytes, Any]
 
 
 def write(corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
     """Write the tokens of `installed`; the shards' entries in the manifest."""
-    shards = _split(_read(corpus, report))
+    distinct = _read(corpus, report)
+    overlap = None
+    if corpus.decontaminate is None:
+        shards = _split({key: (document, key) for key, document in distinct.items()})
+    else:
+        found = _runs(distinct, corpus, report)
+        shards, overlap = _without_overlap(_split(_together(distinct, found)), found, corpus.decontaminate)
     if "pretraining/train" not in [shard.name for shard in shards]:
         raise UserError(f"the corpus {corpus.name} has no document to train on")
     tokenizer = _tokenizer(corpus, shards, report)
@@ -55,7 +74,7 @@ def write(corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
 
     for shard in shards:
         entries[shard.name] = _write_shard(shard, tokenizer, corpus, folder, advance)
-    return {"shards": entries}
+    return {"shards": entries} | ({"overlap": overlap} if overlap is not None else {})
 
 
 def _read(corpus: Corpus, report: Report) -> dict[bytes, Document]:
@@ -91,13 +110,82 @@ def _read_section(section: int) -> list[Document]:
     return list(installed.documents(section))
 
 
-def _split(documents: dict[bytes, Document]) -> list[_Shard]:
-    """Documents to shards by their hash, which is also their order."""
-    shards: dict[str, list[Document]] = {}
+def _runs(documents: dict[bytes, Document], corpus: Corpus, report: Report) -> _Runs:
+    """The runs of words of every document, on every core."""
+    from joblib import Parallel, delayed
+
+    assert corpus.decontaminate is not None
+    keys = sorted(documents)
+    parts = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
+    made = Parallel(n_jobs=os.cpu_count() or 1, return_as="generator")(
+        delayed(_runs_of)([documents[key].text for key in part], corpus.decontaminate) for part in parts
+    )
+    runs, signatures = {}, {}
+    for done, (part, results) in enumerate(zip(parts, made, strict=True), 1):
+        for key, (run_hashes, signature) in zip(part, results, strict=True):
+            runs[key], signatures[key] = run_hashes, signature
+        report(CorpusProgress(corpus.name, "look for repeated text", done, len(parts)))
+    return _Runs(runs, signatures)
+
+
+def _runs_of(texts: list[str], n: int) -> list[tuple[Any, Any]]:
+    each = [near_duplicates.runs(text, n) for text in texts]
+    return [(runs, near_duplicates.signature(runs)) for runs in each]
+
+
+def _together(documents: dict[bytes, Document], found: _Runs) -> dict[bytes, tuple[Document, bytes]]:
+    """Each document with the hash that decides its side: near-duplicates have one, and the first of their roles."""
+    keys = sorted(documents)
+    placed = {key: (documents[key], key) for key in keys}
+    for group in near_duplicates.groups([found.runs[key] for key in keys], [found.signatures[key] for key in keys]):
+        members = [keys[i] for i in group]
+        first = min((documents[key] for key in members), key=lambda document: ROLES.index(document.role))
+        for key in members:
+            document = documents[key]
+            own = document.role == first.role
+            placed[key] = (document if own else replace(first, text=document.text), members[0])
+    return placed
+
+
+def _without_overlap(shards: list[_Shard], found: _Runs, n: int) -> tuple[list[_Shard], dict[str, Any]]:
+    """The shards without held-out documents that repeat training text, and what the manifest says of that.
+
+    Held-out documents are left out, and no training text: a licence at the head of a file would take most source code along.
+    """
+    trained = {
+        shard.name: np.unique(np.concatenate([found.runs[key] for key in shard.keys]))
+        for shard in shards
+        if shard.name.endswith("/train")
+    }
+    kept, said = [], {}
+    for shard in shards:
+        if shard.name in trained:
+            kept.append(shard)
+            continue
+        role = shard.name.partition("/")[0]
+        known = np.unique(
+            np.concatenate([trained[name] for name in ("pretraining/train", f"{role}/train") if name in trained])
+        )
+        counts = [near_duplicates.covered(found.runs[key], known, n) for key in shard.keys]
+        clean = [i for i, (repeated, words) in enumerate(counts) if repeated <= MOST_REPEATED * words]
+        kept.append(_Shard(shard.name, [shard.documents[i] for i in clean], [shard.keys[i] for i in clean]))
+        said[shard.name] = {
+            "words": sum(counts[i][1] for i in clean),
+            "repeated": sum(counts[i][0] for i in clean),
+            "documents_left_out": len(counts) - len(clean),
+        }
+    return kept, {"words_in_a_row": n, "shards": said}
+
+
+def _split(documents: dict[bytes, tuple[Document, bytes]]) -> list[_Shard]:
+    """Documents to shards by the hash beside each; their order is that of their own."""
+    shards: dict[str, _Shard] = {}
     for key in sorted(documents):
-        document = documents[key]
-        shards.setdefault(_shard_of(document, share(key[16:24])), []).append(document)
-    return [_Shard(name, shards[name]) for name in sorted(shards)]
+        document, side = documents[key]
+        shard = shards.setdefault(name := _shard_of(document, share(side[16:24])), _Shard(name))
+        shard.documents.append(document)
+        shard.keys.append(key)
+    return [shards[name] for name in sorted(shards)]
 
 
 def _shard_of(document: Document, share: float) -> str:

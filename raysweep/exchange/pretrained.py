@@ -58,8 +58,8 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
 def _test_text(name: str) -> list[str]:
     """The in-distribution test documents of a corpus, in its order."""
     try:
-        # The Pile as the study's search space has it, so that it is built once.
-        corpus = open_corpus(Corpus(name=name, decontaminate=13 if name == "pile" else None))
+        # As the search spaces have it, so that it is built once.
+        corpus = open_corpus(Corpus(name=name, decontaminate=13))
     except ValidationError:
         raise UserError(f"--corpus {name}: unknown corpus; allowed: installed, pile") from None
     tokens = corpus.tokens("pretraining/test")[:]

@@ -119,11 +119,20 @@ class Corpus(Strict):
     """Documents for fine-tuning, of which a tenth is held out."""
     finetune_math: Sources = ()
     decontaminate: Annotated[Integer, Field(ge=4, le=100)] | None = None
-    """Leave out training documents that share this many tokens in a row with an evaluation document; 13 is usual."""
+    """Leave out training documents that share this many tokens in a row with an evaluation document; 13 is usual. Of
+    `installed` held-out documents that repeat training text by so many words in a row, and 13 unless `null` is given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _clean_by_default(cls, values: Any) -> Any:
+        # No default of the field: what was built before has ids without it.
+        if isinstance(values, dict) and values.get("name") == "installed":
+            return {"decontaminate": 13} | values
+        return values
 
     @model_validator(mode="after")
     def _complete(self) -> Corpus:
-        if self.name == "installed" and (self.sources() or self.decontaminate):
+        if self.name == "installed" and self.sources():
             raise ValueError("the corpus installed has its own sources; give your corpus another name")
         if self.name != "installed" and not self.sources().get("pretraining"):
             raise ValueError(

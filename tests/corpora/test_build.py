@@ -128,7 +128,7 @@ def test_the_olmo_tokenizer() -> None:
 BUILD = (
     "import sys; from raysweep.space.corpus import Corpus; from raysweep.corpora import build, installed;"
     "installed.RECIPE = [e for e in installed.RECIPE if e.domain in ('questions', 'cython')];"
-    "print(build.build(Corpus(name='installed', tokenizer='bpe', vocabulary=400, fraction=0.05)))"
+    "print(build.build(Corpus(name='installed', tokenizer='bpe', vocabulary=400, fraction=0.05, decontaminate=None)))"
 )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 from raysweep.corpora.progress import CorpusProgress
 from raysweep.corpora.shared import directory, obtain, upload
@@ -34,7 +35,7 @@ def on_another_node(patch: pytest.MonkeyPatch, cache: Path) -> None:
 def test_a_node_copies_it_once(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = Corpus.model_validate(corpus.manifest["corpus"])
+    what = Corpus(**TINY)
     upload(corpus, store, quiet)
     on_another_node(monkeypatch, tmp_path / "cache")
     # Several workers of a node ask at once.
@@ -50,13 +51,13 @@ def test_a_node_copies_it_once(
 
 
 def test_where_it_is_built_it_is_used(corpus: TokenizedCorpus, tmp_path: Path) -> None:
-    what = Corpus.model_validate(corpus.manifest["corpus"])
+    what = Corpus(**TINY)
     assert obtain(what, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == corpus.folder
 
 
 def test_a_store_without_it_is_named(corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_another_node(monkeypatch, tmp_path / "cache")
-    what = Corpus.model_validate(corpus.manifest["corpus"])
+    what = Corpus(**TINY)
     with pytest.raises(UserError, match="nor does the store"):
         obtain(what, corpus.fingerprint, Store(str(tmp_path / "store")))
 
@@ -64,7 +65,7 @@ def test_a_store_without_it_is_named(corpus: TokenizedCorpus, tmp_path: Path, mo
 def test_a_half_published_one_does_not_count(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    what = Corpus.model_validate(corpus.manifest["corpus"])
+    what = Corpus(**TINY)
     upload(corpus, store, quiet)
     store.delete(f"{directory(corpus.fingerprint)}/manifest.json")
     on_another_node(monkeypatch, tmp_path / "cache")
@@ -78,7 +79,7 @@ def test_a_half_published_one_does_not_count(
 def test_a_damaged_one_is_refused_and_copied_again_when_mended(
     corpus: TokenizedCorpus, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    what = Corpus.model_validate(corpus.manifest["corpus"])
+    what = Corpus(**TINY)
     upload(corpus, store, quiet)
     shard = f"{directory(corpus.fingerprint)}/pretraining/validation.bin"
     whole = store.read(shard)
@@ -104,7 +105,7 @@ def test_a_bucket_cannot_write_elsewhere(
     client.put_object(Bucket="sweeps", Key=key, Body=b"evil")
     on_another_node(monkeypatch, tmp_path / "cache")
     try:
-        obtain(Corpus.model_validate(corpus.manifest["corpus"]), corpus.fingerprint, store)
+        obtain(Corpus(**TINY), corpus.fingerprint, store)
     except (UserError, StoreError):
         pass
     finally:
