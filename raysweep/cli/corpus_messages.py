@@ -77,9 +77,9 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
         overlap = manifest["overlap"]
         say(f"held-out words in runs of {overlap['words_in_a_row']} that the training text has too:")
         for name, counts in overlap["shards"].items():
-            share = counts["repeated"] / max(1, counts["words"])
+            left, before = (counts[f"repeated{w}"] / max(1, counts[f"words{w}"]) for w in ("", "_before"))
             out = counts["documents_left_out"]
-            say(f"    {escape(name)}: {share:.1%} of {counts['words']:,} words; {out:,} documents were left out")
+            say(f"    {escape(name)}: {left:.1%}, and {before:.1%} before {out:,} documents were left out")
     if "decontamination" in manifest:
         said = manifest["decontamination"]
         say(

@@ -172,6 +172,8 @@ def _without_overlap(shards: list[_Shard], found: _Runs, n: int) -> tuple[list[_
         said[shard.name] = {
             "words": sum(counts[i][1] for i in clean),
             "repeated": sum(counts[i][0] for i in clean),
+            "words_before": sum(words for _, words in counts),
+            "repeated_before": sum(repeated for repeated, _ in counts),
             "documents_left_out": len(counts) - len(clean),
         }
     return kept, {"words_in_a_row": n, "shards": said}
