@@ -2,7 +2,7 @@
 
 regressions.csv   every task x metric x statistic with its interval, n, and the reason where it is empty
 scaling_law.csv   each task's fitted law
-claims.csv        the fifteen claims with their verdicts; claim_tests.csv has every test behind them
+claims.csv        the hypotheses with their verdicts; claim_tests.csv has every test behind them
 seed_noise.csv    how much seeds of one configuration differ; effects.csv compares every effect with that
 interventions.csv what follows when the rank of W alone is moved; empty where no cell has an intervention
 summary.md        the scorecard, Tables 2-9 in one, and the effects, for a README

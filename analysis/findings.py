@@ -37,6 +37,22 @@ class Finding:
     reason: str = ""
 
     @property
+    def p_value(self) -> float:
+        """That of the claimed side against the bound, from the interval as if it were a normal one (Altman and Bland 2011).
+
+        NaN where there is no interval. Within a margin it is the larger of the two sides' (Schuirmann 1987).
+        """
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return math.nan
+        error = max(self.high - self.low, 1e-12) / (2 * stats.norm.ppf(0.975))
+        sign, _, bound = self.rule.partition(" ")
+        limit = float(bound.removeprefix("±"))
+        above, below = (float(stats.norm.sf((self.value - at) / error)) for at in (limit, -limit))
+        if sign == "within":
+            return max(1 - above, below)
+        return above if sign == ">" else 1 - above
+
+    @property
     def verdict(self) -> str:
         """supported, contradicted or undecided, as the module says."""
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
@@ -132,6 +148,15 @@ class Tests:
         interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
         reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
         return Finding(name, rule, value, *interval, n=len(cells), reason=reason)
+
+
+def false_discovery_rates(p_values: pd.Series) -> pd.Series:
+    """Benjamini and Hochberg's adjusted p of each; those that have none are no tests."""
+    known = p_values.notna()
+    rates = pd.Series(math.nan, index=p_values.index)
+    if known.any():
+        rates[known] = stats.false_discovery_control(p_values[known])
+    return rates
 
 
 def of_mean(name: str, rule: str, values: Array) -> Finding:

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from raysweep.analysis import drawing, intervention_effects, statistics
-from raysweep.analysis.claim_tests import NEAR_LINEAR, NO_LINE
 from raysweep.analysis.columns import RANK, capital, outcome, short, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trajectories import few_steps, late_rise
@@ -30,6 +29,11 @@ _LATE = 0.2
 
 # Lines that can be told apart in one panel.
 _MOST_LINES = 8
+
+NEAR_LINEAR = 0.9
+"""R² from which a title calls a relation a line."""
+NO_LINE = 0.5
+"""R² up to which a title calls a relation no strong line."""
 
 
 def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:

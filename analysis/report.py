@@ -19,7 +19,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from raysweep.analysis.claims import PLACES
 from raysweep.analysis.columns import outcome, short, words
 from raysweep.analysis.comparison_tables import Table, entry, number
 from raysweep.analysis.example import SIMULATED
@@ -43,7 +42,6 @@ def render(
         simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
         sweep=sweep,
         numbers=_numbers(sweep),
-        places=PLACES,
         claims=[row | {"bar": _bar(row), "tests": _of_claim(tests, row["claim"])} for row in card.to_dict("records")],
         tables=tables,
         statistic_words=STATISTIC_WORDS,

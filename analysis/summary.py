@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis.claims import PLACES
 from raysweep.analysis.columns import COSINE, ISOTROPY, RANK, capital, outcome, words
 from raysweep.analysis.comparison_tables import Table, entry, number
 from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.regressions import STATISTIC_WORDS, STATISTICS
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import TURN
+from raysweep.space.hypotheses import paper_hypotheses
 
 _MINUS = "\N{MINUS SIGN}"
 
@@ -34,8 +34,11 @@ def summary(
     parts = []
     if sweep.condition:
         parts += [f"Only the cells for which `{sweep.condition}`: {len(sweep.cells)} of {sweep.planned}.", ""]
-    if (card["verdict"] != "undecided").any():
-        parts += ["### The fifteen claims", "", *scorecard(card, tests), ""]
+    own = sweep.hypotheses != paper_hypotheses()
+    if own or (card["verdict"] != "undecided").any():
+        declared = [f"They were {sweep.declared}.", ""] if sweep.declared else []
+        title = "### The hypotheses" if own else "### The fifteen claims"
+        parts += [title, "", *declared, *scorecard(card, tests), ""]
     of_rank = [table for table in tables if table.number is not None and RANK in table.metrics]
     if any(np.isfinite(table.rows["value"]).any() for table in of_rank):
         parts += ["### The effective rank of W in Tables 2-9", "", *digest(of_rank), ""]
@@ -54,7 +57,7 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
     lines = [
         f"{', '.join(counts)}.",
         "",
-        "| | the paper says | here | the deciding test | of its tests |",
+        "| | the claim | here | the deciding test | of its tests |",
         "|---|---|---|---|---|",
     ]
     for row in card.to_dict("records"):
@@ -63,12 +66,12 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         decided = f"{row['effect']}: {interval(row['value'], row['low'], row['high'])}, claimed {row['rule']}"
         if row["reason"]:
             decided = f"{row['effect']}: {row['reason']}"
-        says = f"{row['statement']} ({PLACES[row['claim']]})"
+        says = row["statement"] + (f" ({row['place']})" if row["place"] else "")
         lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {_cell(decided)} | {held} |")
     note = (
         "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "
-        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. The wording "
-        "and the bounds are raysweep's (`analysis/claims.py`). No correction for the number of claims."
+        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. No correction "
+        "for the number of claims; `claim_tests.csv` has the false-discovery rate of each test (q)."
     )
     return [*lines, "", note]
 

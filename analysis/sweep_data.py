@@ -19,9 +19,10 @@ from raysweep.analysis.columns import BASE_RATE, PAPER_METRICS, PAPER_TASKS, of_
 from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults
 from raysweep.space.corpus import OLMO_VOCABULARY
+from raysweep.space.hypotheses import Hypotheses, paper_hypotheses
 from raysweep.space.size import SIZES
 from raysweep.space.space import Space
-from raysweep.store import Store
+from raysweep.store import Store, declarations
 from raysweep.store.results import results
 from raysweep.store.schemas import PLAN, TRAJECTORIES
 
@@ -48,6 +49,10 @@ class SweepData:
     units: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, str] = field(default_factory=dict)
     """Task -> how it was evaluated."""
+    hypotheses: Hypotheses = field(default_factory=paper_hypotheses)
+    """What is claimed of it."""
+    declared: str = ""
+    """When that was declared; empty where nobody knows."""
     condition: str = ""
     """What `where` chose the cells by."""
 
@@ -234,7 +239,12 @@ def load(store: Store, space: Space) -> SweepData:
         if rows is not None:
             trajectories.append(rows.to_pandas())
     return from_tables(
-        space.name, cells, pd.concat(trajectories), len(space.cells), units=_units(table), protocols=_protocols(space)
+        space.name,
+        cells,
+        pd.concat(trajectories),
+        len(space.cells),
+        units=_units(table),
+        **_said_of(space, declarations.read(store)),
     )
 
 
@@ -248,12 +258,18 @@ def published(folder: PublishedResults) -> SweepData:
         trajectories,
         planned,
         units=_units(folder.results),
-        protocols=_protocols(folder.space),
+        **_said_of(folder.space, folder.declared),
     )
 
 
-def _protocols(space: Space) -> dict[str, str]:
-    return {evaluation.task: evaluation.protocol(space.cells) for evaluation in space.evaluations}
+def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the search space says of the results: how they were evaluated, and what was claimed of them."""
+    hypotheses = space.hypotheses or paper_hypotheses()
+    return {
+        "protocols": {evaluation.task: evaluation.protocol(space.cells) for evaluation in space.evaluations},
+        "hypotheses": hypotheses,
+        "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",
+    }
 
 
 def _units(table: pa.Table) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from raysweep.errors import UserError
 from raysweep.files import put_in_place
+from raysweep.space.yaml_file import YamlFile
 
 # Around what a command prints on the head; the rest is the launcher's.
 _BEGIN, _END = "--raysweep-begin--", "--raysweep-end-"
@@ -92,8 +93,11 @@ class Head:
 
 
 def packed(file: str) -> str:
-    """A search space as an argument."""
+    """A search space as an argument, with its hypotheses. It has been read before."""
     content = Path(file).read_bytes()
+    name = YamlFile(Path(file)).content.get("hypotheses")
+    if name is not None:  # No YAML has this byte.
+        content += b"\0" + name.encode() + b"\0" + (Path(file).parent / name).read_bytes()
     if len(content) > _LONGEST:
         raise UserError(f"{file} has {len(content):,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it")
     return base64.b64encode(content).decode()
@@ -102,9 +106,14 @@ def packed(file: str) -> str:
 def unpacked(space: str) -> str:
     """The file of a search space that was sent."""
     content = base64.b64decode(space, validate=True)
-    file = Path.home() / _FOLDER / f"{hashlib.sha256(content).hexdigest()[:12]}.yaml"
+    own, *hypotheses = content.split(b"\0", 2)
+    name = hashlib.sha256(content).hexdigest()[:12]
+    file = Path.home() / _FOLDER / (f"{name}/space.yaml" if hypotheses else f"{name}.yaml")
     with put_in_place(file) as unfinished:
-        unfinished.write_bytes(content)
+        unfinished.write_bytes(own)
+    if hypotheses:
+        with put_in_place(file.with_name(Path(hypotheses[0].decode()).name)) as unfinished:
+            unfinished.write_bytes(hypotheses[1])
     return str(file)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from raysweep.errors import UserError, reason
 from raysweep.exchange.published import SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
 from raysweep.space.read import load
-from raysweep.store import Store, sessions
+from raysweep.space.yaml_file import YamlFile
+from raysweep.store import Store, declarations, sessions
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated, results
 from raysweep.store.schemas import TIMINGS, TRAJECTORIES
@@ -43,18 +45,26 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     for row in rows["timings"]:
         if row["finished"] is not None:  # `read_all` gives times as text.
             row["finished"] = datetime.datetime.fromisoformat(row["finished"])
+    declared = declarations.read(store)
     tables = {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
     # Last, so that a publication that was cut off is seen: its cells are not those of the rows over training.
     tables["results"] = table
     try:
         with put_in_place(folder / SPACE) as unfinished:
             unfinished.write_bytes(space_file.read_bytes())
+        if space.hypotheses is not None:
+            name = YamlFile(space_file).content["hypotheses"]
+            with put_in_place(folder / name) as unfinished:
+                unfinished.write_bytes((space_file.parent / name).read_bytes())
+        if declared:
+            with put_in_place(folder / declarations.FILE) as unfinished:
+                unfinished.write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")
         for name, content in tables.items():
             with put_in_place(folder / f"{name}.parquet") as unfinished:
                 pq.write_table(content, unfinished, compression="zstd")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}") from None
-    return PublishedResults(space, **tables)
+    return PublishedResults(space, declared=declared, **tables)
 
 
 def _check_nothing_is_lost(folder: Path, finished: list[str], store: Store) -> None:

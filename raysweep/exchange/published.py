@@ -5,6 +5,7 @@
     trajectories.parquet   every cell's rows over training
     evaluations.parquet    every metric, with its task and settings
     timings.parquet        seconds of every training and evaluation
+    hypotheses.json        which hypotheses were declared, and how many cells were finished then; their file is beside it
     sessions.parquet       when the sweep was worked on, where, under which versions
 
 `raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again, and
@@ -13,7 +14,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from raysweep.store.schemas import CELLS, EVALUATIONS, READABLE, SESSIONS, TIMIN
 from raysweep.store.tables import read_parquet, with_defaults
 
 SPACE = "space.yaml"
+DECLARED = "hypotheses.json"
 TABLES = {
     "results": CELLS,
     "trajectories": TRAJECTORIES,
@@ -45,6 +48,8 @@ class PublishedResults:
     evaluations: pa.Table
     timings: pa.Table
     sessions: pa.Table
+    declared: list[dict[str, Any]] = field(default_factory=list)
+    """Which hypotheses were declared, and when (`raysweep.store.declarations`)."""
 
 
 def read_published(folder: Path) -> PublishedResults:
@@ -72,7 +77,15 @@ def read_published(folder: Path) -> PublishedResults:
             f"{folder} holds files of two publications: results.parquet and trajectories.parquet have different cells: "
             "publish it again"
         )
-    return PublishedResults(load(folder / SPACE), **read_tables)
+    return PublishedResults(load(folder / SPACE), declared=_declared(folder), **read_tables)
+
+
+def _declared(folder: Path) -> list[dict[str, Any]]:
+    path = folder / DECLARED
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): publish it again") from None
 
 
 def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:

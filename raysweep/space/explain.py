@@ -65,7 +65,7 @@ def _fields(kind: Any, location: tuple[str | int, ...]) -> Iterator[str]:
         ]
         models = inner or models
     for model in models:
-        yield from model.model_fields
+        yield from (field.alias or name for name, field in model.model_fields.items())
 
 
 def _models(kind: Any) -> Iterator[type[BaseModel]]:

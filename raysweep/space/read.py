@@ -18,6 +18,7 @@ from raysweep.errors import UserError, allowed, did_you_mean
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation, settings_class
 from raysweep.space.explain import explain, show
+from raysweep.space.hypotheses import Hypotheses, load_hypotheses
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.space.yaml_file import YamlFile
@@ -25,7 +26,7 @@ from raysweep.space.yaml_file import YamlFile
 # Beyond this an axis is a mistake, and making the cells would only hang.
 MOST_CELLS = 100_000
 
-_KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources", "loggers")
+_KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources", "loggers", "hypotheses")
 
 _Path = tuple[str | int, ...]
 
@@ -77,6 +78,7 @@ class _Reader:
         resources = self._validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
+        values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())
         self._check_workers(space)
@@ -164,6 +166,16 @@ class _Reader:
             values = {"task": item} if isinstance(item, str) else item
             evaluations.append(self._validated(kind, values, ("evaluations", i)))
         return tuple(evaluations)
+
+    def _hypotheses(self, name: Any) -> Hypotheses | None:
+        if name is None:
+            return None
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise self.file.error(
+                ("hypotheses",),
+                f"the name of a file beside this one is needed, not {show(name)}: it is published with it",
+            )
+        return load_hypotheses(self.file.path.parent / name)
 
     def _validated(self, kind: Any, values: Any, where: _Path, axes: dict[str, Any] | None = None) -> Any:
         try:

@@ -10,6 +10,7 @@ from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation, evaluation
 from raysweep.space.fields import Strict, unique
+from raysweep.space.hypotheses import Hypotheses
 from raysweep.space.resources import Resources
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -19,13 +20,13 @@ class Space(Strict):
     """A validated search space.
 
     `evaluations` names the tasks run on each trained cell, `resources` what a cell's training and one evaluation ask of the
-    cluster, and `loggers` the experiment trackers that are told of it.
+    cluster, `loggers` the experiment trackers that are told of it, and `hypotheses` what is claimed of its results.
 
     Examples
     --------
     >>> space = Space(name="one", cells=(Cell(size="4M", corpus="installed", tokens=10**6, batch_size=4),))
     >>> space.cells[0].id
-    '4M-1M-b4-wd0.1-lr1-f0.1-s6198-60a2d941'
+    '4M-1M-b4-wd0.1-lr1-f0.1-s6198-2a064935'
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -33,6 +34,8 @@ class Space(Strict):
     evaluations: tuple[SerializeAsAny[Annotated[Evaluation, BeforeValidator(evaluation)]], ...] = ()
     resources: Resources = Resources()
     loggers: Annotated[tuple[Tracker, ...], AfterValidator(unique)] = ()
+    hypotheses: Hypotheses | None = None
+    """What is claimed of the results; None for the claims of the paper."""
 
 
 def find_cell(space: Space, part: str) -> Cell:

@@ -29,9 +29,9 @@ _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 class YamlFile:
     """The content of a file, and where in it things are. Raises `UserError` where it cannot be read as YAML."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, what: str = "search space") -> None:
         self.path = path
-        text = _text(path)
+        text = _text(path, what)
         if directive := re.search(r"^%.*", text, re.MULTILINE):
             line = text.count("\n", 0, directive.start()) + 1
             raise UserError(f"{path}:{line}: not valid YAML: {directive[0].strip()} would change what values mean")
@@ -73,13 +73,13 @@ def dotted(where: _Path) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; {allowed(path.name, others)}" if others else ""
-        raise UserError(f"{path}: no such search space{hint}") from None
+        raise UserError(f"{path}: no such {what}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 

@@ -34,11 +34,11 @@ from raysweep.sweep.events import (
 )
 from raysweep.sweep.failures import PROCESS_LOST
 from raysweep.sweep.gauges import Gauges
+from raysweep.sweep.same_code import code
 from raysweep.sweep.state import EventBus
 from raysweep.sweep.survey import Survey
 from raysweep.sweep.trackers import BackgroundLogger, trackers
 from raysweep.sweep.trial import run_cell
-from raysweep.version import code
 
 # Ray drops gauges that are not set for 20 s.
 HEARTBEAT_EVERY = 5.0

@@ -14,7 +14,7 @@ from raysweep.store import Store
 from raysweep.store.schemas import EVALUATIONS
 from raysweep.sweep.failures import process_lost, run_and_record
 from raysweep.sweep.node_loss import retry_on_node_loss
-from raysweep.version import check_same_code
+from raysweep.sweep.same_code import check_same_code
 
 # Seconds after which an evaluation whose process was killed is tried again: others may give memory back meanwhile.
 RETRY_AFTER_S = (1.0, 10.0, 30.0)

@@ -21,8 +21,9 @@ from raysweep.cluster.environment import preserved_environment
 from raysweep.corpora.progress import CorpusProgress
 from raysweep.corpora.shared import upload
 from raysweep.errors import StoreError, UserError
+from raysweep.space.hypotheses import paper_hypotheses
 from raysweep.space.space import Space
-from raysweep.store import Store
+from raysweep.store import Store, declarations
 from raysweep.store.lock import Lock
 from raysweep.store.results import results
 from raysweep.store.schemas import PLAN
@@ -174,6 +175,9 @@ def _complete(
             before = _with_weights(before, store)
             if store.read(PLANNED) is None:
                 write_plan(space, store)
+        hypotheses = space.hypotheses or paper_hypotheses()
+        finished = sum(state.trained for state in before.states)
+        declarations.record(store, hypotheses.digest, finished, len(before.states))
         store.running = True
         if on_event is not None:
             bus.subscribe(on_event)

@@ -23,7 +23,7 @@ from raysweep.store.store import TRAIN
 from raysweep.sweep.evaluate_cell import missing_evaluations, run_evaluations
 from raysweep.sweep.failures import record_failure, run_and_record
 from raysweep.sweep.node_loss import retry_on_node_loss
-from raysweep.version import check_same_code
+from raysweep.sweep.same_code import check_same_code
 
 
 def run_cell(

@@ -16,10 +16,10 @@ from raysweep.errors import UserError
 from raysweep.model import kernels
 from raysweep.space.cell import Cell
 from raysweep.store import Store
+from raysweep.sweep.same_code import check_same_code
 from raysweep.training import checkpoint
 from raysweep.training.resume import train_to_end
 from raysweep.training.run import Run
-from raysweep.version import check_same_code
 
 # A checkpoint at least this often, in seconds, where rows are further apart.
 CHECKPOINT_INTERVAL = 300.0

@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import claim_tests, claims, findings, regressions, trajectories
+from raysweep.analysis import claims, findings, hypothesis_statistics, hypothesis_tests, regressions, trajectories
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.findings import Finding
+from raysweep.analysis.findings import Tests as SweepTests
 from raysweep.analysis.sweep_data import SweepData
+from raysweep.space.hypotheses import Test as OneTest
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,16 @@ from raysweep.analysis.sweep_data import SweepData
 )
 def test_a_verdict_follows_from_the_interval(rule: str, low: float, high: float, verdict: str) -> None:
     assert Finding("effect", rule, (low + high) / 2, low, high, 10).verdict == verdict
+
+
+def findings_of(found: SweepData, table: pd.DataFrame, number: int) -> list[Finding]:
+    """The tests of one of the paper's claims."""
+    hypothesis = found.hypotheses.hypotheses[number - 1]
+    assert hypothesis.id == number
+    keys = ["task", "metric", "statistic"]
+    tests = SweepTests(found, table.set_index(keys) if len(table) else table)
+    expanded = claims.expanded(hypothesis, found)
+    return [f for test in expanded if isinstance(test, OneTest) for f in hypothesis_tests.findings(tests, test)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +65,7 @@ def test_fifteen_claims_each_with_its_deciding_test(
         expected = next((v for v in ("contradicted", "undecided") if v in verdicts), "supported")
         assert row["verdict"] == expected
         assert expected in own[own["effect"] == row["effect"]]["verdict"].to_list()
-        assert row["statement"] == claims.STATEMENTS[number]
+        assert row["statement"] == simulated.hypotheses.hypotheses[number - 1].says
 
 
 def test_what_the_example_plants_is_supported(card: pd.DataFrame) -> None:
@@ -81,15 +93,15 @@ def test_the_opposite_of_what_is_claimed_is_contradicted(simulated: SweepData, m
 def test_a_loss_that_only_rises_is_not_u_shaped(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
     """Convex and rising: the ends together are above the bottom, but the lowest batch is not."""
     rising = changed(simulated, in_distribution_loss=3 + 0.01 * np.log2(simulated.cells["batch_size"] / 16) ** 2)
-    tests = list(claim_tests.ClaimTests(rising, main_regressions).claim_8())[2:]
+    tests = findings_of(rising, main_regressions, 8)[2:]
     assert [test.verdict for test in tests] == ["contradicted", "supported"]
 
 
 def test_two_seeds_of_a_model_are_no_pair_of_models(simulated: SweepData) -> None:
-    once = next(claim_tests.ClaimTests(simulated, pd.DataFrame()).claim_2())
+    once = findings_of(simulated, pd.DataFrame(), 2)[0]
     again = pd.concat([simulated.cells, simulated.cells.assign(seed=1)], ignore_index=True)
     twice = sweep.from_tables("seeds", again.drop(columns=[BASE_RATE]), simulated.trajectories)
-    repeated = next(claim_tests.ClaimTests(twice, pd.DataFrame()).claim_2())
+    repeated = findings_of(twice, pd.DataFrame(), 2)[0]
     assert repeated.value == pytest.approx(once.value, abs=0.05)
     assert repeated.low < repeated.value < repeated.high
 
@@ -110,12 +122,12 @@ def test_a_u_is_found_wherever_its_bottom_is(simulated: SweepData, main_regressi
     """At batch 64, not in the middle of 32 to 512; with noise, of which no slice's bottom is chosen by its own."""
     noise = 0.01 * np.random.default_rng(0).standard_normal(108)
     bent = changed(simulated, in_distribution_loss=3 + 0.1 * np.log2(simulated.cells["batch_size"] / 64) ** 2 + noise)
-    falling, rising = claim_tests._u(bent, "in_distribution_loss")
+    falling, rising = hypothesis_statistics.u(bent, "in_distribution_loss", "batch_size")
     assert len(falling) == len(rising) == 12
     drops = np.array([y[1] - y[0] for _, y in falling])
     assert drops.mean() == pytest.approx(-0.1, abs=4 * 0.01 * np.sqrt(2 / 12))
     assert np.mean([y[1] - y[0] for _, y in rising]) == pytest.approx(0.9, abs=4 * 0.01 * np.sqrt(2 / 12))
-    assert [t.verdict for t in list(claim_tests.ClaimTests(bent, main_regressions).claim_8())[2:]] == ["supported"] * 2
+    assert [t.verdict for t in findings_of(bent, main_regressions, 8)[2:]] == ["supported"] * 2
 
 
 def test_noise_alone_is_no_u(simulated: SweepData, main_regressions: pd.DataFrame) -> None:
@@ -124,7 +136,9 @@ def test_noise_alone_is_no_u(simulated: SweepData, main_regressions: pd.DataFram
     falls = []
     for _ in range(20):
         flat = changed(simulated, in_distribution_loss=pd.Series(3 + 0.1 * rng.standard_normal(108)))
-        falls.append(np.mean([y[1] - y[0] for _, y in claim_tests._u(flat, "in_distribution_loss")[0]]))
+        falls.append(
+            np.mean([y[1] - y[0] for _, y in hypothesis_statistics.u(flat, "in_distribution_loss", "batch_size")[0]])
+        )
     assert np.mean(falls) == pytest.approx(0, abs=4 * 0.1 * np.sqrt(2 / 12 / 20))
 
 
@@ -132,23 +146,21 @@ def test_runs_that_are_not_over_trained_say_nothing_of_saturation(
     simulated: SweepData, main_regressions: pd.DataFrame
 ) -> None:
     short = changed(simulated, parameters=simulated.cells["parameters"] * 1000)
-    rise = list(claim_tests.ClaimTests(short, main_regressions).claim_5())[1]
+    rise = findings_of(short, main_regressions, 5)[1]
     assert (rise.verdict, rise.n) == ("undecided", 0)
     assert rise.reason.startswith("0 configurations")
     # Nor does their rank: both halves of the claim are about the same runs.
-    assert next(claim_tests.ClaimTests(short, main_regressions).claim_5()).n == 0
-    assert list(claim_tests.ClaimTests(simulated, main_regressions).claim_5())[1].verdict == "supported"
+    assert findings_of(short, main_regressions, 5)[0].n == 0
+    assert findings_of(simulated, main_regressions, 5)[1].verdict == "supported"
 
 
 def test_a_base_rate_that_is_not_the_prescribed_one_decides_nothing_about_it(
     simulated: SweepData, main_regressions: pd.DataFrame
 ) -> None:
     scaled = changed(simulated, learning_rate_factor=0.4 * simulated.cells["learning_rate_factor"])
-    tests = list(claim_tests.ClaimTests(scaled, main_regressions).claim_10())[2:]
-    assert [t.reason for t in tests] == ["no cell has the prescribed rate; most have 0.4 times it"] * 2
-    assert [t.verdict for t in list(claim_tests.ClaimTests(simulated, main_regressions).claim_10())[2:]] == [
-        "supported"
-    ] * 2
+    tests = findings_of(scaled, main_regressions, 10)[2:]
+    assert [t.reason for t in tests] == ["no cell has learning rate factor 1; most have 0.4"] * 2
+    assert [t.verdict for t in findings_of(simulated, main_regressions, 10)[2:]] == ["supported"] * 2
 
 
 def test_missing_data_leaves_a_claim_undecided_with_its_reason(simulated: SweepData) -> None:
@@ -169,7 +181,7 @@ def test_effective_rank_flat_in_the_learning_rate_is_within_the_margin(simulated
     cells = simulated.cells
     noise = 1e-3 * np.random.default_rng(0).standard_normal(108)
     flat = changed(simulated, effective_rank_W=0.4 + 0.1 * np.log2(cells["batch_size"] / 128) + noise)
-    evidence = list(claim_tests.ClaimTests(flat, pd.DataFrame()).claim_10())
+    evidence = findings_of(flat, pd.DataFrame(), 10)
     assert [test.verdict for test in evidence[:2]] == ["supported"] * 2
     assert [test.n for test in evidence[:2]] == [12, 12]
 
@@ -186,7 +198,7 @@ def test_both_halves_of_the_claim_on_saturation_are_about_sequential_blocks(simu
         ignore_index=True,
     )
     both = sweep.from_tables("blocks", cells, simulated.trajectories)
-    rank = next(claim_tests.ClaimTests(both, pd.DataFrame()).claim_5())
+    rank = findings_of(both, pd.DataFrame(), 5)[0]
     assert (rank.value, rank.verdict) == (pytest.approx(0, abs=1e-12), "contradicted")
 
 
@@ -216,6 +228,6 @@ def test_a_mean_has_student_s_interval() -> None:
 
 
 def test_few_comparisons_decide_nothing_about_isotropy_and_decay(simulated: SweepData) -> None:
-    assert math.isfinite(claim_tests.ClaimTests(simulated, pd.DataFrame())._isotropy_and_decay().low)
+    assert math.isfinite(findings_of(simulated, pd.DataFrame(), 13)[3].low)
     five = simulated.of(simulated.cells["width"] > simulated.cells["width"].min())
-    assert "with 6 comparisons of each" in claim_tests.ClaimTests(five, pd.DataFrame())._isotropy_and_decay().reason
+    assert "with 6 comparisons of each" in findings_of(five, pd.DataFrame(), 13)[3].reason

@@ -27,7 +27,7 @@ from raysweep.cluster.environment import (
     temporary_folder,
 )
 from raysweep.errors import UserError
-from raysweep.version import check_same_code, code
+from raysweep.sweep.same_code import check_same_code, code
 
 
 def test_the_environment_is_put_back_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,7 +185,7 @@ FROM_WORKER = """
 import json, sys, time
 from pathlib import Path
 from raysweep.cluster.connection import connected
-from raysweep.version import code
+from raysweep.sweep.same_code import code
 
 def found():
     import importlib.util, os
@@ -244,7 +244,7 @@ def test_other_code_than_the_driver_s_is_refused(tmp_path: Path) -> None:
     )
     with (changed / "training" / "schedule.py").open("a") as file:
         file.write("\n# One line more.\n")
-    check = f"from raysweep.version import check_same_code; check_same_code({code()!r})"
+    check = f"from raysweep.sweep.same_code import check_same_code; check_same_code({code()!r})"
     done = subprocess.run(
         [sys.executable, "-c", check], cwd="/", capture_output=True, text=True, check=False,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},

@@ -83,16 +83,15 @@ def test_fraction_keeps_a_part_of_the_same_documents(corpus: TokenizedCorpus) ->
 
 
 def test_a_heldout_document_is_kept_out_of_pretraining() -> None:
-    shards = build_installed._split(
-        build_installed._distinct(
-            [
-                installed.Document("pretraining", "python", "the same text"),
-                installed.Document("finetune_python", "networkx", "the same text"),
-                installed.Document("pretraining", "python", "another text"),
-            ],
-            fraction=1.0,
-        )
+    distinct = build_installed._distinct(
+        [
+            installed.Document("pretraining", "python", "the same text"),
+            installed.Document("finetune_python", "networkx", "the same text"),
+            installed.Document("pretraining", "python", "another text"),
+        ],
+        fraction=1.0,
     )
+    shards = build_installed._split({key: (document, key) for key, document in distinct.items()})
     where = {document.text: shard.name for shard in shards for document in shard.documents}
     assert where["the same text"].startswith("finetune_python/")
     assert where["another text"].startswith("pretraining/")

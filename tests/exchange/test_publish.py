@@ -25,8 +25,8 @@ from raysweep.store import Store, corpora_record
 from raysweep.store.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.sweep import trial
 from raysweep.sweep.runner import evaluate
+from raysweep.sweep.same_code import code
 from raysweep.sweep.survey import cells_missing_weights, survey
-from raysweep.version import code
 
 
 @pytest.fixture(scope="module")

@@ -55,7 +55,9 @@ def test_every_value_of_the_paper_s_grid_says_where_it_comes_from() -> None:
         assert any(tag in comment for tag in ("known", "derived", "inferred")) or "size: 4M" in line, line
 
 
-@pytest.mark.parametrize("file", sorted(SPACES.glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [f for f in sorted(SPACES.glob("*.yaml")) if ".hypotheses" not in f.name], ids=lambda file: file.stem
+)
 def test_every_search_space_that_ships_is_valid(file: Path) -> None:
     assert space.load(file).name == file.stem
 
@@ -100,7 +102,8 @@ def test_the_file_s_order_of_keys_does_not_matter(tmp_path: Path) -> None:
 
 def test_an_id_stays_what_it_is() -> None:
     """Golden, from the release that introduced ids: a store's finished cells are found again by them."""
-    cell = Cell.model_validate({**BASE, "tokens": 32e9, "batch_size": 128})
+    as_it_was = {"name": "installed", "decontaminate": None}
+    cell = Cell.model_validate({**BASE, "corpus": as_it_was, "tokens": 32e9, "batch_size": 128})
     assert cell.id == "4M-32B-b128-wd0.1-lr1-f0.1-s6198-" + GOLDEN_TAIL
 
 

@@ -1,0 +1,125 @@
+"""Statistics of cells for the tests of hypotheses, of one sample or of many resamples at once (`statistics`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+from raysweep.analysis import statistics
+from raysweep.analysis.findings import Array
+from raysweep.analysis.sweep_data import SweepData
+
+
+def u(sweep: SweepData, column: str, over: str) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]]:
+    """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end.
+
+    The bottom is where the mean of the other sizes with the same tokens is lowest, between the ends; the middle where there
+    are none. The lowest of a slice's own values is below the ends by chance.
+    """
+    slices = [
+        cells.dropna(subset=[column]).groupby(over, as_index=False).first() for cells in sweep.over_seeds.slices(over)
+    ]
+    falling, rising = [], []
+    for cells in slices:
+        if len(cells) < 3:
+            continue
+        between = cells[over].iloc[1:-1]
+        others = [
+            other.assign(centred=other[column] - other[column].mean())
+            for other in slices
+            if other["tokens"].iloc[0] == cells["tokens"].iloc[0]
+            and other["parameters"].iloc[0] != cells["parameters"].iloc[0]
+        ]
+        means = pd.concat(others).groupby(over)["centred"].mean() if others else pd.Series(dtype=float)
+        means = means[means.index.isin(between)]
+        bottom = means.idxmin() if len(means) else between.iloc[len(between) // 2]
+        low, deep, high = (
+            float(cells[column][cells[over] == at].iloc[0])
+            for at in (cells[over].iloc[0], bottom, cells[over].iloc[-1])
+        )
+        falling.append((np.array([0.0, 1.0]), np.array([low, deep])))
+        rising.append((np.array([0.0, 1.0]), np.array([deep, high])))
+    return falling, rising
+
+
+def spearman(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
+    """Spearman's correlation of two columns."""
+    first, second = cells[x].to_numpy(float), cells[y].to_numpy(float)
+    return lambda w: statistics.spearman(first, second, w)
+
+
+def within_sizes(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
+    """Spearman's correlation of the ranks within each size, as shares of it, about its mean: pooled over the sizes."""
+    first, second, size = (cells[c].to_numpy(float) for c in (x, y, "parameters"))
+
+    def pooled(weights: Array) -> Array:
+        xx, yy, xy = (np.zeros(len(weights)) for _ in range(3))
+        for s in np.unique(size):
+            w = weights * (size == s)
+            count = w.sum(axis=1, keepdims=True)
+            a, b = (statistics.ranks(values, w) / np.maximum(count, 1) for values in (first, second))
+            a, b = (r - (w * r).sum(axis=1, keepdims=True) / np.maximum(count, 1) for r in (a, b))
+            xx += (w * a * a).sum(axis=1)
+            yy += (w * b * b).sum(axis=1)
+            xy += (w * a * b).sum(axis=1)
+        return np.asarray(xy / np.sqrt(xx * yy))
+
+    return pooled
+
+
+def between(name: str, keep: Callable[[pd.DataFrame, pd.Series], pd.DataFrame], cells: pd.DataFrame) -> pd.DataFrame:
+    """A slice's cells at two of its values, where it has at least three."""
+    return keep(cells, cells[name]) if cells[name].nunique() > 2 else cells.head(0)
+
+
+def within_size_spread(cells: pd.DataFrame, column: str) -> float:
+    """Standard deviation of a column about the mean of its size."""
+    if column not in cells or not len(cells):
+        return 0.0
+    centred = cells[column] - cells.groupby("parameters")[column].transform("mean")
+    return float(centred.std())
+
+
+def deviation(values: pd.Series, weights: Array) -> Array:
+    """Standard deviation, of each resample."""
+    v = values.to_numpy(float)
+    total = weights.sum(axis=1)
+    mean = weights @ v / total
+    return np.asarray(np.sqrt(np.maximum(weights @ v**2 / total - mean**2, 0)))
+
+
+def relative_range(values: pd.Series, weights: Array) -> Array:
+    """Interquartile range over median, of each resample."""
+    v = values.to_numpy(float)
+    order = np.argsort(v)
+    share = np.cumsum(weights[:, order], axis=1) / weights.sum(axis=1, keepdims=True)
+    low, middle, high = (v[order][np.argmax(share >= q - 1e-12, axis=1)] for q in (0.25, 0.5, 0.75))
+    return np.asarray((high - low) / np.abs(middle))
+
+
+def spread_at_equal(cells: pd.DataFrame, sweep: SweepData, of: str, at: str) -> Callable[[Array], Array]:
+    """The spread among same-size pairs that are close in `at`, over that of all same-size pairs."""
+    first, second = np.triu_indices(len(cells), 1)
+    size, spread_in, equal_in = (cells[c].to_numpy(float) for c in ("parameters", of, at))
+    configuration = sweep.configurations[cells.index]
+    # Two seeds of one configuration are one model twice.
+    same = (size[first] == size[second]) & (configuration[first] != configuration[second])
+    first, second = first[same], second[same]
+    apart, of_size = np.abs(equal_in[first] - equal_in[second]), size[first]
+    close = np.zeros(len(first), dtype=bool)
+    for s in np.unique(of_size):
+        close[of_size == s] = apart[of_size == s] <= np.quantile(apart[of_size == s], 0.1)
+    spread = np.abs(spread_in[first] - spread_in[second])
+
+    def ratio(weights: Array) -> Array:
+        pairs = weights[:, first] * weights[:, second]
+        near = pairs * close
+        return np.asarray((near @ spread / near.sum(axis=1)) / (pairs @ spread / pairs.sum(axis=1)))
+
+    # There are many pairs of cells: some resamples at a time.
+    at_once = max(1, 10_000_000 // max(1, len(first)))
+    return lambda weights: np.concatenate(
+        [ratio(some) for some in np.array_split(weights, -(-len(weights) // at_once))]
+    )

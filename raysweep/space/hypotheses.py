@@ -1,0 +1,277 @@
+"""Hypotheses about a sweep, as a file that its search space names: what is claimed, and the tests that would decide it.
+
+    hypotheses:
+      - id: 8
+        says: "Larger batch: higher effective rank."
+        tests:
+          - {trend: {of: effective_rank_W, over: batch_size}, expect: "> 0"}
+
+Each test has one kind, the name of one of the classes below, and what is expected of its effect. Columns are those of
+`raysweep results`; `loss` stands for the loss on held-out text that the sweep has, `in_distribution_loss` if it was
+evaluated and else `validation_loss`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from raysweep.errors import allowed
+from raysweep.space.explain import explain, show
+from raysweep.space.fields import Positive, Real, Strict
+from raysweep.space.yaml_file import YamlFile
+
+Column = Annotated[str, Field(min_length=1)]
+
+
+class Correlation(Strict):
+    """Spearman's correlation of two columns over all cells."""
+
+    of: Column
+    with_: Annotated[Column, Field(alias="with")]
+    given: Literal["nothing", "size", "line", "law", "settings"] = "nothing"
+    """What is held equal: `size` (ranks about the mean of each size), a straight `line` on log size and tokens, the scaling
+    `law`, or all `settings` (a partial correlation). The last three are for a metric and a task's loss."""
+    size: Literal["smallest", "largest"] | None = None
+    """Over the cells of one size only."""
+    minus_size: Literal["smallest", "largest"] | None = None
+    """Subtract the correlation over the cells of another size."""
+
+
+class Attenuation(Strict):
+    """How much of |Spearman's correlation| goes once all settings are held equal: |raw| - |partial|."""
+
+    of: Column
+    with_: Annotated[Column, Field(alias="with")]
+
+
+class Closer(Strict):
+    """|Spearman of `of` and `with`| - |Spearman of `of` and `than`|."""
+
+    of: Column
+    with_: Annotated[Column, Field(alias="with")]
+    than: Column
+
+
+class Line(Strict):
+    """R² of a straight line from one column to another."""
+
+    from_: Annotated[Column, Field(alias="from")]
+    to: Column
+
+
+class AddedR2(Strict):
+    """What a metric adds to the R² of out-of-fold predictions by size, compute and tokens. Lists are every pair."""
+
+    of: Column | tuple[Column, ...]
+    for_: Annotated[Column | tuple[Column, ...], Field(alias="for")]
+
+
+class Trend(Strict):
+    """The change of a column over the values of a hyperparameter, all else equal."""
+
+    of: Column
+    over: Column
+    from_: Annotated[Literal["lowest", "middle"], Field(alias="from")] = "lowest"
+    to: Literal["middle", "highest"] = "highest"
+    equal_steps: bool = False
+    """Let the batch size differ so that the number of steps is equal, as the paper compares token budgets."""
+    only_ends: bool = False
+    """Only the cells at the lowest and the highest value."""
+
+
+class At(Strict):
+    """A column at one value of a hyperparameter, minus at the values on one side of it, all else equal."""
+
+    of: Column
+    over: Column
+    value: Real
+    than: Literal["lower", "higher"]
+
+
+class Turn(Strict):
+    """A U over a hyperparameter: the fall to its bottom, or the rise from it. The other sizes say where the bottom is."""
+
+    of: Column
+    over: Column
+    part: Literal["fall", "rise"]
+
+
+class TrendBySize(Strict):
+    """How the effect of a hyperparameter on a column changes with each e-fold of size."""
+
+    of: Column
+    over: Column
+
+
+class Spread(Strict):
+    """The spread of one column over all cells minus that of another."""
+
+    of: Column
+    minus: Column
+    measure: Literal["deviation", "relative_range"] = "deviation"
+    """The standard deviation, or the interquartile range over the median."""
+
+
+class Mean(Strict):
+    """The mean of one column over all cells minus that of another."""
+
+    of: Column
+    minus: Column
+
+
+class SpreadAtEqual(Strict):
+    """The spread of a column among the tenth of same-size pairs that are closest in another, over that of all such pairs."""
+
+    of: Column
+    at: Column
+
+
+class UnderTrained(Strict):
+    """The mean percentile, within their size, of cells with at most half the median steps and a batch above the median."""
+
+    of: Column
+
+
+class LateRise(Strict):
+    """How far the validation loss ends above its lowest, as a fraction of it, at the lowest value of a hyperparameter."""
+
+    over: Column = "batch_size"
+
+
+class Curvature(Strict):
+    """The R² that the square of one column adds to a line from it to another."""
+
+    of: Column
+    in_: Annotated[Column, Field(alias="in")]
+
+
+class Strongest(Strict):
+    """The mean |change| of a column over the range of one hyperparameter minus the largest over that of any other."""
+
+    of: Column
+    over: Column
+
+
+class Among(Strict):
+    """Which cells a test is about."""
+
+    tokens_per_parameter: Positive | None = None
+    """Those trained on at least so many."""
+    block: Literal["sequential", "parallel"] | None = None
+    sizes: Literal["smaller half", "larger half"] | None = None
+
+
+_EXPECTED = re.compile(r"[<>] -?[0-9]+(\.[0-9]+)?|within [0-9]+(\.[0-9]+)?( spreads)?")
+
+
+def _expectation(text: str) -> str:
+    if not _EXPECTED.fullmatch(text):
+        raise ValueError("one of '> 0.1', '< 0.1', 'within 0.3' and 'within 0.5 spreads' is needed")
+    return text
+
+
+class Test(Strict):
+    """One effect and what is expected of it. Exactly one kind is given."""
+
+    expect: Annotated[str, AfterValidator(_expectation)]
+    """`> x`, `< x`, `within x` of zero, or `within x spreads` (standard deviations of the column within a size)."""
+    called: str = ""
+    """What tables call the effect; `{loss}` and `{of}` stand for the words of those columns. By default words are found."""
+    among: Among = Among()
+    correlation: Correlation | None = None
+    attenuation: Attenuation | None = None
+    closer: Closer | None = None
+    line: Line | None = None
+    added_r2: AddedR2 | None = None
+    trend: Trend | None = None
+    at: At | None = None
+    turn: Turn | None = None
+    trend_by_size: TrendBySize | None = None
+    spread: Spread | None = None
+    mean: Mean | None = None
+    spread_at_equal: SpreadAtEqual | None = None
+    under_trained: UnderTrained | None = None
+    late_rise: LateRise | None = None
+    curvature: Curvature | None = None
+    strongest: Strongest | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Test:
+        given = [name for name in KINDS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"one kind of test is needed, not {', '.join(given) or 'none'}; allowed: {', '.join(KINDS)}"
+            )
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in KINDS if getattr(self, name) is not None)
+
+
+KINDS = tuple(name for name, field in Test.model_fields.items() if type(None) in get_args(field.annotation))
+"""The kinds of test, as a file names them."""
+
+
+class Hypothesis(Strict):
+    """One claim, and the tests that decide it: supported if all are, contradicted if one is."""
+
+    id: int | Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    says: Annotated[str, Field(min_length=1)]
+    where: str = ""
+    """Where that is shown, such as a figure of a paper."""
+    for_each: str | None = None
+    """A pattern of columns such as `finetune_*_loss`: the tests are made for each, with its name for `{each}`."""
+    tests: Annotated[tuple[Test, ...], Field(min_length=1)]
+
+
+class Hypotheses(Strict):
+    """The content of a file of hypotheses."""
+
+    hypotheses: tuple[Hypothesis, ...]
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits that change when a test does, and not when its words do."""
+        content = [
+            [hypothesis.id, hypothesis.for_each, [test.model_dump(exclude={"called"}) for test in hypothesis.tests]]
+            for hypothesis in self.hypotheses
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def load_hypotheses(path: Path) -> Hypotheses:
+    """Read a file of hypotheses. Raises `UserError` naming file and line.
+
+    Examples
+    --------
+    >>> load_hypotheses(Path("search_spaces/paper.hypotheses.yaml")).hypotheses[7].id
+    8
+    """
+    file = YamlFile(path, "file of hypotheses")
+    if not isinstance(file.content, dict):
+        raise file.error((), f"a mapping with hypotheses is needed, not {show(file.content)}")
+    for key in file.content:
+        if key not in Hypotheses.model_fields:
+            raise file.error((key,), f"unknown key; {allowed(key, Hypotheses.model_fields)}")
+    try:
+        found = Hypotheses.model_validate(file.content)
+    except ValidationError as error:
+        where, message = explain(error, Hypotheses)
+        raise file.error(where, message) from None
+    ids = [hypothesis.id for hypothesis in found.hypotheses]
+    for i, one in enumerate(ids):
+        if one in ids[:i]:
+            raise file.error(("hypotheses", i, "id"), f"the id {one!r} is there twice")
+    return found
+
+
+def paper_hypotheses() -> Hypotheses:
+    """The fifteen claims of arXiv 2602.20433, which a search space has that names no file of its own."""
+    return load_hypotheses(Path(__file__).with_name("paper.hypotheses.yaml"))

@@ -1,0 +1,53 @@
+"""`hypotheses.json`: which hypotheses were declared of a sweep, and how many of its cells were finished then."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from raysweep.store.schemas import SCHEMA_VERSION
+from raysweep.store.sessions import now
+from raysweep.store.store import Store
+from raysweep.store.tables import checksum
+
+FILE = "hypotheses.json"
+
+
+def read(store: Store) -> list[dict[str, Any]]:
+    """The declarations in their order: `digest` of the hypotheses, when they were `seen`, cells `finished` and `planned`."""
+    content = store.read(FILE)
+    if content is None:
+        return []
+    try:
+        body = json.loads(content)
+        sealed = {key: value for key, value in body.items() if key != "sha256"}
+        if checksum(sealed) != body["sha256"]:
+            raise ValueError
+        return list(body["declared"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        store.quarantine(FILE, "it is not what was written")
+        return []
+
+
+def record(store: Store, digest: str, finished: int, planned: int) -> list[dict[str, Any]]:
+    """Add a declaration where these hypotheses are not the last ones; all of them."""
+    declared = read(store)
+    if not declared or declared[-1]["digest"] != digest:
+        seen = now().isoformat(timespec="seconds")
+        declared = [*declared, {"digest": digest, "seen": seen, "finished": finished, "planned": planned}]
+        body: dict[str, Any] = {"schema": SCHEMA_VERSION, "declared": declared}
+        body |= {"sha256": checksum(body)}
+        store.write(FILE, json.dumps(body, indent=1, sort_keys=True).encode())
+    return declared
+
+
+def said(declared: list[dict[str, Any]], digest: str) -> str:
+    """Whether the hypotheses of this digest were declared before the results, in words."""
+    if not declared or declared[-1]["digest"] != digest:
+        return "declared after the results, for this analysis"
+    last = declared[-1]
+    when = f"when {last['finished']} of {last['planned']} cells were finished" if last["finished"] else ""
+    if len(declared) == 1:
+        return f"declared {when or 'before any cell was finished'}"
+    times = f", the last of {len(declared) - 1} changes" if len(declared) > 2 else ""
+    return f"changed {when or 'before any cell was finished'}{times}"

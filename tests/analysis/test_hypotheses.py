@@ -1,0 +1,224 @@
+"""Hypotheses as data: an invented study of its own, what a file may say, and when it was declared."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from raysweep.analysis import claims, findings, hypothesis_tests
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE
+from raysweep.analysis.findings import Finding
+from raysweep.analysis.findings import Tests as SweepTests
+from raysweep.analysis.sweep_data import SweepData
+from raysweep.errors import UserError
+from raysweep.space import read as space
+from raysweep.space.hypotheses import KINDS, Hypotheses, load_hypotheses
+from raysweep.space.hypotheses import Test as OneTest
+from raysweep.store import Store, declarations
+
+# A study of something else than the paper's: every kind of test once.
+INVENTED = """
+hypotheses:
+  - id: width-helps
+    says: Wider models are better, and their heads are not.
+    where: our own figure 1
+    tests:
+      - {correlation: {of: parameters, with: loss}, expect: "< 0"}
+      - {correlation: {of: spectral_norm_W, with: loss, given: size}, expect: within 0.4}
+      - {correlation: {of: effective_rank_W, with: loss, given: settings}, expect: within 0.9}
+      - {correlation: {of: effective_rank_W, with: loss, size: largest, minus_size: smallest}, expect: within 1.5}
+      - {attenuation: {of: effective_rank_W, with: loss}, expect: "> -1"}
+      - {closer: {of: loss, with: parameters, than: batch_size}, expect: "> -1"}
+      - {line: {from: loss, to: out_of_distribution_loss}, expect: "> 0.5"}
+      - {added_r2: {of: effective_rank_W, for: in_distribution_loss}, expect: "< 1"}
+  - id: 2
+    says: What moves what.
+    tests:
+      - {trend: {of: effective_rank_W, over: batch_size, from: lowest, to: middle}, expect: "> 0"}
+      - {trend: {of: effective_rank_W, over: batch_size, from: middle, to: highest}, expect: "> 0"}
+      - {at: {of: loss, over: learning_rate_factor, value: 1, than: lower}, expect: "< 0"}
+      - {turn: {of: loss, over: batch_size, part: rise}, expect: "> -9"}
+      - {trend_by_size: {of: loss, over: weight_decay}, expect: within 9}
+      - {strongest: {of: isotropy_W, over: weight_decay}, expect: "> -9"}
+      - {late_rise: {over: batch_size}, expect: "< 9"}
+  - id: 3
+    says: How it spreads.
+    for_each: forgetting_*_loss
+    tests:
+      - {spread: {of: effective_rank_H, minus: effective_rank_W}, expect: "< 9"}
+      - {mean: {of: effective_rank_H, minus: effective_rank_W}, expect: "> -9"}
+      - {spread_at_equal: {of: effective_rank_W, at: "{each}"}, called: "of {of}", expect: "> 0"}
+      - {under_trained: {of: "{each}"}, expect: "> 0"}
+      - {curvature: {of: cosine_W, in: effective_rank_W}, expect: "> -9"}
+"""
+
+
+@pytest.fixture
+def invented(tmp_path: Path) -> Hypotheses:
+    (tmp_path / "own.hypotheses.yaml").write_text(INVENTED)
+    return load_hypotheses(tmp_path / "own.hypotheses.yaml")
+
+
+def test_a_study_of_its_own_is_judged_by_its_own_file(
+    invented: Hypotheses, simulated: SweepData, tables_of_example: tuple[pd.DataFrame, pd.DataFrame]
+) -> None:
+    own = replace(simulated, hypotheses=invented)
+    card, tests = claims.claims(own, tables_of_example[0])
+    assert card["claim"].to_list() == ["width-helps", 2, 3]
+    assert card["place"].to_list() == ["our own figure 1", "", ""]
+    # Both fine-tunings, five tests each.
+    assert tests["claim"].value_counts().to_dict() == {"width-helps": 8, 2: 7, 3: 10}
+    used = {test.kind for hypothesis in invented.hypotheses for test in hypothesis.tests}
+    assert used == set(KINDS) == set(hypothesis_tests._KINDS)
+    assert tests[tests["reason"] != ""].empty
+    assert np.isfinite(tests[["value", "low", "high"]].to_numpy(float)).all()
+    raw = tests.iloc[0]
+    expected = stats.spearmanr(simulated.cells["parameters"], simulated.cells["in_distribution_loss"]).statistic
+    assert raw["value"] == pytest.approx(expected)
+
+
+def of(found: SweepData, kind: str, expect: str = "> 0", **more: object) -> Finding:
+    (finding,) = hypothesis_tests.findings(
+        SweepTests(found, pd.DataFrame()), OneTest.model_validate({kind: more, "expect": expect})
+    )
+    return finding
+
+
+def planted(simulated: SweepData, **columns: object) -> SweepData:
+    return sweep.from_tables("x", simulated.cells.assign(**columns).drop(columns=[BASE_RATE]), simulated.trajectories)
+
+
+def test_a_correlation_within_sizes_against_scipy(simulated: SweepData) -> None:
+    """Sizes of one length have ranks of one scale: the pooled one is the mean of scipy's."""
+    found = of(simulated, "correlation", of="effective_rank_W", given="size", **{"with": "loss"})
+    each = [
+        stats.spearmanr(cells["effective_rank_W"], cells["in_distribution_loss"]).statistic
+        for _, cells in simulated.cells.groupby("parameters")
+    ]
+    assert simulated.cells.groupby("parameters").size().nunique() == 1
+    assert found.value == pytest.approx(np.mean(each))
+
+
+def test_a_difference_between_sizes_is_none_within_them(simulated: SweepData) -> None:
+    """The paradox, planted: the larger sizes are better and of higher rank, within each the higher rank is worse."""
+    rng = np.random.default_rng(0)
+    inside = pd.Series(rng.standard_normal(108))
+    size = np.log(simulated.cells["parameters"])
+    opposed = planted(simulated, effective_rank_W=size + 0.1 * inside, in_distribution_loss=-size + 0.1 * inside)
+    assert of(opposed, "correlation", "< 0", of="effective_rank_W", **{"with": "loss"}).verdict == "supported"
+    within = of(opposed, "correlation", "> 0.9", of="effective_rank_W", given="size", **{"with": "loss"})
+    assert within.verdict == "supported"
+
+
+def test_attenuation_is_what_the_settings_explain(simulated: SweepData) -> None:
+    rng = np.random.default_rng(1)
+    size, decay = np.log(simulated.cells["parameters"]), simulated.cells["weight_decay"].rank()
+    explained = planted(
+        simulated,
+        effective_rank_W=size + 0.02 * decay + 0.05 * rng.standard_normal(108),
+        in_distribution_loss=-size - 0.02 * decay + 0.05 * rng.standard_normal(108),
+    )
+    found = of(explained, "attenuation", "> 0.2", of="effective_rank_W", **{"with": "loss"})
+    assert found.verdict == "supported"
+
+
+def test_noise_is_rarely_called_a_relation(simulated: SweepData) -> None:
+    """Of tests of no effect at most one in twenty may say that there is one: of 40 more than 7 have a chance of 0.2%."""
+    rng = np.random.default_rng(2)
+    false = {"size": 0, "nothing": 0}
+    for _ in range(40):
+        none = planted(simulated, effective_rank_W=pd.Series(rng.standard_normal(108)))
+        for given in false:
+            found = of(none, "correlation", of="effective_rank_W", given=given, **{"with": "spectral_norm_W"})
+            false[given] += found.verdict != "undecided"
+    assert max(false.values()) <= 7, false
+
+
+def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
+    # A normal effect of 2 standard errors above the bound: 2.3% of the other side.
+    reach = stats.norm.ppf(0.975)
+    found = Finding("x", "> 1", 3.0, 3 - reach, 3 + reach)
+    assert found.p_value == pytest.approx(stats.norm.sf(2))
+    assert Finding("x", "< 1", 3.0, 3 - reach, 3 + reach).p_value == pytest.approx(stats.norm.cdf(2))
+    inside = Finding("x", "within \N{PLUS-MINUS SIGN}4", 3.0, 3 - reach, 3 + reach)
+    assert inside.p_value == pytest.approx(stats.norm.sf(1))
+    assert np.isnan(Finding("x", "> 1").p_value)
+    p = pd.Series([0.01, 0.04, np.nan, 0.03])
+    # By hand: p times 3 over its rank, made monotone from the largest down.
+    assert findings.false_discovery_rates(p).to_list() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "said"),
+    [
+        ("of: parameters, with: loss", "of: parameters, whit: loss", 7, "unknown field; did you mean 'with'?"),
+        (
+            'expect: "< 0"',
+            'expect: "<= 0"',
+            7,
+            "one of '> 0.1', '< 0.1', 'within 0.3' and 'within 0.5 spreads' is needed",
+        ),
+        ("trend: {", "trnd: {", 18, "unknown field; did you mean 'trend'?"),
+        ("id: 2", "id: width-helps", 15, "the id 'width-helps' is there twice"),
+        ("given: size}", "given: siez}", 8, "siez"),
+        ("{mean: {", "{late_rise: {}, mean: {", 30, "one kind of test is needed, not mean, late_rise"),
+        ("hypotheses:", "hypothesis:", 2, "unknown key; allowed: hypotheses"),
+    ],
+)
+def test_a_mistake_names_file_and_line(before: str, after: str, line: int, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.hypotheses.yaml"
+    assert before in INVENTED
+    file.write_text(INVENTED.replace(before, after, 1))
+    with pytest.raises(UserError) as refused:
+        load_hypotheses(file)
+    assert str(refused.value).startswith(f"{file}:{line}:"), refused.value
+    assert said in str(refused.value)
+
+
+SPACE = "name: x\nbase: {size: 4M, corpus: installed, tokens: 1e6, batch_size: 4, sequence_length: 128}\n"
+
+
+def test_a_search_space_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(SPACE + "hypotheses: own.hypotheses.yaml\n")
+    with pytest.raises(UserError, match=r"own\.hypotheses\.yaml: no such file of hypotheses"):
+        space.load(tmp_path / "x.yaml")
+    (tmp_path / "own.hypotheses.yaml").write_text(INVENTED)
+    loaded = space.load(tmp_path / "x.yaml").hypotheses
+    assert loaded is not None
+    assert [hypothesis.id for hypothesis in loaded.hypotheses] == ["width-helps", 2, 3]
+    for name in ("../own.hypotheses.yaml", "[a]", "''"):
+        (tmp_path / "x.yaml").write_text(SPACE + f"hypotheses: {name}\n")
+        with pytest.raises(UserError, match=r"x\.yaml:3: hypotheses: the name of a file beside this one is needed"):
+            space.load(tmp_path / "x.yaml")
+    (tmp_path / "x.yaml").write_text(SPACE)
+    assert space.load(tmp_path / "x.yaml").hypotheses is None
+
+
+def test_words_do_not_change_what_was_declared_and_tests_do(invented: Hypotheses, tmp_path: Path) -> None:
+    for change, same in ((("better", "worse"), True), (('expect: "< 0"', 'expect: "< 0.1"'), False)):
+        (tmp_path / "b.yaml").write_text(INVENTED.replace(*change, 1))
+        assert (load_hypotheses(tmp_path / "b.yaml").digest == invented.digest) is same
+
+
+def test_when_they_were_declared_is_kept(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    assert declarations.said(declarations.read(store), "a") == "declared after the results, for this analysis"
+    declarations.record(store, "a", 0, 108)
+    declarations.record(store, "a", 50, 108)
+    assert declarations.said(declarations.read(store), "a") == "declared before any cell was finished"
+    declarations.record(store, "b", 60, 108)
+    said = declarations.said(declarations.read(store), "b")
+    assert said == "changed when 60 of 108 cells were finished"
+    assert declarations.said(declarations.read(store), "a").startswith("declared after the results")
+    # Back to the first ones is a change, too.
+    declarations.record(store, "a", 80, 108)
+    assert declarations.said(declarations.read(store), "a") == (
+        "changed when 80 of 108 cells were finished, the last of 2 changes"
+    )
+    (tmp_path / "hypotheses.json").write_text('{"declared": []}')
+    assert declarations.read(store) == []
+    assert list(tmp_path.glob("hypotheses.json.damaged-*"))
