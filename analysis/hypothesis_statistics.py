@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.analysis import statistics
+from raysweep.analysis.columns import PAPER_TASKS
 from raysweep.analysis.findings import Array
 from raysweep.analysis.sweep_data import SweepData
 
@@ -48,6 +49,13 @@ def spearman(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
     """Spearman's correlation of two columns."""
     first, second = cells[x].to_numpy(float), cells[y].to_numpy(float)
     return lambda w: statistics.spearman(first, second, w)
+
+
+def given_settings(cells: pd.DataFrame, sweep: SweepData, x: str, y: str) -> Callable[[Array], Array]:
+    """Spearman's correlation of two columns given all settings that vary."""
+    first, second, controls = cells[x].to_numpy(float), cells[y].to_numpy(float), sweep.controls.loc[cells.index]
+    held = controls.loc[:, controls.nunique() > 1].to_numpy(float)
+    return lambda w: statistics.partial_spearman(first, second, held, w)
 
 
 def within_sizes(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:
@@ -123,3 +131,13 @@ def spread_at_equal(cells: pd.DataFrame, sweep: SweepData, of: str, at: str) -> 
     return lambda weights: np.concatenate(
         [ratio(some) for some in np.array_split(weights, -(-len(weights) // at_once))]
     )
+
+
+def task_of(sweep: SweepData, column: str) -> str | None:
+    """The task whose loss a column is, where the sweep has it."""
+    return next((task for task, of_task in sweep.tasks.items() if of_task == column), None)
+
+
+def task_name(column: str) -> str:
+    """The task whose loss a column is, whether the sweep has it or not."""
+    return PAPER_TASKS.get(column, column.removesuffix("_loss"))

@@ -15,23 +15,25 @@ import numpy as np
 import pandas as pd
 
 from raysweep.analysis import statistics
-from raysweep.analysis.columns import PAPER_TASKS, words
+from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Array, Finding, Tests, of_effect, of_mean
 from raysweep.analysis.hypothesis_statistics import (
     between,
     deviation,
+    given_settings,
     relative_range,
     spearman,
     spread_at_equal,
+    task_name,
+    task_of,
     u,
     within_size_spread,
     within_sizes,
 )
 from raysweep.analysis.regressions import DRAWS, SEED, folds_of
-from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trajectories import few_steps, late_rise
 from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
-from raysweep.space.hypotheses import Test
+from raysweep.space.hypotheses import Among, Test
 
 FEWEST_SLOPES = 6
 """Comparisons of one hyperparameter from which their mean change is resampled."""
@@ -42,6 +44,9 @@ _STATISTICS = {
     "law": "residual_spearman_chinchilla",
     "settings": "partial_spearman",
 }
+
+# Those that are of the table of regressions, or of nothing.
+_TABLED = ("line", "law", "settings")
 
 
 def findings(tests: Tests, test: Test) -> list[Finding]:
@@ -75,6 +80,11 @@ class _Measured:
             half = (len(sizes) + 1) // 2
             kept &= cells["parameters"].isin(sizes[:half] if among.sizes == "smaller half" else sizes[-half:])
         return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is about some cells only."""
+        return self.test.among != Among()
 
     def column(self, name: str) -> str:
         """The column of a name in the file."""
@@ -111,28 +121,29 @@ class _Measured:
 
 
 def _correlation(m: _Measured) -> Iterator[Finding]:
-    of, other = m.column(m.spec.of), m.column(m.spec.with_)
+    of, other, given = m.column(m.spec.of), m.column(m.spec.with_), m.spec.given
+    pair = f"{m.words(m.spec.of)} and {m.words(m.spec.with_)}"
+    sweep = m.tests.sweep
+    task = task_of(m.of_sweep.sweep, other)
+    statistic = _STATISTICS.get(given, "")
     if m.spec.size is not None:
         yield _of_sizes(m, of, other)
-        return
-    statistic = _STATISTICS.get(m.spec.given, "")
-    task = _task(m.of_sweep.sweep, other)
-    if not m.test.called and (task, of, statistic) in m.of_sweep.regressions.index:
-        yield m.of_sweep.regression(str(task), of, statistic, m.rule)
-    elif m.spec.given == "size":
+    elif m.narrowed and given == "settings":
         yield m.resampled(
-            f"Spearman within sizes, {words(of)} and {m.words(m.spec.with_)}", (of, other, "parameters"),
-            partial(within_sizes, x=of, y=other),
-        )  # fmt: skip
-    elif m.spec.given == "nothing":
+            f"Partial Spearman of {pair}", (of, other), partial(given_settings, sweep=sweep, x=of, y=other)
+        )
+    elif not m.narrowed and (
+        (task, of, statistic) in m.of_sweep.regressions.index or given in ("line", "law", "settings")
+    ):
+        known = task or task_name(m.of_sweep.sweep.main_task if m.spec.with_ == "loss" else other)
+        finding = m.of_sweep.regression(known, of, statistic, m.rule)
+        yield replace(finding, effect=m.called(finding.effect))
+    elif given == "size":
         yield m.resampled(
-            f"Spearman of {m.words(m.spec.of)} and {m.words(m.spec.with_)}",
-            (of, other),
-            partial(spearman, x=of, y=other),
+            f"Spearman within sizes of {pair}", (of, other, "parameters"), partial(within_sizes, x=of, y=other)
         )
     else:
-        known = _task_name(m.spec.with_ if m.spec.with_ != "loss" else m.of_sweep.sweep.main_task)
-        yield m.of_sweep.regression(known, of, statistic, m.rule)
+        yield m.resampled(f"Spearman of {pair}", (of, other), partial(spearman, x=of, y=other))
 
 
 def _of_sizes(m: _Measured, of: str, other: str) -> Finding:
@@ -163,10 +174,8 @@ def _attenuation(m: _Measured) -> Iterator[Finding]:
     of, other = m.column(m.spec.of), m.column(m.spec.with_)
 
     def gone(cells: pd.DataFrame) -> Callable[[Array], Array]:
-        x, y = cells[of].to_numpy(float), cells[other].to_numpy(float)
-        controls = m.tests.sweep.controls.loc[cells.index]
-        held = controls.loc[:, controls.nunique() > 1].to_numpy(float)
-        return lambda w: np.abs(statistics.spearman(x, y, w)) - np.abs(statistics.partial_spearman(x, y, held, w))
+        raw, given = spearman(cells, of, other), given_settings(cells, m.tests.sweep, of, other)
+        return lambda w: np.abs(raw(w)) - np.abs(given(w))
 
     name = f"|raw| minus |partial| Spearman, {m.words(m.spec.of)} and {m.words(m.spec.with_)}"
     yield m.resampled(name, (of, other), gone)
@@ -194,7 +203,7 @@ def _line(m: _Measured) -> Iterator[Finding]:
 def _added_r2(m: _Measured) -> Iterator[Finding]:
     """Of several pairs those that were measured, the largest upper end first; one that says why where there is none."""
     of, targets = (v if isinstance(v, tuple) else (v,) for v in (m.spec.of, m.spec.for_))
-    pairs = [(_task_name(m.column(t)), metric) for t in targets for metric in of]
+    pairs = [(task_name(m.column(t)), metric) for t in targets for metric in of]
     made = [m.of_sweep.regression(task, metric, "predictive_r2", m.rule) for task, metric in pairs]
     if len(pairs) == 1:
         yield made[0]
@@ -384,13 +393,3 @@ _KINDS: dict[str, Callable[[_Measured], Iterator[Finding]]] = {
     "curvature": _curvature,
     "strongest": _strongest,
 }
-
-
-def _task(sweep: SweepData, column: str) -> str | None:
-    """The task whose loss a column is, where the sweep has it."""
-    return next((task for task, of_task in sweep.tasks.items() if of_task == column), None)
-
-
-def _task_name(column: str) -> str:
-    """The task whose loss a column is, whether the sweep has it or not."""
-    return PAPER_TASKS.get(column, column.removesuffix("_loss"))

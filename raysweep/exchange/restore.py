@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from raysweep.exchange.published import PublishedResults, by_cell
-from raysweep.store import Store, corpora_record, sessions
+from raysweep.store import Store, corpora_record, declarations, sessions
 from raysweep.store.lock import Lock
 from raysweep.store.results import finished
 from raysweep.store.schemas import CELLS, EVALUATIONS, SESSIONS, TIMINGS, TRAJECTORIES
@@ -36,6 +36,8 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
         for index, row in enumerate(published.sessions.to_pylist()):
             if (row["started"], row["host"]) not in recorded:
                 store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
+        if published.declared and not declarations.read(store):
+            declarations.write(store, published.declared)
         done = finished(store)
         complete = lacked = 0
         for cell in [cell.id for cell in space.cells if cell.id in rows]:

@@ -42,6 +42,14 @@ class Correlation(Strict):
     minus_size: Literal["smallest", "largest"] | None = None
     """Subtract the correlation over the cells of another size."""
 
+    @model_validator(mode="after")
+    def _of_a_size(self) -> Correlation:
+        if self.size is not None and self.given != "nothing":
+            raise ValueError("size goes with given: nothing")
+        if self.minus_size is not None and self.size in (None, self.minus_size):
+            raise ValueError("minus_size needs another size to be taken from")
+        return self
+
 
 class Attenuation(Strict):
     """How much of |Spearman's correlation| goes once all settings are held equal: |raw| - |partial|."""
@@ -83,6 +91,14 @@ class Trend(Strict):
     """Let the batch size differ so that the number of steps is equal, as the paper compares token budgets."""
     only_ends: bool = False
     """Only the cells at the lowest and the highest value."""
+
+    @model_validator(mode="after")
+    def _a_range(self) -> Trend:
+        if (self.from_, self.to) == ("middle", "middle"):
+            raise ValueError("from and to are both the middle")
+        if self.only_ends and (self.from_, self.to) != ("lowest", "highest"):
+            raise ValueError("only_ends goes from the lowest to the highest")
+        return self
 
 
 class At(Strict):
@@ -208,6 +224,12 @@ class Test(Strict):
             raise ValueError(
                 f"one kind of test is needed, not {', '.join(given) or 'none'}; allowed: {', '.join(KINDS)}"
             )
+        if self.expect.endswith("spreads") and not isinstance(getattr(getattr(self, given[0]), "of", None), str):
+            raise ValueError(f"{given[0]} has no single column whose spread within a size could be the margin")
+        # Those are of one table, over all cells.
+        by_table = self.correlation is not None and self.correlation.given in ("line", "law")
+        if self.among != Among() and (by_table or self.added_r2 is not None):
+            raise ValueError("added_r2, and a correlation given a line or the law, are over all cells: leave among out")
         return self
 
     @property

@@ -35,10 +35,15 @@ def record(store: Store, digest: str, finished: int, planned: int) -> list[dict[
     if not declared or declared[-1]["digest"] != digest:
         seen = now().isoformat(timespec="seconds")
         declared = [*declared, {"digest": digest, "seen": seen, "finished": finished, "planned": planned}]
-        body: dict[str, Any] = {"schema": SCHEMA_VERSION, "declared": declared}
-        body |= {"sha256": checksum(body)}
-        store.write(FILE, json.dumps(body, indent=1, sort_keys=True).encode())
+        write(store, declared)
     return declared
+
+
+def write(store: Store, declared: list[dict[str, Any]]) -> None:
+    """Replace the declarations of a store."""
+    body: dict[str, Any] = {"schema": SCHEMA_VERSION, "declared": declared}
+    body |= {"sha256": checksum(body)}
+    store.write(FILE, json.dumps(body, indent=1, sort_keys=True).encode())
 
 
 def said(declared: list[dict[str, Any]], digest: str) -> str:

@@ -114,6 +114,32 @@ def test_a_difference_between_sizes_is_none_within_them(simulated: SweepData) ->
     assert within.verdict == "supported"
 
 
+def test_what_a_test_is_about_counts_for_every_kind_of_correlation(simulated: SweepData) -> None:
+    """Related in the smaller half of the sizes, planted, and not in the other."""
+    rng = np.random.default_rng(3)
+    sizes = np.sort(simulated.cells["parameters"].unique())
+    small = simulated.cells["parameters"].isin(sizes[:3])
+    noise = pd.Series(rng.standard_normal(108))
+    half = planted(
+        simulated, effective_rank_W=noise.where(small, pd.Series(rng.standard_normal(108))), in_distribution_loss=-noise
+    )
+    table = pd.DataFrame(
+        {"value": -0.5, "low": -0.6, "high": -0.4, "n": 108, "reason": ""},
+        index=pd.MultiIndex.from_product(
+            [["in_distribution"], ["effective_rank_W"], ["raw_spearman", "partial_spearman"]]
+        ),
+    )
+    for given in ("nothing", "size", "settings"):
+        spec = {"of": "effective_rank_W", "with": "in_distribution_loss", "given": given}
+        for among, rule, verdict in (
+            ("smaller half", "< -0.8", "supported"),
+            ("larger half", "< -0.8", "contradicted"),
+        ):
+            test = OneTest.model_validate({"correlation": spec, "expect": rule, "among": {"sizes": among}})
+            (found,) = hypothesis_tests.findings(SweepTests(half, table), test)
+            assert (found.verdict, found.n) == (verdict, 54), (given, among, found)
+
+
 def test_attenuation_is_what_the_settings_explain(simulated: SweepData) -> None:
     rng = np.random.default_rng(1)
     size, decay = np.log(simulated.cells["parameters"]), simulated.cells["weight_decay"].rank()
@@ -166,6 +192,12 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
         ("id: 2", "id: width-helps", 15, "the id 'width-helps' is there twice"),
         ("given: size}", "given: siez}", 8, "siez"),
         ("{mean: {", "{late_rise: {}, mean: {", 30, "one kind of test is needed, not mean, late_rise"),
+        ("size: largest, minus_size", "minus_size", 10, "minus_size needs another size to be taken from"),
+        ("size: largest,", "size: largest, given: size,", 10, "size goes with given: nothing"),
+        ("from: middle, to: highest}", "from: middle, to: middle}", 19, "from and to are both the middle"),
+        ("to: middle}", "to: middle, only_ends: true}", 18, "only_ends goes from the lowest to the highest"),
+        ('expect: "> 0.5"', "expect: within 1 spreads", 13, "line has no single column whose spread"),
+        ('expect: "< 1"', 'expect: "< 1", among: {block: parallel}', 14, "are over all cells: leave among out"),
         ("hypotheses:", "hypothesis:", 2, "unknown key; allowed: hypotheses"),
     ],
 )
