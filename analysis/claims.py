@@ -58,12 +58,16 @@ def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Findin
     if hypothesis.for_each is None:
         yield from hypothesis.tests
         return
-    columns = [c for c in sweep.tasks.values() if fnmatchcase(c, hypothesis.for_each) and not of_domain(c)]
+    measured = dict.fromkeys([*sweep.tasks.values(), *sweep.cells.select_dtypes("number")])
+    named = [c for c in measured if fnmatchcase(c, hypothesis.for_each) and not of_domain(c)]
+    columns = [c for c in named if sweep.cells[c].notna().any()]
     for column in columns:
         for test in hypothesis.tests:
             yield Test.model_validate(_with_each(test.model_dump(by_alias=True, exclude_unset=True), column))
     if not columns:
-        yield Finding(f"for each {hypothesis.for_each}", "", reason=f"no column is called {hypothesis.for_each}")
+        yield Finding(
+            f"for each {hypothesis.for_each}", "", reason=f"no column called {hypothesis.for_each} was measured"
+        )
 
 
 def _findings(tests: Tests, test: Test | Finding) -> list[Finding]:

@@ -113,12 +113,6 @@ class Tests:
             return Finding(name, rule, reason=f"no two cells that this compares differ in {over} with {equal} equal")
         return of_effect(name, rule, over_range)
 
-    def line(self, x: str, y: str, what: str, rule: str) -> Finding:
-        return self.resampled(
-            f"R² of a line from {self.loss_words} to {what}", rule, (x, y),
-            lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
-        )  # fmt: skip
-
     def resampled(
         self, name: str, rule: str, columns: tuple[str, ...],
         statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None,
@@ -134,7 +128,7 @@ class Tests:
         groups = self.sweep.configurations[cells.index]
         count = len(np.unique(groups))
         of_kind = [count] if only is None else [len(np.unique(groups[cells["parameters"] == size])) for size in only]
-        if min(of_kind) < fewest or statistic is None:
+        if min(of_kind, default=0) < fewest or statistic is None:
             reason = f"{count} configurations; at least {fewest} of a kind are needed"
             return Finding(name, rule, n=len(cells), reason=reason)
         with np.errstate(invalid="ignore", divide="ignore"):

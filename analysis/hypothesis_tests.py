@@ -45,13 +45,14 @@ _STATISTICS = {
     "settings": "partial_spearman",
 }
 
-# Those that are of the table of regressions, or of nothing.
-_TABLED = ("line", "law", "settings")
-
 
 def findings(tests: Tests, test: Test) -> list[Finding]:
     """What a test measures, on the cells that it is about."""
-    return list(_KINDS[test.kind](_Measured(tests, test)))
+    measured = _Measured(tests, test)
+    for name in measured.columns:
+        if name in tests.cells and not pd.api.types.is_numeric_dtype(tests.cells[name]):
+            return [Finding(measured.called(test.kind), measured.rule, reason=f"{words(name)} is no number")]
+    return list(_KINDS[test.kind](measured))
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,12 @@ class _Measured:
             half = (len(sizes) + 1) // 2
             kept &= cells["parameters"].isin(sizes[:half] if among.sizes == "smaller half" else sizes[-half:])
         return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the test names."""
+        named = [getattr(self.spec, field, ()) for field in ("of", "with_", "for_", "to", "minus", "in_")]
+        return [self.column(name) for value in named for name in (value if isinstance(value, tuple) else (value,))]
 
     @property
     def narrowed(self) -> bool:
@@ -123,21 +130,19 @@ class _Measured:
 def _correlation(m: _Measured) -> Iterator[Finding]:
     of, other, given = m.column(m.spec.of), m.column(m.spec.with_), m.spec.given
     pair = f"{m.words(m.spec.of)} and {m.words(m.spec.with_)}"
-    sweep = m.tests.sweep
     task = task_of(m.of_sweep.sweep, other)
     statistic = _STATISTICS.get(given, "")
     if m.spec.size is not None:
         yield _of_sizes(m, of, other)
-    elif m.narrowed and given == "settings":
-        yield m.resampled(
-            f"Partial Spearman of {pair}", (of, other), partial(given_settings, sweep=sweep, x=of, y=other)
-        )
-    elif not m.narrowed and (
-        (task, of, statistic) in m.of_sweep.regressions.index or given in ("line", "law", "settings")
-    ):
-        known = task or task_name(m.of_sweep.sweep.main_task if m.spec.with_ == "loss" else other)
-        finding = m.of_sweep.regression(known, of, statistic, m.rule)
+    elif not m.narrowed and (task, of, statistic) in m.of_sweep.regressions.index:
+        finding = m.of_sweep.regression(str(task), of, statistic, m.rule)
         yield replace(finding, effect=m.called(finding.effect))
+    elif given in ("line", "law"):
+        name = m.called(f"Spearman of {pair}, given the {given}")
+        yield Finding(name, m.rule, reason="a metric and a task's loss are needed, in this order")
+    elif given == "settings":
+        statistic_of = partial(given_settings, sweep=m.tests.sweep, x=of, y=other)
+        yield m.resampled(f"Partial Spearman, {pair}", (of, other), statistic_of)
     elif given == "size":
         yield m.resampled(
             f"Spearman within sizes of {pair}", (of, other, "parameters"), partial(within_sizes, x=of, y=other)
@@ -206,14 +211,14 @@ def _added_r2(m: _Measured) -> Iterator[Finding]:
     pairs = [(task_name(m.column(t)), metric) for t in targets for metric in of]
     made = [m.of_sweep.regression(task, metric, "predictive_r2", m.rule) for task, metric in pairs]
     if len(pairs) == 1:
-        yield made[0]
+        yield replace(made[0], effect=m.called(made[0].effect))
         return
     table = m.of_sweep.regressions
     measured = [
         f for f, (task, metric) in zip(made, pairs, strict=True) if (task, metric, "predictive_r2") in table.index
     ]
     if not measured:
-        yield Finding("R\N{SUPERSCRIPT TWO} added", m.rule, reason="no task has both a loss and a metric")
+        yield Finding("R\N{SUPERSCRIPT TWO} added", m.rule, reason=f"none of the {len(pairs)} pairs was measured")
     yield from sorted(measured, key=lambda finding: -finding.high if math.isfinite(finding.high) else math.inf)
 
 
@@ -250,7 +255,7 @@ def _at(m: _Measured) -> Iterator[Finding]:
 
 def _turn(m: _Measured) -> Iterator[Finding]:
     over, column = words(m.spec.over), m.column(m.spec.of)
-    falling, rising = u(m.tests.sweep, column, m.spec.over) if column else ([], [])
+    falling, rising = u(m.tests.sweep, column, m.spec.over) if column in m.tests.cells else ([], [])
     ends, pairs = (
         (f"lowest {over} to the bottom (where the other sizes have it)", falling)
         if m.spec.part == "fall"
@@ -274,7 +279,7 @@ def _trend_by_size(m: _Measured) -> Iterator[Finding]:
 
 
 def _spread(m: _Measured) -> Iterator[Finding]:
-    of, minus = m.spec.of, m.spec.minus
+    of, minus = m.column(m.spec.of), m.column(m.spec.minus)
     if m.spec.measure == "deviation":
         what, digits, spread = "standard deviation", None, deviation
     else:
@@ -287,24 +292,23 @@ def _spread(m: _Measured) -> Iterator[Finding]:
 
         return of_weights
 
-    yield m.resampled(f"{what}, {m.words(of)} minus {m.words(minus)}", (of, minus), difference)
+    yield m.resampled(f"{what}, {m.words(m.spec.of)} minus {m.words(m.spec.minus)}", (of, minus), difference)
 
 
 def _mean(m: _Measured) -> Iterator[Finding]:
-    of, minus = m.spec.of, m.spec.minus
+    of, minus = m.column(m.spec.of), m.column(m.spec.minus)
 
     def mean(cells: pd.DataFrame) -> Callable[[Array], Array]:
         apart = (cells[of] - cells[minus]).to_numpy(float)
         return lambda w: w @ apart / w.sum(axis=1)
 
-    yield m.resampled(f"mean {m.words(of)} minus {m.words(minus)}", (of, minus), mean)
+    yield m.resampled(f"mean {m.words(m.spec.of)} minus {m.words(m.spec.minus)}", (of, minus), mean)
 
 
 def _spread_at_equal(m: _Measured) -> Iterator[Finding]:
-    of, at = m.spec.of, m.column(m.spec.at)
-    name = (
-        f"spread of {m.words(of)} among the tenth of same-size pairs closest in {m.words(m.spec.at)} / among all pairs"
-    )
+    of, at = m.column(m.spec.of), m.column(m.spec.at)
+    near = f"the tenth of same-size pairs closest in {m.words(m.spec.at)}"
+    name = f"spread of {m.words(m.spec.of)} among {near} / among all pairs"
     yield m.resampled(name, (of, at), partial(spread_at_equal, sweep=m.tests.sweep, of=of, at=at))
 
 

@@ -244,7 +244,7 @@ def load(store: Store, space: Space) -> SweepData:
         pd.concat(trajectories),
         len(space.cells),
         units=_units(table),
-        **_said_of(space, declarations.read(store)),
+        **_said_of(space, declarations.read(store, space.name)),
     )
 
 

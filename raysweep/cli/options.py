@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 from typing import Any
 
 from raysweep.cache import CACHE
@@ -38,7 +39,9 @@ def open_store(options: argparse.Namespace, space: Space) -> Store:
 def check_environment() -> None:
     """Raise `UserError` for a variable that looks like one of raysweep's and would be ignored."""
     for name in os.environ:
-        if name.startswith("RAYSWEEP_") and name not in VARIABLES:
+        # Kubernetes puts such names of a service called raysweep into every pod.
+        of_service = "_SERVICE_" in name or re.search(r"_PORT(_|$)", name)
+        if name.startswith("RAYSWEEP_") and name not in VARIABLES and not of_service:
             raise UserError(f"the variable {name} is none of raysweep's: {allowed(name, VARIABLES)}")
 
 

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from raysweep.cluster.environment import check_import_order, check_temporary_folder, ray_environment, temporary_folder
+from raysweep.cluster.environment import (
+    UV,
+    check_import_order,
+    check_temporary_folder,
+    ray_environment,
+    temporary_folder,
+)
 from raysweep.cluster.watchdog import Watchdog
 from raysweep.errors import UserError, one_line
 
@@ -95,7 +101,10 @@ def _initialized(cluster: str | None) -> Any:
         arguments["num_cpus"] = 1
     # Ray puts the folder that it is started from first on the path of every worker: from this one they find this raysweep,
     # whatever lies where the sweep was started.
-    with chdir(Path(__file__).parents[2]):
+    folder = (
+        Path.cwd() if os.environ.get(UV) == "1" else Path(__file__).parents[2]
+    )  # uv's working folder is to be packed.
+    with chdir(folder):
         for last in (False, True):
             try:
                 return ray.init(**arguments)
@@ -108,11 +117,10 @@ def _initialized(cluster: str | None) -> Any:
                         "sides, or RAY_ADDRESS=local for a cluster of this machine's own"
                     ) from None
                 if cluster is not None:
-                    raise UserError(
-                        f"the Ray cluster at {cluster} does not let this process in ({said}): copy its ~/.ray/auth_token to "
-                        "this machine, and have RAY_AUTH_MODE as `ray start` had it; RAY_ADDRESS=local starts a cluster of "
-                        "this machine's own"
-                    ) from None
+                    remedy = "set RAY_ADDRESS=local for a cluster of this machine's own"
+                    if _wants_token(cluster):
+                        remedy = f"copy its ~/.ray/auth_token to this machine, and unset RAY_AUTH_MODE; or {remedy}"
+                    raise UserError(f"the Ray cluster at {cluster} cannot be joined ({said}): {remedy}") from None
                 if last or "timed out" not in said:
                     raise UserError(f"Ray cannot start a cluster on this machine: {said}") from None
     raise AssertionError

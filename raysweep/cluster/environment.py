@@ -61,6 +61,12 @@ TRIAL = {
 }
 
 
+# What may name a file or folder from where the sweep is started.
+_PATHS = (
+    "PYTHONPATH", "RAYSWEEP_MIRROR", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "GOOGLE_APPLICATION_CREDENTIALS",
+    "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE",
+)  # fmt: skip
+
 # A name of a socket has at most so many bytes on Linux (`man 7 unix`), and Ray's longest is this.
 LONGEST_SOCKET = 107
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
@@ -71,10 +77,20 @@ def ray_environment(local: bool) -> Iterator[None]:
     """Ray's environment while in the context; `local` where a cluster is to be started on this machine."""
     with preserved_environment():
         asked = {UV: os.environ[UV]} if UV in os.environ else {}
-        if cache_folder := os.environ.get(CACHE):  # Of this folder, where Ray's processes are not.
-            os.environ[CACHE] = str(local_path(cache_folder, CACHE).absolute())
+        _make_paths_absolute()
         os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}) | asked)
         yield
+
+
+def _make_paths_absolute() -> None:
+    """Ray's processes run in another folder: what a variable names from this one must be found from there."""
+    if cache_folder := os.environ.get(CACHE):
+        os.environ[CACHE] = str(local_path(cache_folder, CACHE).absolute())
+    for name in _PATHS:
+        if parts := os.environ.get(name):
+            os.environ[name] = os.pathsep.join(
+                os.path.abspath(part) if os.path.exists(part) else part for part in parts.split(os.pathsep)
+            )
 
 
 @contextmanager

@@ -198,9 +198,11 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
         hashes = np.array([document_hash(text) for text, _, _ in kept], dtype="<u8")
         if settings.elsewhere is None:
             record["hashes"] = base64.b64encode(hashes.tobytes()).decode()
-        elif len(repeated := hashes[np.isin(hashes, settings.elsewhere)]):
-            record["repeated"] = int(repeated[0])
-            kept = []
+        elif len(settings.elsewhere):
+            places = np.minimum(np.searchsorted(settings.elsewhere, hashes), len(settings.elsewhere) - 1)
+            if len(repeated := hashes[settings.elsewhere[places] == hashes]):
+                record["repeated"] = int(repeated[0])
+                kept = []
     if kept:
         tokenizer = loaded(settings.tokenizer)
         end = tokenizer.token_to_id(END_OF_TEXT)

@@ -55,13 +55,13 @@ def write(corpus: Corpus, folder: Path, report: Report) -> dict[str, Any]:
     """Write the tokens of `installed`; the shards' entries in the manifest."""
     distinct = _read(corpus, report)
     overlap = None
-    if corpus.decontaminate is None:
-        shards = _split({key: (document, key) for key, document in distinct.items()})
-    else:
-        found = _runs(distinct, corpus, report)
-        shards, overlap = _without_overlap(_split(_together(distinct, found)), found, corpus.decontaminate)
+    found = None if corpus.decontaminate is None else _runs(distinct, corpus, report)
+    placed = _together(distinct, found) if found else {key: (document, key) for key, document in distinct.items()}
+    shards = _split(placed)
     if "pretraining/train" not in [shard.name for shard in shards]:
         raise UserError(f"the corpus {corpus.name} has no document to train on")
+    if found and corpus.decontaminate is not None:
+        shards, overlap = _without_overlap(shards, found, corpus.decontaminate)
     tokenizer = _tokenizer(corpus, shards, report)
     tokenizer.save(str(folder / "tokenizer.json"))
     total, done = sum(len(shard.documents) for shard in shards), 0
@@ -157,18 +157,17 @@ def _without_overlap(shards: list[_Shard], found: _Runs, n: int) -> tuple[list[_
         for shard in shards
         if shard.name.endswith("/train")
     }
+    # All of it: what is forgotten is measured after fine-tuning, too.
+    known = np.unique(np.concatenate(list(trained.values())))
     kept, said = [], {}
     for shard in shards:
         if shard.name in trained:
             kept.append(shard)
             continue
-        role = shard.name.partition("/")[0]
-        known = np.unique(
-            np.concatenate([trained[name] for name in ("pretraining/train", f"{role}/train") if name in trained])
-        )
         counts = [near_duplicates.covered(found.runs[key], known, n) for key in shard.keys]
         clean = [i for i, (repeated, words) in enumerate(counts) if repeated <= MOST_REPEATED * words]
-        kept.append(_Shard(shard.name, [shard.documents[i] for i in clean], [shard.keys[i] for i in clean]))
+        if clean:
+            kept.append(_Shard(shard.name, [shard.documents[i] for i in clean], [shard.keys[i] for i in clean]))
         said[shard.name] = {
             "words": sum(counts[i][1] for i in clean),
             "repeated": sum(counts[i][0] for i in clean),

@@ -15,6 +15,7 @@ from raysweep.corpora.blocks import Part, document_hash
 from raysweep.corpora.files import Document, read, unit
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.source_files import opened, reading
+from raysweep.corpora.split import TEST_SHARE
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
 
@@ -84,9 +85,15 @@ def refusal(corpus: Corpus, parts: list[Part], records: Iterable[dict[str, Any]]
         if part.role not in places and (document == record.get("repeated") or document in _hashes(record)):
             places[part.role] = _place(part, record["start"], document)
     (one, here), (two, there) = list(places.items())[:2]
+    trains = {one in TEST_SHARE, two in TEST_SHARE}
+    hint = (
+        ", or set decontaminate, which leaves out training documents that repeat an evaluation"
+        if len(trains) > 1
+        else ""
+    )
     return UserError(
         f"the corpus {corpus.name} has the same document in {one} ({here}) and in {two} ({there}): take it out of one of "
-        "them, or set decontaminate, which leaves out training documents that repeat an evaluation"
+        f"them{hint}"
     )
 
 

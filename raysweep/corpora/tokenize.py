@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -68,6 +69,9 @@ SAMPLE = 64 << 20
 
 BLOCKS = "blocks"
 
+# Documents of a file that are read to find the field of its domain.
+PEEKED = 100_000
+
 # Blocks in memory for each core: one that is tokenized, one that waits, and their tokens.
 AHEAD = 4
 
@@ -91,10 +95,13 @@ def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[st
         records = _pass(corpus, others, settings, folder, report)
         elsewhere = overlap.check_documents(corpus, parts, records)
         check_domain_names(corpus, records)
+        for record in records:  # They are in the files of the blocks, and here they would fill the memory.
+            del record["hashes"]
 
         def check(record: dict[str, Any]) -> None:
             if record["repeated"] is not None:
-                raise overlap.refusal(corpus, parts, [record, *records], record["repeated"])
+                saved = _recorded(folder / BLOCKS, EVERYTHING, others, folder)
+                raise overlap.refusal(corpus, parts, [record, *saved.values()], record["repeated"])
 
         records += _pass(corpus, pretraining, replace(settings, elsewhere=elsewhere), folder, report, check)
         return about_shards(corpus, parts, records, dtype)
@@ -131,7 +138,7 @@ def _parts(corpus: Corpus) -> list[Part]:
 def _check_domains(corpus: Corpus, parts: list[Part], report: Report) -> None:
     """Raise `UserError` where no document of a source has the field of its domain, before anything is tokenized.
 
-    Nearly always the first one has it, and no more is read.
+    Nearly always the first one has it, and no more is read; of each file no more than PEEKED documents are.
     """
     of_source: dict[str, list[Part]] = {}
     for part in parts:
@@ -141,7 +148,7 @@ def _check_domains(corpus: Corpus, parts: list[Part], report: Report) -> None:
         source, read_any = files[0].source, False
         for done, part in enumerate(files, 1):
             with closing(_documents(part, stream=True)) as documents:
-                first = next((document for document in documents if document.domain or not (read_any := True)), None)
+                first = next((one for one in islice(documents, PEEKED) if one.domain or not (read_any := True)), None)
             if first is not None:
                 break
             report(CorpusProgress(corpus.name, f"look for the field {source.domain}", done, len(files)))
@@ -236,9 +243,7 @@ def _recorded(blocks: Path, which: str, parts: list[Part], folder: Path) -> dict
             record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:  # A power cut's.
             continue
-        if record["part"] not in keys or "hashes" not in record:  # An older version's says too little.
-            continue
-        if all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
+        if record["part"] in keys and all(_size(folder / entry["file"]) == entry["size"] for entry in record["files"]):
             records[block_name(record)] = record
     return records
 

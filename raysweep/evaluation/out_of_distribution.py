@@ -50,6 +50,11 @@ class Averaging(Evaluation):
                     f"{self.task} excludes {name}, of which {corpus.folder.name} has no sequence; "
                     f"{allowed(name, dict.fromkeys(known))}"
                 )
+        both = [name for name in names if name in {collection(other) for other in names if other != name}]
+        if both and self.average == "collections":
+            raise UserError(
+                f"{self.task}: {both[0]} is a domain and a collection in {corpus.folder.name}: rename the domain"
+            )
         if names and not any(map(self.counts, names)):
             raise UserError(f"{self.task} excludes every domain of {corpus.folder.name}: nothing is left to average")
 

@@ -45,7 +45,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     for row in rows["timings"]:
         if row["finished"] is not None:  # `read_all` gives times as text.
             row["finished"] = datetime.datetime.fromisoformat(row["finished"])
-    declared = declarations.read(store)
+    declared = declarations.read(store, space.name)
     tables = {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
     # Last, so that a publication that was cut off is seen: its cells are not those of the rows over training.
     tables["results"] = table
@@ -56,6 +56,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
             name = YamlFile(space_file).content["hypotheses"]
             with put_in_place(folder / name) as unfinished:
                 unfinished.write_bytes((space_file.parent / name).read_bytes())
+        (folder / declarations.FILE).unlink(missing_ok=True)  # An earlier publication's.
         if declared:
             with put_in_place(folder / declarations.FILE) as unfinished:
                 unfinished.write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")

@@ -36,8 +36,8 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
         for index, row in enumerate(published.sessions.to_pylist()):
             if (row["started"], row["host"]) not in recorded:
                 store.write_table(sessions.file(row["started"], f"restored{index}"), [row], SESSIONS)
-        if published.declared and not declarations.read(store):
-            declarations.write(store, published.declared)
+        if published.declared and not declarations.read(store, space.name):
+            declarations.write(store, [*declarations.read(store), *published.declared])
         done = finished(store)
         complete = lacked = 0
         for cell in [cell.id for cell in space.cells if cell.id in rows]:

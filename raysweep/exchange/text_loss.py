@@ -91,10 +91,10 @@ def _tokens(tokenizer: Any, texts: list[str], most: int) -> tuple[list[int], int
 
 
 def _logits(model: str, loaded: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """(L, V) in float64 for the inputs (1, L)."""
+    """(L, V) in float32 for the inputs (1, L)."""
     try:
         with torch.no_grad():
-            logits: torch.Tensor = loaded(inputs).logits[0].double()
+            logits: torch.Tensor = loaded(inputs).logits[0].float()
     except (IndexError, RuntimeError) as error:
         raise UserError(f"{model} cannot take {inputs.shape[1]:,} tokens at once: {first_line(error)}") from None
     return logits

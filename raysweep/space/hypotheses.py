@@ -22,11 +22,23 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from raysweep.errors import allowed
+from raysweep.space.cell import Cell
 from raysweep.space.explain import explain, show
 from raysweep.space.fields import Positive, Real, Strict
+from raysweep.space.size import Size
 from raysweep.space.yaml_file import YamlFile
 
 Column = Annotated[str, Field(min_length=1)]
+
+
+def _setting(name: str) -> str:
+    settings = [*Cell.model_fields, *Size.model_fields]
+    if name not in settings:
+        raise ValueError(f"no setting of a cell; {allowed(name, settings)}")
+    return name
+
+
+Setting = Annotated[str, AfterValidator(_setting)]
 
 
 class Correlation(Strict):
@@ -84,7 +96,7 @@ class Trend(Strict):
     """The change of a column over the values of a hyperparameter, all else equal."""
 
     of: Column
-    over: Column
+    over: Setting
     from_: Annotated[Literal["lowest", "middle"], Field(alias="from")] = "lowest"
     to: Literal["middle", "highest"] = "highest"
     equal_steps: bool = False
@@ -105,7 +117,7 @@ class At(Strict):
     """A column at one value of a hyperparameter, minus at the values on one side of it, all else equal."""
 
     of: Column
-    over: Column
+    over: Setting
     value: Real
     than: Literal["lower", "higher"]
 
@@ -114,7 +126,7 @@ class Turn(Strict):
     """A U over a hyperparameter: the fall to its bottom, or the rise from it. The other sizes say where the bottom is."""
 
     of: Column
-    over: Column
+    over: Setting
     part: Literal["fall", "rise"]
 
 
@@ -122,7 +134,7 @@ class TrendBySize(Strict):
     """How the effect of a hyperparameter on a column changes with each e-fold of size."""
 
     of: Column
-    over: Column
+    over: Setting
 
 
 class Spread(Strict):
@@ -157,7 +169,7 @@ class UnderTrained(Strict):
 class LateRise(Strict):
     """How far the validation loss ends above its lowest, as a fraction of it, at the lowest value of a hyperparameter."""
 
-    over: Column = "batch_size"
+    over: Setting = "batch_size"
 
 
 class Curvature(Strict):
@@ -171,7 +183,7 @@ class Strongest(Strict):
     """The mean |change| of a column over the range of one hyperparameter minus the largest over that of any other."""
 
     of: Column
-    over: Column
+    over: Setting
 
 
 class Among(Strict):
@@ -224,8 +236,8 @@ class Test(Strict):
             raise ValueError(
                 f"one kind of test is needed, not {', '.join(given) or 'none'}; allowed: {', '.join(KINDS)}"
             )
-        if self.expect.endswith("spreads") and not isinstance(getattr(getattr(self, given[0]), "of", None), str):
-            raise ValueError(f"{given[0]} has no single column whose spread within a size could be the margin")
+        if self.expect.endswith("spreads") and given[0] not in ("trend", "at", "turn"):
+            raise ValueError(f"{given[0]} is no change of a column, and has no spreads: trend, at and turn are")
         # Those are of one table, over all cells.
         by_table = self.correlation is not None and self.correlation.given in ("line", "law")
         if self.among != Among() and (by_table or self.added_r2 is not None):
@@ -251,6 +263,15 @@ class Hypothesis(Strict):
     for_each: str | None = None
     """A pattern of columns such as `finetune_*_loss`: the tests are made for each, with its name for `{each}`."""
     tests: Annotated[tuple[Test, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _each(self) -> Hypothesis:
+        with_each = ["{each}" in test.model_dump_json() for test in self.tests]
+        if self.for_each is None and any(with_each):
+            raise ValueError("{each} needs for_each, a pattern of columns")
+        if self.for_each is not None and not all(with_each):
+            raise ValueError("with for_each every test needs {each}; put the others into another hypothesis")
+        return self
 
 
 class Hypotheses(Strict):

@@ -170,10 +170,14 @@ class _Reader:
     def _hypotheses(self, name: Any) -> Hypotheses | None:
         if name is None:
             return None
-        if not isinstance(name, str) or not name or Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith((".yaml", ".yml")):
             raise self.file.error(
                 ("hypotheses",),
-                f"the name of a file beside this one is needed, not {show(name)}: it is published with it",
+                f"the name of a .yaml file beside this one is needed, not {show(name)}: it is published too",
+            )
+        if name in ("space.yaml", self.file.path.name):
+            raise self.file.error(
+                ("hypotheses",), f"{name} is what a search space is called: call the hypotheses otherwise"
             )
         return load_hypotheses(self.file.path.parent / name)
 

@@ -32,9 +32,9 @@ class YamlFile:
     def __init__(self, path: Path, what: str = "search space") -> None:
         self.path = path
         text = _text(path, what)
-        if directive := re.search(r"^%.*", text, re.MULTILINE):
-            line = text.count("\n", 0, directive.start()) + 1
-            raise UserError(f"{path}:{line}: not valid YAML: {directive[0].strip()} would change what values mean")
+        if directive := re.match(r"(?:\s*(?:#.*)?\n)*(%.*)", text):
+            line = text.count("\n", 0, directive.start(1)) + 1
+            raise UserError(f"{path}:{line}: not valid YAML: {directive[1].strip()} would change what values mean")
         reader = YAML(typ="safe", pure=True)
         reader.Constructor = _Constructor
         try:
@@ -120,7 +120,7 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
     def construct_yaml_float(self, node: ScalarNode) -> float:
         if node.value.lower().lstrip("+-") in (".inf", ".nan"):
             return float(super().construct_yaml_float(node))
-        if not re.fullmatch(rf"[-+]?({_DIGITS})?(\.[0-9]*)?([eE][-+]?[0-9]+)?", node.value):
+        if not re.fullmatch(rf"[-+]?({_DIGITS}(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?", node.value):
             raise ConstructorError(None, None, f"{node.value!r} is not a number in decimal", node.start_mark)
         written = Decimal(node.value.replace("_", ""))
         value = float(written)

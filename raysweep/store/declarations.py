@@ -13,8 +13,11 @@ from raysweep.store.tables import checksum
 FILE = "hypotheses.json"
 
 
-def read(store: Store) -> list[dict[str, Any]]:
-    """The declarations in their order: `digest` of the hypotheses, when they were `seen`, cells `finished` and `planned`."""
+def read(store: Store, space: str | None = None) -> list[dict[str, Any]]:
+    """The declarations of a search space, or of all, in their order.
+
+    Each has the `space`, the `digest` of its hypotheses, when they were `seen`, and the cells `finished` then and `planned`.
+    """
     content = store.read(FILE)
     if content is None:
         return []
@@ -23,20 +26,19 @@ def read(store: Store) -> list[dict[str, Any]]:
         sealed = {key: value for key, value in body.items() if key != "sha256"}
         if checksum(sealed) != body["sha256"]:
             raise ValueError
-        return list(body["declared"])
+        return [one for one in body["declared"] if space in (None, one["space"])]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         store.quarantine(FILE, "it is not what was written")
         return []
 
 
-def record(store: Store, digest: str, finished: int, planned: int) -> list[dict[str, Any]]:
-    """Add a declaration where these hypotheses are not the last ones; all of them."""
-    declared = read(store)
-    if not declared or declared[-1]["digest"] != digest:
+def record(store: Store, space: str, digest: str, finished: int, planned: int) -> None:
+    """Add a declaration where these hypotheses are not the last ones of the search space."""
+    own = read(store, space)
+    if not own or own[-1]["digest"] != digest:
         seen = now().isoformat(timespec="seconds")
-        declared = [*declared, {"digest": digest, "seen": seen, "finished": finished, "planned": planned}]
-        write(store, declared)
-    return declared
+        added = {"space": space, "digest": digest, "seen": seen, "finished": finished, "planned": planned}
+        write(store, [*read(store), added])
 
 
 def write(store: Store, declared: list[dict[str, Any]]) -> None:
@@ -49,7 +51,7 @@ def write(store: Store, declared: list[dict[str, Any]]) -> None:
 def said(declared: list[dict[str, Any]], digest: str) -> str:
     """Whether the hypotheses of this digest were declared before the results, in words."""
     if not declared or declared[-1]["digest"] != digest:
-        return "declared after the results, for this analysis"
+        return "not declared before this analysis"
     last = declared[-1]
     when = f"when {last['finished']} of {last['planned']} cells were finished" if last["finished"] else ""
     if len(declared) == 1:

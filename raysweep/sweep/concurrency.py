@@ -58,13 +58,9 @@ class ConcurrencyController:
         self._alive = set(alive)
         limits = autoscaler_limits(self._autoscaling)
         capacity = max_concurrent_cells(self._space, list(alive.values()), limits)
-        if first and capacity.why_none and (capacity.grows is False or not self._shared):
-            raise UserError(f"{capacity.why_none}: lower resources in the search space")
-        if first and not capacity.grows and all(node.get("memory", 0) < TRIAL_MEMORY for node in alive.values()):
-            raise UserError(
-                f"no node of the cluster offers Ray {TRIAL_MEMORY / 1e6:.0f} MB of memory, which a trial asks for: start it "
-                "with more (`ray start --memory`)"
-            )
+        why_none = capacity.why_none or _too_little_memory(list(alive.values()))
+        if first and why_none and (capacity.grows is False or not self._shared):
+            raise UserError(f"{why_none}: lower resources in the search space" if capacity.why_none else why_none)
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         self.generator.max_concurrent = capacity.cells + 1
         hope = (
@@ -72,7 +68,17 @@ class ConcurrencyController:
             if capacity.grows
             else "add nodes, or stop and lower resources in the search space"
         )
-        waiting = f"{capacity.why_none}: {hope}" if capacity.why_none else ""
+        waiting = f"{why_none}: {hope}" if why_none else ""
         if waiting != self._waiting:
             self._waiting = waiting
             self._emit(Waiting(waiting))
+
+
+def _too_little_memory(nodes: list[dict[str, float]]) -> str:
+    """Why no trial can start, where none of the nodes has the memory for one; else nothing."""
+    if any(node.get("memory", 0) >= TRIAL_MEMORY for node in nodes):
+        return ""
+    needed = f"{TRIAL_MEMORY / 1e6:.0f} MB"
+    return (
+        f"no node offers Ray the {needed} of memory that a trial asks for: start them with more (`ray start --memory`)"
+    )

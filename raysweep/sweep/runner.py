@@ -166,6 +166,7 @@ def _complete(
     bus = EventBus()
     with Lock(store, bus.state.record) as lock:
         before = survey(store, space)
+        _declare(space, store, before)
         if train:
             _warn_of_lost_weights(before, store)
             write_plan(space, store)
@@ -175,9 +176,6 @@ def _complete(
             before = _with_weights(before, store)
             if store.read(PLANNED) is None:
                 write_plan(space, store)
-        hypotheses = space.hypotheses or paper_hypotheses()
-        finished = sum(state.trained for state in before.states)
-        declarations.record(store, hypotheses.digest, finished, len(before.states))
         store.running = True
         if on_event is not None:
             bus.subscribe(on_event)
@@ -188,6 +186,13 @@ def _complete(
         after = survey(store, space)
         store.running = False
         return SweepResult(space, store, after)
+
+
+def _declare(space: Space, store: Store, before: Survey) -> None:
+    """Keep which hypotheses there were, and how many cells were finished."""
+    hypotheses = space.hypotheses or paper_hypotheses()
+    finished = sum(state.trained for state in before.states)
+    declarations.record(store, space.name, hypotheses.digest, finished, len(before.states))
 
 
 class _Stopped(Exception):

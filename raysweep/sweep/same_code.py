@@ -30,7 +30,7 @@ def check_same_code(driver: dict[str, str]) -> None:
         places = ", ".join(f"{name} is {here[name]} here and {driver[name]} there" for name in other)
         raise UserError(
             f"{socket.gethostname()} has other code than the driver of this sweep ({places}): install the same environment "
-            "on every node, and look for copies in PYTHONPATH"
+            "on every node, and look for copies in PYTHONPATH; where the code was changed meanwhile, stop and run again"
         )
 
 
@@ -43,7 +43,10 @@ def _files(package: str) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in name.parts)
         # What reads results changes none, and lies elsewhere in a checkout.
-        if path.suffix in (".py", ".c", ".cu") and name.parts[0] not in ("analysis", "cli"):
+        if hidden or name.parts[0] in ("analysis", "cli") or not path.is_file():
+            continue
+        if path.suffix in (".py", ".c", ".cu"):
             digest.update(str(name).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

@@ -35,8 +35,8 @@ def run_cell(
     `code` the driver's. Without `train` a trained cell is only evaluated.
     """
     cell = next(cell for cell in space.cells if cell.id == config["cell"]["id"])
-    store = Store(location, running=True)
     try:
+        store = Store(location, running=True)
         errors = complete_cell(cell, space, store, fingerprints[cell.corpus.key], code, train)
     except StoreError as error:
         tune.report({"cell": cell.id, "unreachable": str(error)})
@@ -51,7 +51,9 @@ def complete_cell(
     try:
         check_same_code(code)
     except UserError as different:
-        record_failure(store, cell.id, TRAIN, str(different))
+        trained = store.cell_row(cell.id) is not None
+        for stage in [one.task for one in missing_evaluations(cell, space, store)] if trained else [TRAIN]:
+            record_failure(store, cell.id, stage, str(different))
         return [str(different)]
     errors = []
     row = store.cell_row(cell.id)

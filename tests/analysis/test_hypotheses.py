@@ -45,15 +45,18 @@ hypotheses:
       - {trend_by_size: {of: loss, over: weight_decay}, expect: within 9}
       - {strongest: {of: isotropy_W, over: weight_decay}, expect: "> -9"}
       - {late_rise: {over: batch_size}, expect: "< 9"}
+  - id: 4
+    says: H and W.
+    tests:
+      - {spread: {of: effective_rank_H, minus: effective_rank_W}, expect: "< 9"}
+      - {mean: {of: out_of_distribution_loss, minus: loss}, expect: "> -9"}
+      - {curvature: {of: cosine_W, in: effective_rank_W}, expect: "> -9"}
   - id: 3
     says: How it spreads.
     for_each: forgetting_*_loss
     tests:
-      - {spread: {of: effective_rank_H, minus: effective_rank_W}, expect: "< 9"}
-      - {mean: {of: effective_rank_H, minus: effective_rank_W}, expect: "> -9"}
       - {spread_at_equal: {of: effective_rank_W, at: "{each}"}, called: "of {of}", expect: "> 0"}
       - {under_trained: {of: "{each}"}, expect: "> 0"}
-      - {curvature: {of: cosine_W, in: effective_rank_W}, expect: "> -9"}
 """
 
 
@@ -68,10 +71,10 @@ def test_a_study_of_its_own_is_judged_by_its_own_file(
 ) -> None:
     own = replace(simulated, hypotheses=invented)
     card, tests = claims.claims(own, tables_of_example[0])
-    assert card["claim"].to_list() == ["width-helps", 2, 3]
-    assert card["place"].to_list() == ["our own figure 1", "", ""]
-    # Both fine-tunings, five tests each.
-    assert tests["claim"].value_counts().to_dict() == {"width-helps": 8, 2: 7, 3: 10}
+    assert card["claim"].to_list() == ["width-helps", 2, 4, 3]
+    assert card["place"].to_list() == ["our own figure 1", "", "", ""]
+    # Of the last, both fine-tunings.
+    assert tests["claim"].value_counts().to_dict() == {"width-helps": 8, 2: 7, 4: 3, 3: 4}
     used = {test.kind for hypothesis in invented.hypotheses for test in hypothesis.tests}
     assert used == set(KINDS) == set(hypothesis_tests._KINDS)
     assert tests[tests["reason"] != ""].empty
@@ -191,13 +194,21 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
         ("trend: {", "trnd: {", 18, "unknown field; did you mean 'trend'?"),
         ("id: 2", "id: width-helps", 15, "the id 'width-helps' is there twice"),
         ("given: size}", "given: siez}", 8, "siez"),
-        ("{mean: {", "{late_rise: {}, mean: {", 30, "one kind of test is needed, not mean, late_rise"),
+        ("{mean: {", "{late_rise: {}, mean: {", 29, "one kind of test is needed, not mean, late_rise"),
         ("size: largest, minus_size", "minus_size", 10, "minus_size needs another size to be taken from"),
         ("size: largest,", "size: largest, given: size,", 10, "size goes with given: nothing"),
         ("from: middle, to: highest}", "from: middle, to: middle}", 19, "from and to are both the middle"),
         ("to: middle}", "to: middle, only_ends: true}", 18, "only_ends goes from the lowest to the highest"),
-        ('expect: "> 0.5"', "expect: within 1 spreads", 13, "line has no single column whose spread"),
+        ('expect: "> 0.5"', "expect: within 1 spreads", 13, "line is no change of a column, and has no spreads"),
         ('expect: "< 1"', 'expect: "< 1", among: {block: parallel}', 14, "are over all cells: leave among out"),
+        (
+            "over: weight_decay}, expect: within 9",
+            "over: weight_decays}, expect: within 9",
+            22,
+            "did you mean 'weight_decay'?",
+        ),
+        ('at: "{each}"', "at: loss", 31, "with for_each every test needs {each}"),
+        ("for_each: forgetting_*_loss", "where: nowhere", 31, "{each} needs for_each"),
         ("hypotheses:", "hypothesis:", 2, "unknown key; allowed: hypotheses"),
     ],
 )
@@ -221,10 +232,12 @@ def test_a_search_space_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "own.hypotheses.yaml").write_text(INVENTED)
     loaded = space.load(tmp_path / "x.yaml").hypotheses
     assert loaded is not None
-    assert [hypothesis.id for hypothesis in loaded.hypotheses] == ["width-helps", 2, 3]
-    for name in ("../own.hypotheses.yaml", "[a]", "''"):
+    assert [hypothesis.id for hypothesis in loaded.hypotheses] == ["width-helps", 2, 4, 3]
+    for name in ("../own.hypotheses.yaml", "[a]", "''", "hypotheses.json"):
         (tmp_path / "x.yaml").write_text(SPACE + f"hypotheses: {name}\n")
-        with pytest.raises(UserError, match=r"x\.yaml:3: hypotheses: the name of a file beside this one is needed"):
+        with pytest.raises(
+            UserError, match=r"x\.yaml:3: hypotheses: the name of a .yaml file beside this one is needed"
+        ):
             space.load(tmp_path / "x.yaml")
     (tmp_path / "x.yaml").write_text(SPACE)
     assert space.load(tmp_path / "x.yaml").hypotheses is None
@@ -238,17 +251,21 @@ def test_words_do_not_change_what_was_declared_and_tests_do(invented: Hypotheses
 
 def test_when_they_were_declared_is_kept(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    assert declarations.said(declarations.read(store), "a") == "declared after the results, for this analysis"
-    declarations.record(store, "a", 0, 108)
-    declarations.record(store, "a", 50, 108)
+    assert declarations.said(declarations.read(store), "a") == "not declared before this analysis"
+    declarations.record(store, "x", "a", 0, 108)
+    declarations.record(store, "x", "a", 50, 108)
     assert declarations.said(declarations.read(store), "a") == "declared before any cell was finished"
-    declarations.record(store, "b", 60, 108)
+    declarations.record(store, "x", "b", 60, 108)
     said = declarations.said(declarations.read(store), "b")
     assert said == "changed when 60 of 108 cells were finished"
-    assert declarations.said(declarations.read(store), "a").startswith("declared after the results")
+    assert declarations.said(declarations.read(store, "x"), "a").startswith("not declared")
+    # What another search space declares on the same store is its own.
+    declarations.record(store, "y", "c", 0, 5)
+    assert declarations.said(declarations.read(store, "x"), "b") == said
+    assert declarations.said(declarations.read(store, "y"), "c") == "declared before any cell was finished"
     # Back to the first ones is a change, too.
-    declarations.record(store, "a", 80, 108)
-    assert declarations.said(declarations.read(store), "a") == (
+    declarations.record(store, "x", "a", 80, 108)
+    assert declarations.said(declarations.read(store, "x"), "a") == (
         "changed when 80 of 108 cells were finished, the last of 2 changes"
     )
     (tmp_path / "hypotheses.json").write_text('{"declared": []}')
