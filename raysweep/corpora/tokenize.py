@@ -145,19 +145,30 @@ def _check_domains(corpus: Corpus, parts: list[Part], report: Report) -> None:
         if part.source.domain is not None:
             of_source.setdefault(part.key.partition("-")[0], []).append(part)
     for files in of_source.values():
-        source, read_any = files[0].source, False
+        source, read, longest = files[0].source, 0, 0
         for done, part in enumerate(files, 1):
             with closing(_documents(part, stream=True)) as documents:
-                first = next((one for one in islice(documents, PEEKED) if one.domain or not (read_any := True)), None)
+                place, first = _first_with_domain(islice(documents, PEEKED))
             if first is not None:
                 break
+            read, longest = read + place, max(longest, place)
             report(CorpusProgress(corpus.name, f"look for the field {source.domain}", done, len(files)))
         else:
-            if read_any:
+            if read:
+                of = f"none of the first {PEEKED:,} documents of each file" if longest == PEEKED else "no document"
                 raise UserError(
-                    f"{source.name}, for {files[0].role} of the corpus {corpus.name}: no document has the field "
-                    f"{source.domain!r} that its domain is read from: name another, or none"
+                    f"{source.name}, for {files[0].role} of the corpus {corpus.name}: {of} has the field {source.domain!r} "
+                    "that its domain is read from: name another, or none"
                 )
+
+
+def _first_with_domain(documents: Iterable[Document]) -> tuple[int, Document | None]:
+    """How many documents were read, and the first that has a domain."""
+    read = 0
+    for read, document in enumerate(documents, 1):
+        if document.domain:
+            return read, document
+    return read, None
 
 
 def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) -> None:
