@@ -98,13 +98,24 @@ def deviation(values: pd.Series, weights: Array) -> Array:
     return np.asarray(np.sqrt(np.maximum(weights @ v**2 / total - mean**2, 0)))
 
 
+def interquartile_range(values: pd.Series, weights: Array) -> Array:
+    """The distance of the quartiles, of each resample."""
+    low, _, high = _quartiles(values, weights)
+    return high - low
+
+
 def relative_range(values: pd.Series, weights: Array) -> Array:
     """Interquartile range over median, of each resample."""
+    low, middle, high = _quartiles(values, weights)
+    return np.asarray((high - low) / np.abs(middle))
+
+
+def _quartiles(values: pd.Series, weights: Array) -> tuple[Array, Array, Array]:
     v = values.to_numpy(float)
     order = np.argsort(v)
     share = np.cumsum(weights[:, order], axis=1) / weights.sum(axis=1, keepdims=True)
     low, middle, high = (v[order][np.argmax(share >= q - 1e-12, axis=1)] for q in (0.25, 0.5, 0.75))
-    return np.asarray((high - low) / np.abs(middle))
+    return low, middle, high
 
 
 def spread_at_equal(cells: pd.DataFrame, sweep: SweepData, of: str, at: str) -> Callable[[Array], Array]:
@@ -141,3 +152,11 @@ def task_of(sweep: SweepData, column: str) -> str | None:
 def task_name(column: str) -> str:
     """The task whose loss a column is, whether the sweep has it or not."""
     return PAPER_TASKS.get(column, column.removesuffix("_loss"))
+
+
+SPREADS: dict[str, tuple[str, int | None, Callable[[pd.Series, Array], Array]]] = {
+    "deviation": ("standard deviation", None, deviation),
+    "interquartile_range": ("interquartile range", 12, interquartile_range),
+    "relative_range": ("interquartile range / median", 12, relative_range),
+}
+"""Measure -> its words, the digits that count, and the statistic."""

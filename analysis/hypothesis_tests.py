@@ -18,10 +18,9 @@ from raysweep.analysis import statistics
 from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Array, Finding, Tests, of_effect, of_mean
 from raysweep.analysis.hypothesis_statistics import (
+    SPREADS,
     between,
-    deviation,
     given_settings,
-    relative_range,
     spearman,
     spread_at_equal,
     task_name,
@@ -280,10 +279,7 @@ def _trend_by_size(m: _Measured) -> Iterator[Finding]:
 
 def _spread(m: _Measured) -> Iterator[Finding]:
     of, minus = m.column(m.spec.of), m.column(m.spec.minus)
-    if m.spec.measure == "deviation":
-        what, digits, spread = "standard deviation", None, deviation
-    else:
-        what, digits, spread = "interquartile range / median", 12, relative_range
+    what, digits, spread = SPREADS[m.spec.measure]
 
     def difference(cells: pd.DataFrame) -> Callable[[Array], Array]:
         def of_weights(w: Array) -> Array:

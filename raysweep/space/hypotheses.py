@@ -142,8 +142,8 @@ class Spread(Strict):
 
     of: Column
     minus: Column
-    measure: Literal["deviation", "relative_range"] = "deviation"
-    """The standard deviation, or the interquartile range over the median."""
+    measure: Literal["deviation", "interquartile_range", "relative_range"] = "deviation"
+    """The standard deviation, the interquartile range, or that over the median."""
 
 
 class Mean(Strict):
