@@ -15,9 +15,9 @@ Effects of hyperparameters have exact permutation intervals (`trends`); everythi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any
 
 import pandas as pd
 
@@ -63,7 +63,8 @@ def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Findin
     columns = [c for c in named if sweep.cells[c].notna().any()]
     for column in columns:
         for test in hypothesis.tests:
-            yield Test.model_validate(_with_each(test.model_dump(by_alias=True, exclude_unset=True), column))
+            text = test.model_dump_json(by_alias=True, exclude_unset=True)
+            yield Test.model_validate_json(text.replace("{each}", json.dumps(column)[1:-1]))
     if not columns:
         yield Finding(
             f"for each {hypothesis.for_each}", "", reason=f"no column called {hypothesis.for_each} was measured"
@@ -72,11 +73,3 @@ def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Findin
 
 def _findings(tests: Tests, test: Test | Finding) -> list[Finding]:
     return [test] if isinstance(test, Finding) else findings(tests, test)
-
-
-def _with_each(value: Any, column: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_each(inner, column) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_with_each(inner, column) for inner in value]
-    return value.replace("{each}", column) if isinstance(value, str) else value

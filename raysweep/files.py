@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from raysweep.errors import UserError
 
@@ -30,6 +31,14 @@ def local_path(given: str | Path, what: str) -> Path:
         raise UserError(
             f"{what} {text} needs a home folder, and there is none: set HOME, or give the whole path"
         ) from None
+
+
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def is_lfs_pointer(content: BinaryIO) -> bool:
+    """Whether a file is a pointer of git-lfs in place of what it is called; reads its first bytes."""
+    return content.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 @contextmanager

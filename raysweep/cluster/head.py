@@ -16,7 +16,7 @@ from typing import Any
 
 from raysweep.errors import UserError
 from raysweep.files import put_in_place
-from raysweep.space.yaml_file import YamlFile
+from raysweep.space.read import hypotheses_file
 
 # Around what a command prints on the head; the rest is the launcher's.
 _BEGIN, _END = "--raysweep-begin--", "--raysweep-end-"
@@ -95,9 +95,9 @@ class Head:
 def packed(file: str) -> str:
     """A search space as an argument, with its hypotheses. It has been read before."""
     content = Path(file).read_bytes()
-    name = YamlFile(Path(file)).content.get("hypotheses")
-    if name is not None:  # No YAML has this byte.
-        content += b"\0" + name.encode() + b"\0" + (Path(file).parent / name).read_bytes()
+    hypotheses = hypotheses_file(Path(file))
+    if hypotheses is not None:  # No YAML has this byte.
+        content += b"\0" + hypotheses.name.encode() + b"\0" + hypotheses.read_bytes()
     if len(content) > _LONGEST:
         raise UserError(f"{file} has {len(content):,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it")
     return base64.b64encode(content).decode()

@@ -152,16 +152,12 @@ def _without_overlap(shards: list[_Shard], found: _Runs, n: int) -> tuple[list[_
 
     Held-out documents are left out, and no training text: a licence at the head of a file would take most source code along.
     """
-    trained = {
-        shard.name: np.unique(np.concatenate([found.runs[key] for key in shard.keys]))
-        for shard in shards
-        if shard.name.endswith("/train")
-    }
     # All of it: what is forgotten is measured after fine-tuning, too.
-    known = np.unique(np.concatenate(list(trained.values())))
+    trained = [shard for shard in shards if shard.name.endswith("/train")]
+    known = np.unique(np.concatenate([found.runs[key] for shard in trained for key in shard.keys]))
     kept, said = [], {}
     for shard in shards:
-        if shard.name in trained:
+        if shard.name.endswith("/train"):
             kept.append(shard)
             continue
         counts = [near_duplicates.covered(found.runs[key], known, n) for key in shard.keys]

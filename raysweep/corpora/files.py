@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from raysweep.files import is_lfs_pointer
+
 # What is read of a folder: `.json.gz` and `.json.zst` are lines of JSON, as Dolma and C4 have them.
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt", ".json.gz", ".json.zst")
 
@@ -22,8 +24,6 @@ READABLE = (*SUFFIXES, ".json")
 
 # A .txt file is one document, and one document is held in memory.
 LONGEST_TEXT = 64 << 20
-
-_POINTER = b"version https://git-lfs"
 
 _CHUNK = 1 << 20
 _ROWS = 64
@@ -57,7 +57,7 @@ def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int 
 
     The file's format is that of its name. What cannot be read comes as `Malformed`, in its place.
     """
-    if stream.read(len(_POINTER)) == _POINTER:
+    if is_lfs_pointer(stream):
         reason = "a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
         return iter([Malformed(1, reason, fatal=True)])
     stream.seek(0)

@@ -68,13 +68,14 @@ class Settings(Evaluation):
         return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
 
     def protocol(self, cells: Sequence[Cell]) -> str:
-        steps = sorted({finetuning(cell, self).steps for cell in cells})
+        steps = {finetuning(cell, self).steps for cell in cells}
+        span = " to ".join(f"{count:,}" for count in sorted({min(steps), max(steps)}))
         if self.relative_to == "size":
             rate = f"the rule's for the size, weight decay {self.weight_decay:g}"
         else:
             rate = "each cell's own, and each cell's own weight decay: what differs after it is in part the rate"
         return (
-            f"{' to '.join(f'{n:,}' for n in dict.fromkeys((steps[0], steps[-1])))} steps of {self.batch_size} sequences, "
+            f"{span} steps of {self.batch_size} sequences, "
             f"at {self.learning_rate_fraction:g} of {rate}; losses over {self.sequences:,} sequences"
         )
 

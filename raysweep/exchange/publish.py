@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from raysweep.errors import UserError, reason
 from raysweep.exchange.published import SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
-from raysweep.space.read import load
-from raysweep.space.yaml_file import YamlFile
+from raysweep.space.read import hypotheses_file, load
 from raysweep.store import Store, declarations, sessions
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated, results
@@ -52,10 +51,10 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     try:
         with put_in_place(folder / SPACE) as unfinished:
             unfinished.write_bytes(space_file.read_bytes())
-        if space.hypotheses is not None:
-            name = YamlFile(space_file).content["hypotheses"]
-            with put_in_place(folder / name) as unfinished:
-                unfinished.write_bytes((space_file.parent / name).read_bytes())
+        hypotheses = hypotheses_file(space_file)
+        if hypotheses is not None:
+            with put_in_place(folder / hypotheses.name) as unfinished:
+                unfinished.write_bytes(hypotheses.read_bytes())
         (folder / declarations.FILE).unlink(missing_ok=True)  # An earlier publication's.
         if declared:
             with put_in_place(folder / declarations.FILE) as unfinished:

@@ -24,11 +24,11 @@ import pyarrow as pa
 from raysweep.errors import UserError
 from raysweep.space.read import load
 from raysweep.space.space import Space
+from raysweep.store import declarations
 from raysweep.store.schemas import CELLS, EVALUATIONS, READABLE, SESSIONS, TIMINGS, TRAJECTORIES, defaults
 from raysweep.store.tables import read_parquet, with_defaults
 
 SPACE = "space.yaml"
-DECLARED = "hypotheses.json"
 TABLES = {
     "results": CELLS,
     "trajectories": TRAJECTORIES,
@@ -81,7 +81,7 @@ def read_published(folder: Path) -> PublishedResults:
 
 
 def _declared(folder: Path) -> list[dict[str, Any]]:
-    path = folder / DECLARED
+    path = folder / declarations.FILE
     try:
         return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from raysweep.errors import UserError, first_line
+from raysweep.files import is_lfs_pointer
 
 log = logging.getLogger("raysweep")
 
@@ -214,7 +215,7 @@ def _check(
 def _names(file: Path) -> list[str]:
     try:
         with file.open("rb") as content:
-            if content.read(40).startswith(b"version https://git-lfs"):
+            if is_lfs_pointer(content):
                 raise UserError(
                     f"{file} is a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
                 )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -315,6 +316,7 @@ def load_hypotheses(path: Path) -> Hypotheses:
     return found
 
 
+@lru_cache(1)
 def paper_hypotheses() -> Hypotheses:
     """The fifteen claims of arXiv 2602.20433, which a search space has that names no file of its own."""
     return load_hypotheses(Path(__file__).with_name("paper.hypotheses.yaml"))

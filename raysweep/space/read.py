@@ -58,6 +58,12 @@ def load(path: str | Path) -> Space:
     return _Reader(YamlFile(Path(path))).space()
 
 
+def hypotheses_file(space_file: Path) -> Path | None:
+    """The file of hypotheses that a search-space file names, which has been read before; None where it names none."""
+    name = YamlFile(space_file).content.get("hypotheses")
+    return None if name is None else space_file.parent / name
+
+
 class _Reader:
     """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
 

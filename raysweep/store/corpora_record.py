@@ -8,7 +8,7 @@ from typing import Any
 from raysweep.errors import UserError
 from raysweep.store.schemas import SCHEMA_VERSION
 from raysweep.store.store import Store
-from raysweep.store.tables import checksum
+from raysweep.store.tables import checksum, sealed
 
 FILE = "corpora.json"
 
@@ -37,9 +37,7 @@ def record(store: Store, built: dict[str, str]) -> None:
                 f"{fingerprint} now: install the versions of constraints.txt again, or use another --store"
             )
     if not built.items() <= recorded.items():
-        body: dict[str, Any] = {"schema": SCHEMA_VERSION, "corpora": recorded | built}
-        body |= {"sha256": checksum(body)}
-        store.write(FILE, json.dumps(body, indent=1, sort_keys=True).encode())
+        store.write(FILE, sealed({"corpora": recorded | built}))
 
 
 def _parse(body: dict[str, Any]) -> tuple[dict[str, str], str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from raysweep.store.schemas import SCHEMA_VERSION
 from raysweep.store.sessions import now
 from raysweep.store.store import Store
-from raysweep.store.tables import checksum
+from raysweep.store.tables import checksum, sealed
 
 FILE = "hypotheses.json"
 
@@ -43,9 +42,7 @@ def record(store: Store, space: str, digest: str, finished: int, planned: int) -
 
 def write(store: Store, declared: list[dict[str, Any]]) -> None:
     """Replace the declarations of a store."""
-    body: dict[str, Any] = {"schema": SCHEMA_VERSION, "declared": declared}
-    body |= {"sha256": checksum(body)}
-    store.write(FILE, json.dumps(body, indent=1, sort_keys=True).encode())
+    store.write(FILE, sealed({"declared": declared}))
 
 
 def said(declared: list[dict[str, Any]], digest: str) -> str:

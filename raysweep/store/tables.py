@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import reason
-from raysweep.store.schemas import READABLE, defaults
+from raysweep.store.schemas import READABLE, SCHEMA_VERSION, defaults
 
 _CHECKSUM = b"raysweep_rows_sha256"
 
@@ -68,6 +68,12 @@ def read_parquet(source: Any) -> pa.Table:
     """
     with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
         return file.read(use_threads=False)
+
+
+def sealed(body: dict[str, Any]) -> bytes:
+    """A record of the store as JSON, with its schema and the checksum of it all."""
+    body = {"schema": SCHEMA_VERSION, **body}
+    return json.dumps(body | {"sha256": checksum(body)}, indent=1, sort_keys=True).encode()
 
 
 def checksum(content: Any) -> str:
