@@ -37,6 +37,8 @@ LISTED = 20
 
 SHARDS = {"validation": "pretraining/validation", "in_distribution": "pretraining/test"}
 
+_Kept = tuple[str, str, str, bytes]
+
 HELD_OUT, TRAINING, EVERYTHING = "held-out", "train", "all"
 
 
@@ -72,9 +74,8 @@ class Part:
     def name(self) -> str:
         return self.file.name
 
-    def place(self, text: str, domain: str, fraction: float) -> str | None:
-        """The shard of a document; None where it is not of the `fraction` that is kept."""
-        digest = hashlib.sha256(text.encode()).digest()
+    def place(self, digest: bytes, domain: str, fraction: float) -> str | None:
+        """The shard of a document, by the SHA-256 of its text; None where it is not of the `fraction` that is kept."""
         return self.shard(domain, digest[16:24]) if share(digest[8:16]) < fraction else None
 
     def shard(self, domain: str, digest: bytes) -> str:
@@ -117,9 +118,14 @@ class _Output:
         self.domains.setdefault(domain, Counter()).update(documents=1, bytes=size, tokens=len(tokens))
 
 
-def document_hash(text: str) -> int:
+def text_digest(text: str) -> bytes:
+    """The SHA-256 of a document's text."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def document_hash(digest: bytes) -> int:
     """What tells documents apart: 64 bits of the SHA-256 of the text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return int.from_bytes(digest[:8], "little")
 
 
 def complaint(source: str, file: str, place: int, reason: str) -> str:
@@ -195,7 +201,7 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
     dropped: dict[str, Counter[str]] = {}
     kept = [] if record["error"] else list(_kept(row, part, settings))
     if settings.which == EVERYTHING:
-        hashes = np.array([document_hash(text) for text, _, _ in kept], dtype="<u8")
+        hashes = np.array([document_hash(digest) for _, _, _, digest in kept], dtype="<u8")
         if settings.elsewhere is None:
             record["hashes"] = base64.b64encode(hashes.tobytes()).decode()
         elif len(settings.elsewhere):
@@ -207,7 +213,9 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
         tokenizer = loaded(settings.tokenizer)
         end = tokenizer.token_to_id(END_OF_TEXT)
         for documents in _batches(kept):
-            for (text, domain, shard), ids in zip(documents, encode([d[0] for d in documents], tokenizer), strict=True):
+            for (text, domain, shard, _), ids in zip(
+                documents, encode([d[0] for d in documents], tokenizer), strict=True
+            ):
                 ids.append(end)
                 tokens = np.array(ids, dtype=settings.dtype)
                 shared_with = settings.grams.shared(tokens[:-1]) if settings.grams else None
@@ -236,16 +244,17 @@ def tokenize_block(row: dict[str, Any], part: Part, settings: Settings) -> pa.Ta
     )
 
 
-def _kept(row: dict[str, Any], part: Part, settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """(text, domain, shard) of the documents of a block that are kept in this pass."""
+def _kept(row: dict[str, Any], part: Part, settings: Settings) -> Iterator[_Kept]:
+    """(text, domain, shard, SHA-256) of the documents of a block that are kept in this pass."""
     for text, domain in zip(row["texts"], row["domains"], strict=True):
         domain = domain or part.source.name
-        shard = part.place(text, domain, settings.fraction)
+        digest = text_digest(text)
+        shard = part.place(digest, domain, settings.fraction)
         if shard and (settings.which == EVERYTHING or (settings.which == TRAINING) == part.trains(shard)):
-            yield text, domain, shard
+            yield text, domain, shard, digest
 
 
-def _batches(documents: Iterable[tuple[str, str, str]]) -> Iterator[list[tuple[str, str, str]]]:
+def _batches(documents: Iterable[_Kept]) -> Iterator[list[_Kept]]:
     batch, size = [], 0
     for document in documents:
         batch.append(document)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.corpora.blocks import Part, document_hash
+from raysweep.corpora.blocks import Part, document_hash, text_digest
 from raysweep.corpora.files import Document, read, unit
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.source_files import opened, reading
@@ -105,6 +105,6 @@ def _place(part: Part, start: int, wanted: int) -> str:
     """File and line of the document of this hash, which stands at place `start` of its file or later."""
     with reading(part.source.name, part.name), opened(part.file, stream=True) as content:
         for document in read(content, part.name, part.source.text, part.source.domain, start):
-            if isinstance(document, Document) and document_hash(document.text) == wanted:
+            if isinstance(document, Document) and document_hash(text_digest(document.text)) == wanted:
                 return f"{part.source.name}: {part.name}, {unit(part.name)} {document.place:,}"
     return f"{part.source.name}: {part.name}"

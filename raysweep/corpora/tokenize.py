@@ -38,6 +38,7 @@ from raysweep.corpora.blocks import (
     complaint,
     cut,
     loaded,
+    text_digest,
     tokenize_block,
 )
 from raysweep.corpora.contamination import Grams
@@ -189,7 +190,7 @@ def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
         for part in training:
             if part.key.startswith(f"{source}-") and left > 0:
                 for document in _documents(part, stream):
-                    shard = part.place(document.text, "", corpus.fraction)
+                    shard = part.place(text_digest(document.text), "", corpus.fraction)
                     if not shard or not part.trains(shard):
                         continue
                     yield document.text
