@@ -118,7 +118,7 @@ def _quartiles(values: pd.Series, weights: Array) -> tuple[Array, Array, Array]:
     return low, middle, high
 
 
-def spread_at_equal(cells: pd.DataFrame, sweep: SweepData, of: str, at: str) -> Callable[[Array], Array]:
+def spread_among_equals(cells: pd.DataFrame, sweep: SweepData, of: str, at: str) -> Callable[[Array], Array]:
     """The spread among same-size pairs that are close in `at`, over that of all same-size pairs."""
     first, second = np.triu_indices(len(cells), 1)
     size, spread_in, equal_in = (cells[c].to_numpy(float) for c in ("parameters", of, at))

@@ -1,0 +1,87 @@
+"""One test of a hypothesis on one sweep: the cells that it is about, its columns, its words and its bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from raysweep.analysis.columns import words
+from raysweep.analysis.findings import Array, Finding, Tests
+from raysweep.analysis.hypothesis_statistics import within_size_spread
+from raysweep.space.hypotheses import Among, Test
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One test on one sweep, with the words and bounds that it uses."""
+
+    of_sweep: Tests
+    test: Test
+
+    @property
+    def spec(self) -> Any:
+        """The kind's own fields."""
+        return getattr(self.test, self.test.kind)
+
+    @property
+    def tests(self) -> Tests:
+        """The tests on the cells that this one is about."""
+        among, cells = self.test.among, self.of_sweep.cells
+        kept = pd.Series(True, index=cells.index)
+        if among.tokens_per_parameter is not None:
+            kept &= cells["tokens"] >= among.tokens_per_parameter * cells["parameters"]
+        if among.block is not None and "block" in cells:
+            kept &= cells["block"] == among.block
+        if among.sizes is not None:
+            sizes = np.sort(cells["parameters"].unique())
+            half = (len(sizes) + 1) // 2
+            kept &= cells["parameters"].isin(sizes[:half] if among.sizes == "smaller half" else sizes[-half:])
+        return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that the test names."""
+        named = [getattr(self.spec, field, ()) for field in ("of", "with_", "for_", "to", "minus", "in_")]
+        return [self.column(name) for value in named for name in (value if isinstance(value, tuple) else (value,))]
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether it is about some cells only."""
+        return self.test.among != Among()
+
+    def column(self, name: str) -> str:
+        """The column of a name in the file."""
+        return self.of_sweep.loss if name == "loss" else name
+
+    def words(self, name: str) -> str:
+        return self.of_sweep.loss_words if name == "loss" else words(name)
+
+    def called(self, default: str = "") -> str:
+        """What tables call the effect."""
+        if not self.test.called:
+            return default
+        of = getattr(self.spec, "of", "")
+        said = self.test.called.replace("{loss}", self.of_sweep.loss_words)
+        return said.replace("{of}", self.words(of) if isinstance(of, str) else "")
+
+    @property
+    def rule(self) -> str:
+        """What is expected, in numbers."""
+        kind, _, rest = self.test.expect.partition(" ")
+        if kind != "within":
+            return self.test.expect
+        number, _, spreads = rest.partition(" ")
+        if not spreads:
+            return f"within \N{PLUS-MINUS SIGN}{number}"
+        margin = float(number) * within_size_spread(self.of_sweep.cells, self.column(self.spec.of))
+        return f"within \N{PLUS-MINUS SIGN}{margin:.3g}" if margin > 0 else "within \N{PLUS-MINUS SIGN}0.01"
+
+    def resampled(
+        self, default: str, columns: tuple[str, ...], statistic: Callable[[pd.DataFrame], Callable[[Array], Array]],
+        **more: Any,
+    ) -> Finding:  # fmt: skip
+        return self.tests.resampled(self.called(default), self.rule, columns, statistic, **more)

@@ -1,0 +1,101 @@
+"""Tests of what a hyperparameter does, all else equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from raysweep.analysis import statistics
+from raysweep.analysis.columns import words
+from raysweep.analysis.findings import Array, Finding, of_effect
+from raysweep.analysis.hypothesis_statistics import between, u
+from raysweep.analysis.measured import Measured
+from raysweep.analysis.regressions import DRAWS, SEED
+from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
+
+FEWEST_SLOPES = 6
+"""Comparisons of one hyperparameter from which their mean change is resampled."""
+
+
+def trend(m: Measured) -> Iterator[Finding]:
+    over = m.spec.over
+
+    def ends(cells: pd.DataFrame) -> pd.DataFrame:
+        return cells[cells[over].isin([cells[over].min(), cells[over].max()])]
+
+    halves = {("lowest", "middle"): of_lowest_and_middle, ("middle", "highest"): of_middle_and_highest}
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = ends if m.spec.only_ends else lambda cells: cells
+    if (half := halves.get((m.spec.from_, m.spec.to))) is not None:
+        keep = partial(between, over, half)
+    yield m.tests.trend(
+        over, m.column(m.spec.of), m.called(m.words(m.spec.of)), m.rule, keep=keep, equal_steps=m.spec.equal_steps,
+        ends=f"{m.spec.from_} to the {m.spec.to}",
+    )  # fmt: skip
+
+
+def at(m: Measured) -> Iterator[Finding]:
+    over, value = m.spec.over, m.spec.value
+    side = np.less_equal if m.spec.than == "lower" else np.greater_equal
+    name = m.called(f"{m.words(m.spec.of)} at {value:g} minus at {m.spec.than} ones")
+    finding = m.tests.trend(
+        over, m.column(m.spec.of), name, m.rule, lambda values: (values == value).astype(float),
+        lambda cells: cells[side(cells[over], value)],
+    )  # fmt: skip
+    values = m.tests.cells.get(over, pd.Series(dtype=float))
+    if finding.reason and len(values) and value not in values.to_numpy():
+        most = values.mode().iloc[0]
+        finding = replace(finding, reason=f"no cell has {words(over)} {value:g}; most have {most:g}")
+    yield finding
+
+
+def turn(m: Measured) -> Iterator[Finding]:
+    over, column = words(m.spec.over), m.column(m.spec.of)
+    falling, rising = u(m.tests.sweep, column, m.spec.over) if column in m.tests.cells else ([], [])
+    ends, pairs = (
+        (f"lowest {over} to the bottom (where the other sizes have it)", falling)
+        if m.spec.part == "fall"
+        else (f"bottom to the highest {over}", rising)
+    )
+    name = m.called(f"{m.words(m.spec.of)}, from the {ends}")
+    if pairs:
+        yield of_effect(name, m.rule, effect(pairs))
+    else:
+        yield Finding(name, m.rule, reason=f"no three cells differ in {over} with all else equal")
+
+
+def trend_by_size(m: Measured) -> Iterator[Finding]:
+    over, column = m.spec.over, m.column(m.spec.of)
+    name = m.called(f"change of {words(over)}'s effect on {m.words(m.spec.of)} per e-fold of size")
+    sizes, changes = slopes(m.tests.sweep, over, column) if column in m.tests.cells else (np.array([]), np.array([]))
+    if len(np.unique(sizes)) < 3:
+        yield Finding(name, m.rule, reason=f"{words(over)} was varied at fewer than 3 sizes")
+    else:
+        yield of_effect(name, m.rule, effect([(sizes, changes)]))
+
+
+def strongest(m: Measured) -> Iterator[Finding]:
+    of, over, sweep = m.column(m.spec.of), m.spec.over, m.tests.sweep
+    name = m.called(f"mean |change| of {m.words(m.spec.of)} over the range of {words(over)} minus over any other's")
+    by_setting = {}
+    for h in sweep.hyperparameters if of in sweep.cells else ():
+        changes = np.abs(slopes(sweep, h, of, sweep.at_equal_steps(h))[1])
+        # Resamples of fewer differ too little among each other for an interval.
+        if len(changes) >= FEWEST_SLOPES:
+            by_setting[h] = changes
+    own = by_setting.pop(over, np.array([]))
+    if not len(own) or not by_setting:
+        needed = f"{words(over)} and another hyperparameter are needed, with {FEWEST_SLOPES} comparisons of each"
+        yield Finding(name, m.rule, reason=needed)
+        return
+    rng = np.random.default_rng(SEED)
+
+    def means(changes: Array) -> Array:
+        return np.asarray(changes[rng.integers(len(changes), size=(DRAWS, len(changes)))].mean(axis=1))
+
+    draws = means(own) - np.max([means(changes) for changes in by_setting.values()], axis=0)
+    value = float(own.mean() - max(changes.mean() for changes in by_setting.values()))
+    yield Finding(name, m.rule, value, *statistics.percentile_interval(draws), n=len(own))
