@@ -50,6 +50,14 @@ class Table:
         matching = self.rows[(self.rows["statistic"] == statistic) & (self.rows["metric"] == metric)]
         return matching.iloc[0]
 
+    def name(self, statistic: str) -> str:
+        """What the table calls a statistic; of an added R² with the R² that it is added to."""
+        without = self.rows.loc[self.rows["statistic"] == statistic, "baseline"].dropna()
+        if not len(without):
+            return STATISTIC_WORDS[statistic]
+        ends = dict.fromkeys((number(without.min()), number(without.max())))
+        return f"{STATISTIC_WORDS[statistic]}, added to {' to '.join(ends)}"
+
     def markdown(self) -> str:
         """A pipe table; each entry is `value [low, high]`, and the paper's value below it."""
         lines = [f"### {self.title}", "", "| | " + " | ".join(words(m) for m in self.metrics) + " |"]
@@ -60,7 +68,7 @@ class Table:
                 cell = self.cell(statistic, metric)
                 paper = f"<br>paper {number(cell['paper'])}" if np.isfinite(cell["paper"]) else ""
                 entries.append(entry(cell) + paper)
-            lines.append(f"| {STATISTIC_WORDS[statistic]} | " + " | ".join(entries) + " |")
+            lines.append(f"| {self.name(statistic)} | " + " | ".join(entries) + " |")
         return "\n".join([*lines, "", *self.notes(), ""])
 
     def latex(self) -> str:
@@ -72,7 +80,7 @@ class Table:
         ]  # fmt: skip
         for statistic in self.statistics:
             cells = [self.cell(statistic, m) for m in self.metrics]
-            name = STATISTIC_WORDS[statistic].replace("R²", "$R^2$")
+            name = self.name(statistic).replace("R²", "$R^2$").replace(_MINUS, "$-$")
             lines.append(" & ".join([name, *(_latex_entry(c) for c in cells)]) + r" \\")
             if any(np.isfinite(c["paper"]) for c in cells):
                 papers = [f"${c['paper']:.3f}$" if np.isfinite(c["paper"]) else "" for c in cells]
@@ -88,7 +96,7 @@ class Table:
         """How many models, what the brackets are, and why entries are missing."""
         counts = sorted({int(n) for n in self.rows["n"]})
         n = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        notes = [f"In brackets: bootstrap 95% intervals; n = {n} models."]
+        notes = [f"In brackets: 95% intervals over configurations drawn from this design; n = {n} models."]
         reasons = dict.fromkeys(r for r in self.rows["reason"] if r)
         return notes + [f"Note: {reason}." for reason in reasons]
 

@@ -123,13 +123,22 @@ def curvature(m: Measured) -> Iterator[Finding]:
     of, of_square = m.column(m.spec.of), m.column(m.spec.in_)
     sweep = m.tests.sweep
 
-    def bent(cells: pd.DataFrame) -> Callable[[Array], Array]:
+    def columns(cells: pd.DataFrame) -> tuple[Array, Array, Array]:
         x, y = cells[of_square].to_numpy(float), cells[of].to_numpy(float)
-        square = ((x - x.mean()) ** 2)[:, None]
+        return x[:, None], (x - x.mean()) ** 2, y
+
+    def bent(cells: pd.DataFrame) -> Callable[[Array], Array]:
+        x, square, y = columns(cells)
         partitions = folds_of(np.unique(sweep.configurations[cells.index], return_inverse=True)[1], 3)
         return lambda w: np.mean(
-            [statistics.added_r2(x[:, None], square, y, fold, w)[:, 0] for fold in partitions], axis=0
+            [statistics.added_r2(x, square[:, None], y, fold, w)[:, 0] for fold in partitions], axis=0
         )
 
     name = f"R\N{SUPERSCRIPT TWO} that the square of {m.words(m.spec.in_)} adds to a line, for {m.words(m.spec.of)}"
-    yield m.resampled(name, (of_square, of), bent, basic=True)
+    found = m.resampled(
+        name,
+        (of_square, of),
+        bent,
+        interval=lambda cells, groups: statistics.added_r2_interval(*columns(cells), groups),
+    )
+    yield replace(found, squared=True)

@@ -35,6 +35,8 @@ class Finding:
     high: float = math.nan
     n: int = 0
     reason: str = ""
+    squared: bool = False
+    """Whether the interval is that of a correlation, squared with its sign (`statistics.added_r2_interval`)."""
 
     @property
     def p_value(self) -> float:
@@ -44,10 +46,14 @@ class Finding:
         """
         if not (math.isfinite(self.low) and math.isfinite(self.high)):
             return math.nan
-        error = max(self.high - self.low, 1e-12) / (2 * stats.norm.ppf(0.975))
         sign, _, bound = self.rule.partition(" ")
         limit = float(bound.removeprefix("±"))
-        above, below = (float(stats.norm.sf((self.value - at) / error)) for at in (limit, -limit))
+        value, low, high, limits = self.value, self.low, self.high, [limit, -limit]
+        if self.squared:
+            low, high, *limits = (float(np.sign(x) * np.sqrt(abs(x))) for x in (low, high, *limits))
+            value = (low + high) / 2
+        error = max(high - low, 1e-12) / (2 * stats.norm.ppf(0.975))
+        above, below = (float(stats.norm.sf((value - at) / error)) for at in limits)
         if sign == "within":
             return max(1 - above, below)
         return above if sign == ">" else 1 - above
@@ -95,8 +101,9 @@ class Tests:
             return Finding(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
         row = self.regressions.loc[(task, metric, statistic)]
         return Finding(
-            name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"]
-        )
+            name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"],
+            squared=statistic == "predictive_r2",
+        )  # fmt: skip
 
     def trend(
         self, hyperparameter: str, column: str, what: str, rule: str, contrast: Callable[[Array], Array] | None = None,
@@ -116,9 +123,13 @@ class Tests:
     def resampled(
         self, name: str, rule: str, columns: tuple[str, ...],
         statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None,
-        fewest: int = 8, basic: bool = False, only: list[float] | None = None,
+        fewest: int = 8, only: list[float] | None = None,
+        interval: Callable[[pd.DataFrame, npt.NDArray[np.int64]], tuple[float, float]] | None = None,
     ) -> Finding:  # fmt: skip
-        """A statistic of the cells that have `columns`, and its bootstrap interval over configurations."""
+        """A statistic of the cells that have `columns`, and its bootstrap interval over configurations.
+
+        `interval` gives another one, of the cells and the configuration of each.
+        """
         cells = self.cells
         if missing := [c for c in columns if c not in cells]:
             return Finding(name, rule, reason=f"no cell has {words(missing[0]) or 'a loss'}")
@@ -134,14 +145,17 @@ class Tests:
         with np.errstate(invalid="ignore", divide="ignore"):
             of = statistic(cells)
             value = float(of(statistics.sample(len(cells)))[0])
-            draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
+            if interval is not None:
+                low, high = interval(cells, groups)
+            else:
+                draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
+                low, high = statistics.bca_interval(value, draws, left_out)
         if not math.isfinite(value):
             return Finding(
                 name, rule, n=len(cells), reason="not defined: one side is constant, or no cell is of the kind"
             )
-        interval = statistics.basic_interval(value, draws) if basic else statistics.bca_interval(value, draws, left_out)
-        reason = "" if math.isfinite(interval[0]) else "no interval: too few resamples have a value"
-        return Finding(name, rule, value, *interval, n=len(cells), reason=reason)
+        reason = "" if math.isfinite(low) else "no interval: too few resamples have a value"
+        return Finding(name, rule, value, low, high, len(cells), reason)
 
 
 def false_discovery_rates(p_values: pd.Series) -> pd.Series:

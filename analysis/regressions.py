@@ -11,8 +11,9 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
   repeated over 5 partitions. Configurations stay whole: seeds of one are in one fold.
 - `predictive_r2_new_size`: the same with each size held out in turn.
 
-Intervals resample configurations; correlations have BCa intervals and R² basic ones (`statistics` says why).
-Each resample is cross-validated over two partitions of its own, where the value itself is the mean over five.
+Intervals are over configurations: of correlations the BCa bootstrap's, of `predictive_r2` the jackknife's of the semipartial
+correlation, of `predictive_r2_new_size` the basic bootstrap's (`statistics` says why). Cross-validation pays for the metric's
+coefficient as well, so that a `predictive_r2` may lie a little below its interval. `baseline` is the R² that it is added to.
 """
 
 from __future__ import annotations
@@ -47,12 +48,11 @@ STATISTIC_WORDS = {
     "predictive_r2_new_size": "Predictive R² (new size)",
 }
 STATISTICS = tuple(STATISTIC_WORDS)
-COLUMNS = ("task", "metric", "statistic", "value", "low", "high", "n", "reason", "column")
+COLUMNS = ("task", "metric", "statistic", "value", "low", "high", "n", "reason", "column", "baseline")
 LAW_COLUMNS = ("task", "parameter", "value", "low", "high", "n", "reason")
 DRAWS = 2000
 SEED = 0
 _REPEATS = 5
-_REPEATS_OF_A_DRAW = 2
 _FEWEST = 8
 """Fewest cells for a statistic; one that fits parameters needs this many more than the number of parameters."""
 
@@ -136,7 +136,10 @@ class Outcome:
 
     def answer(self, statistic: str, metric: str) -> dict[str, Any]:
         """value, low, high, n and reason of one statistic of one metric."""
-        answer: dict[str, Any] = {"value": np.nan, "low": np.nan, "high": np.nan, "n": self.n, "reason": ""}
+        answer: dict[str, Any] = dict.fromkeys(("value", "low", "high", "baseline"), np.nan) | {
+            "n": self.n,
+            "reason": "",
+        }
         if self.n < _FEWEST:
             return answer | {"reason": f"{self.n} cells; at least {_FEWEST} are needed"}
         if self.configurations < _FEWEST:
@@ -152,7 +155,7 @@ class Outcome:
             return answer | {"reason": "the controls determine the metric or the loss: nothing is left to correlate"}
         if not np.isfinite(low):
             return answer | {"value": value, "reason": "no interval: too few resamples have a value"}
-        answer |= {"value": value, "low": low, "high": high}
+        answer |= {"value": value, "low": low, "high": high, "baseline": self._r2_without_metric(statistic)}
         if statistic == "residual_spearman_chinchilla" and self._law is not None and self._law[0].doubtful:
             answer["reason"] = f"of a law that is in doubt: {self._law[0].problem}"
         return answer
@@ -234,47 +237,45 @@ class Outcome:
         if self.configurations < fewest:
             return _Missing(f"{self.configurations} configurations; at least {fewest} are needed for 5 folds")
         value = float(np.mean([self._added(metric, fold) for fold in self._partitions]))
-        return value, *statistics.basic_interval(value, self._draws_of_added[metric])
-
-    @cached_property
-    def _draws_of_added(self) -> dict[str, Array]:
-        return self._by_metric(np.mean([self._resampled_added(fold) for fold in self._partitions_of_draws], axis=0))
+        low, high = statistics.added_r2_interval(self.baseline, self.metrics[metric], self.loss, self.groups)
+        return (value, low, high) if np.isfinite(low) else _Missing("size, compute and tokens determine the metric")
 
     @cached_property
     def _partitions(self) -> list[npt.NDArray[np.int64]]:
         return folds_of(self.groups, _REPEATS)
 
     @cached_property
-    def _partitions_of_draws(self) -> list[npt.NDArray[np.int64]]:
-        partitions = np.stack(self._partitions)
-        draws = np.arange(self.draws)
-        return [partitions[(draws + k * _REPEATS // _REPEATS_OF_A_DRAW) % _REPEATS] for k in range(_REPEATS_OF_A_DRAW)]
+    def _sizes(self) -> npt.NDArray[np.int64]:
+        """(n,) the number of each cell's size."""
+        return np.asarray(np.unique(self.N, return_inverse=True)[1])
 
     def _predictive_r2_new_size(self, metric: str) -> Any:
-        sizes = np.unique(self.N, return_inverse=True)[1]
-        if sizes.max() < 2:
-            return _Missing(f"{sizes.max() + 1} sizes; holding one out needs at least 3")
-        left = self.n - int(np.bincount(sizes).max())
+        sizes = self._sizes.max() + 1
+        if sizes < 3:
+            return _Missing(f"{sizes} sizes; holding one out needs at least 3")
+        left = self.n - int(np.bincount(self._sizes).max())
         fewest = _FEWEST + self.baseline.shape[1] + 1
         if left < fewest:
             return _Missing(f"{left} cells where the largest size is held out; at least {fewest} are needed")
-        value = self._added(metric, sizes)
+        value = self._added(metric, self._sizes)
         return value, *statistics.basic_interval(value, self._draws_of_new_size[metric])
 
     @cached_property
     def _draws_of_new_size(self) -> dict[str, Array]:
-        return self._by_metric(self._resampled_added(np.unique(self.N, return_inverse=True)[1]))
-
-    def _resampled_added(self, fold: npt.NDArray[np.int64]) -> Array:
         metrics = np.column_stack(list(self.metrics.values()))
-        return statistics.added_r2(self.baseline, metrics, self.loss, fold, self._weights[1])
-
-    def _by_metric(self, draws: Array) -> dict[str, Array]:
+        draws = statistics.added_r2(self.baseline, metrics, self.loss, self._sizes, self._weights[1])
         return dict(zip(self.metrics, draws.T, strict=True))
 
     def _added(self, metric: str, fold: npt.NDArray[np.int64]) -> float:
         features = np.column_stack([self.baseline, self.metrics[metric]])
         return out_of_fold_r2(features, self.loss, fold) - self._baseline_r2(fold)
+
+    def _r2_without_metric(self, statistic: str) -> float:
+        """R² of the predictions that a metric's are compared with; NaN for statistics that predict nothing."""
+        folds = {"predictive_r2": lambda: self._partitions, "predictive_r2_new_size": lambda: [self._sizes]}
+        return (
+            float(np.mean([self._baseline_r2(fold) for fold in folds[statistic]()])) if statistic in folds else np.nan
+        )
 
     def _baseline_r2(self, fold: npt.NDArray[np.int64]) -> float:
         key = fold.tobytes()

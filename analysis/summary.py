@@ -81,9 +81,14 @@ def digest(tables: list[Table]) -> list[str]:
     lines = ["| | " + " | ".join(STATISTIC_WORDS[s] for s in STATISTICS) + " |", "|---" * (len(STATISTICS) + 1) + "|"]
     for table in tables:
         cells = [table.cell(statistic, RANK) for statistic in STATISTICS]
-        entries = [entry(c) + (f"<br>paper {number(c['paper'])}" if np.isfinite(c["paper"]) else "") for c in cells]
+        without = [f" on {number(c['baseline'])}" if np.isfinite(c["baseline"]) else "" for c in cells]
+        paper = [f"<br>paper {number(c['paper'])}" if np.isfinite(c["paper"]) else "" for c in cells]
+        entries = [entry(c) + base + printed for c, base, printed in zip(cells, without, paper, strict=True)]
         lines.append(f"| {table.number}: {outcome(table.task)} | " + " | ".join(entries) + " |")
-    note = "In brackets: bootstrap 95% intervals over configurations. All metrics are in `tables/`."
+    note = (
+        'In brackets: 95% intervals over configurations drawn from this design. "On": the R² of predictions without the '
+        "metric. All metrics are in `tables/`."
+    )
     return [*lines, "", note]
 
 

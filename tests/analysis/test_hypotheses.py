@@ -176,6 +176,12 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
     inside = Finding("x", "within \N{PLUS-MINUS SIGN}4", 3.0, 3 - reach, 3 + reach)
     assert inside.p_value == pytest.approx(stats.norm.sf(1))
     assert np.isnan(Finding("x", "> 1").p_value)
+    # An added R² of 0.09 has a root of 0.3; the bound of 0.04 one of 0.2, two standard errors below.
+    error = 0.05
+    low, high = ((0.3 + sign * reach * error) ** 2 for sign in (-1, 1))
+    assert Finding("x", "> 0.04", 0.08, low, high, squared=True).p_value == pytest.approx(stats.norm.sf(2))
+    low, high = (sign * (0.05 + sign * reach * error) ** 2 for sign in (-1, 1))
+    assert Finding("x", "> 0", 0.001, low, high, squared=True).p_value == pytest.approx(stats.norm.sf(1))
     p = pd.Series([0.01, 0.04, np.nan, 0.03])
     # By hand: p times 3 over its rank, made monotone from the largest down.
     assert findings.false_discovery_rates(p).to_list() == pytest.approx([0.03, 0.04, np.nan, 0.04], nan_ok=True)
