@@ -8,7 +8,7 @@ be called alone with data frames:
     scaling_law   E + A / N^alpha + B / D^beta
     regressions   every task x metric x statistic, with bootstrap intervals
     trends        what one hyperparameter does with all others equal, with permutation intervals
-    claims        hypotheses, by default the fifteen claims of the paper, each with an interval and a verdict
+    claims        hypotheses, by default the claims of the paper, each with an interval and a verdict
     tables        the paper's Tables 2-9 beside this sweep's
     figures       the paper's Figures 2-27
     report        one HTML page with all of it

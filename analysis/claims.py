@@ -7,8 +7,10 @@ within a margin of zero:
 - *contradicted* where the whole interval is on the other side (outside the margin),
 - *undecided* otherwise, and wherever there is no interval.
 
-A hypothesis is supported if all of its tests are, contradicted if one of them is, and undecided otherwise; beside it stands
-the test that decided. Verdicts are not corrected for the number of tests; beside each test stands its false-discovery rate.
+A hypothesis is supported if all of its tests are. That needs no correction for their number: where one is false, all are
+supported no more often than that one is (Berger 1982). It is contradicted if one of them is after Bonferroni's correction
+for their number: one that holds is contradicted in at most 2.5% of sweeps, however many tests it has. Beside it stands the
+test that decided, and beside each test its false-discovery rate.
 
 Effects of hyperparameters have exact permutation intervals (`trends`); everything else resamples configurations.
 """
@@ -16,8 +18,10 @@ Effects of hyperparameters have exact permutation intervals (`trends`); everythi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pandas as pd
 
@@ -28,29 +32,48 @@ from raysweep.analysis.sweep_data import SweepData
 from raysweep.space.hypotheses import Hypothesis, Test
 
 COLUMNS = ("claim", "statement", "place", "verdict", "effect", "value", "low", "high", "n", "rule", "reason")
-TEST_COLUMNS = (*COLUMNS, "p", "q")
+TEST_COLUMNS = (*COLUMNS, "p", "q", "p_against")
+_LEVEL = 0.025
 
 
-def claims(sweep: SweepData, regressions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def claims(
+    sweep: SweepData, regressions: pd.DataFrame, noise: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The scorecard, one row per hypothesis with the columns `COLUMNS`, and every test behind it with `TEST_COLUMNS`.
 
-    `regressions` is the first table of `regressions.regressions`. `p` is that of the interval (`findings.p_value`), `q` the
-    false-discovery rate at which the test would be counted as supported (Benjamini and Hochberg 1995, over all tests).
+    `regressions` is the first table of `regressions.regressions`, `noise` that of `noise.seed_noise`. `p` is that of the
+    interval (`findings.p_value`). `q` is the false-discovery rate at which the test would be counted as supported (Benjamini
+    and Hochberg 1995, over all tests). `p_against` is the p of the other side times the number of tests of the hypothesis,
+    at most 1.
     """
     keys = ["task", "metric", "statistic"]
-    tests = Tests(sweep, regressions.set_index(keys) if len(regressions) else regressions)
+    table = regressions.set_index(keys) if len(regressions) else regressions
+    tests = Tests(sweep, table) if noise is None else Tests(sweep, table, noise)
     card, rows = [], []
     for hypothesis in sweep.hypotheses.hypotheses:
         found = [finding for test in expanded(hypothesis, sweep) for finding in _findings(tests, test)]
-        verdicts = [finding.verdict for finding in found]
-        verdict = next((v for v in ("contradicted", "undecided") if v in verdicts), "supported")
         about = {"claim": hypothesis.id, "statement": hypothesis.says, "place": hypothesis.where}
-        own = [{**about, **vars(f), "verdict": f.verdict, "p": f.p_value} for f in found]
-        # Where no interval of a claim exists, the first test says why.
-        card.append(own[verdicts.index(verdict)])
+        count = sum(math.isfinite(f.p_value) for f in found)
+        own = [
+            {**about, **vars(f), "verdict": f.verdict, "p": f.p_value, "p_against": min(count * (1 - f.p_value), 1)}
+            for f in found
+        ]
+        card.append(_deciding(own, count))
         rows += own
-    table = pd.DataFrame(rows, columns=TEST_COLUMNS[:-1])
-    return pd.DataFrame(card, columns=COLUMNS), table.assign(q=false_discovery_rates(table["p"]))
+    made = pd.DataFrame(rows, columns=[c for c in TEST_COLUMNS if c != "q"])
+    made = made.assign(q=false_discovery_rates(made["p"]))[list(TEST_COLUMNS)]
+    return pd.DataFrame(card, columns=COLUMNS), made
+
+
+def _deciding(tests: list[dict[str, Any]], count: int) -> dict[str, Any]:
+    """The test that decides a hypothesis, with the hypothesis's verdict; of several the first."""
+    against = [test for test in tests if test["verdict"] == "contradicted"]
+    if decided := next((test for test in against if test["p_against"] < _LEVEL), None):
+        return decided
+    if against:
+        alone = f"contradicted alone, not among the {count} tests of the hypothesis"
+        return {**against[0], "verdict": "undecided", "reason": alone}
+    return next((test for test in tests if test["verdict"] == "undecided"), tests[0])
 
 
 def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Finding]:

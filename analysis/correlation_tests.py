@@ -12,7 +12,14 @@ import pandas as pd
 
 from raysweep.analysis import statistics
 from raysweep.analysis.findings import Array, Finding
-from raysweep.analysis.hypothesis_statistics import given_settings, spearman, task_name, task_of, within_sizes
+from raysweep.analysis.hypothesis_statistics import (
+    about_size,
+    given_settings,
+    spearman,
+    task_name,
+    task_of,
+    within_sizes,
+)
 from raysweep.analysis.measured import Measured
 from raysweep.analysis.regressions import folds_of
 
@@ -96,10 +103,16 @@ def closer(m: Measured) -> Iterator[Finding]:
 
 def line(m: Measured) -> Iterator[Finding]:
     x, y = m.column(m.spec.from_), m.column(m.spec.to)
+    of_size = m.spec.given == "size"
+
+    def r2(cells: pd.DataFrame) -> Callable[[Array], Array]:
+        first, second = ((about_size(cells[c], cells) if of_size else cells[c]).to_numpy(float) for c in (x, y))
+        return lambda w: statistics.pearson(first, second, w) ** 2
+
+    kind = "a line within sizes" if of_size else "a line"
     yield m.resampled(
-        f"R\N{SUPERSCRIPT TWO} of a line from {m.words(m.spec.from_)} to {m.words(m.spec.to)}", (x, y),
-        lambda cells: lambda w: statistics.pearson(cells[x].to_numpy(float), cells[y].to_numpy(float), w) ** 2,
-    )  # fmt: skip
+        f"R\N{SUPERSCRIPT TWO} of {kind} from {m.words(m.spec.from_)} to {m.words(m.spec.to)}", (x, y), r2
+    )
 
 
 def added_r2(m: Measured) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from scipy import stats
 
 from raysweep.analysis import statistics
 from raysweep.analysis.columns import outcome, words
+from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import Effect, trend
@@ -81,6 +82,8 @@ class Tests:
     sweep: SweepData
     regressions: pd.DataFrame
     """By task, metric and statistic."""
+    noise: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=NOISE_COLUMNS))
+    """Between seeds, as `noise.seed_noise` has it."""
 
     @property
     def cells(self) -> pd.DataFrame:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from raysweep.analysis import statistics
 from raysweep.analysis.columns import PAPER_TASKS
 from raysweep.analysis.findings import Array
+from raysweep.analysis.noise import Noise
 from raysweep.analysis.sweep_data import SweepData
 
 
-def u(sweep: SweepData, column: str, over: str) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]]:
+def u(
+    sweep: SweepData, column: str, over: str, inverted: bool = False
+) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]]:
     """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end.
 
-    The bottom is where the mean of the other sizes with the same tokens is lowest, between the ends; the middle where there
-    are none. The lowest of a slice's own values is below the ends by chance.
+    The bottom, or the top if `inverted`, is where the mean of the other sizes with the same tokens is lowest, between the
+    ends; the middle where there are none. The lowest of a slice's own values is below the ends by chance.
     """
     slices = [
         cells.dropna(subset=[column]).groupby(over, as_index=False).first() for cells in sweep.over_seeds.slices(over)
@@ -35,7 +41,7 @@ def u(sweep: SweepData, column: str, over: str) -> tuple[list[tuple[Array, Array
         ]
         means = pd.concat(others).groupby(over)["centred"].mean() if others else pd.Series(dtype=float)
         means = means[means.index.isin(between)]
-        bottom = means.idxmin() if len(means) else between.iloc[len(between) // 2]
+        bottom = (means.idxmax() if inverted else means.idxmin()) if len(means) else between.iloc[len(between) // 2]
         low, deep, high = (
             float(cells[column][cells[over] == at].iloc[0])
             for at in (cells[over].iloc[0], bottom, cells[over].iloc[-1])
@@ -90,9 +96,15 @@ def within_size_spread(cells: pd.DataFrame, column: str) -> float:
     return float(centred.std())
 
 
+def about_size(values: pd.Series, cells: pd.DataFrame) -> pd.Series:
+    """A column about the mean of its size."""
+    return values - values.groupby(cells["parameters"]).transform("mean")
+
+
 def deviation(values: pd.Series, weights: Array) -> Array:
     """Standard deviation, of each resample."""
     v = values.to_numpy(float)
+    v = v - v.mean()
     total = weights.sum(axis=1)
     mean = weights @ v / total
     return np.asarray(np.sqrt(np.maximum(weights @ v**2 / total - mean**2, 0)))
@@ -137,11 +149,65 @@ def spread_among_equals(cells: pd.DataFrame, sweep: SweepData, of: str, at: str)
         near = pairs * close
         return np.asarray((near @ spread / near.sum(axis=1)) / (pairs @ spread / pairs.sum(axis=1)))
 
-    # There are many pairs of cells: some resamples at a time.
-    at_once = max(1, 10_000_000 // max(1, len(first)))
-    return lambda weights: np.concatenate(
-        [ratio(some) for some in np.array_split(weights, -(-len(weights) // at_once))]
-    )
+    return lambda weights: np.concatenate([ratio(weights[some]) for some in _in_parts(len(weights), len(first))])
+
+
+def distances(
+    cells: pd.DataFrame, groups: npt.NDArray[np.int64], of: str, at: str, noise_of: Noise, noise_at: Noise
+) -> Callable[[Array], Array]:
+    """Of weights (B, n): (B,) the mean distance of pairs in `of`, over the standard deviation between seeds of their size.
+
+    Pairs are of one size and two configurations, and differ in `at` by less than two seeds do in 95% of cases. The mean is
+    that of the means of sizes: where the noise is large most pairs are close. A deviation known from few seeds is smaller
+    than the true one more often than not, and its reciprocal too large on average: it is corrected for that.
+    """
+    first, second = np.triu_indices(len(cells), 1)
+    size = cells["size"].to_numpy(object)
+    values, close_in = cells[of].to_numpy(float), cells[at].to_numpy(float)
+    reach = 1.96 * np.sqrt(2) * np.array([noise_at[s][0] for s in size])
+    kept = (size[first] == size[second]) & (groups[first] != groups[second])
+    kept &= np.abs(close_in[first] - close_in[second]) <= reach[first]
+    first, second = first[kept], second[kept]
+    over = {s: 1 / (deviation * mean_reciprocal(freedom)) for s, (deviation, freedom) in noise_of.items()}
+    apart = np.abs(values[first] - values[second]) * np.array([over[s] for s in size[first]])
+
+    def distance(weights: Array) -> Array:
+        means = np.full((len(noise_of), len(weights)), np.nan)
+        for mean, s in zip(means, noise_of, strict=True):
+            one, other, far = (values[size[first] == s] for values in (first, second, apart))
+            for some in _in_parts(len(weights), len(one)):
+                pairs = weights[some][:, one] * weights[some][:, other]
+                count = pairs.sum(axis=1)
+                mean[some] = pairs @ far / np.where(count > 0, count, np.nan)
+        with warnings.catch_warnings():  # A resample may have no such pair.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            return np.asarray(np.nanmean(means, axis=0))
+
+    return distance
+
+
+def mean_reciprocal(freedom: int) -> float:
+    """The mean of 1 / s over a standard deviation of 1, where s is its estimate from normal values; two degrees at least."""
+    return math.sqrt(freedom / 2) * math.exp(math.lgamma((freedom - 1) / 2) - math.lgamma(freedom / 2))
+
+
+def _in_parts(resamples: int, pairs: int) -> list[slice]:
+    """Slices of the resamples: there are many pairs of cells, so that some are taken at a time."""
+    at_once = max(1, 10_000_000 // max(1, pairs))
+    return [slice(start, start + at_once) for start in range(0, resamples, at_once)]
+
+
+def percentiles(cells: pd.DataFrame, column: str) -> Array:
+    """(n,) where each cell is in a column among its size: 0 the lowest, 1 the highest."""
+    by_size = cells.groupby("parameters")[column]
+    return np.asarray((by_size.rank() - 0.5) / by_size.transform("size"), dtype=float)
+
+
+def at_end(cells: pd.DataFrame, column: str, end: str) -> Array:
+    """(n,) 1 for the tenth of each size, at least one cell, that is lowest or highest in a column, else 0."""
+    by_size = cells.groupby("parameters")[column]
+    rank, count = by_size.rank(ascending=end == "lowest", method="first"), by_size.transform("size")
+    return np.asarray(rank <= np.ceil(count / 10), dtype=float)
 
 
 def task_of(sweep: SweepData, column: str) -> str | None:

@@ -23,7 +23,10 @@ def findings(tests: Tests, test: Test) -> list[Finding]:
     for name in measured.columns:
         if name in tests.cells and not pd.api.types.is_numeric_dtype(tests.cells[name]):
             return [Finding(measured.called(test.kind), measured.rule, reason=f"{words(name)} is no number")]
-    return list(_KINDS[test.kind](measured))
+    found = list(_KINDS[test.kind](measured))
+    if unmet := measured.unmet:
+        return [Finding(finding.effect, finding.rule, reason=unmet) for finding in found]
+    return found
 
 
 _KINDS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
@@ -41,6 +44,8 @@ _KINDS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
     "spread": spread_tests.spread,
     "mean": spread_tests.mean,
     "spread_at_equal": spread_tests.spread_at_equal,
+    "apart": spread_tests.apart,
+    "percentile": spread_tests.percentile,
     "under_trained": spread_tests.under_trained,
     "late_rise": spread_tests.late_rise,
 }

@@ -39,14 +39,37 @@ class Measured:
         if among.sizes is not None:
             sizes = np.sort(cells["parameters"].unique())
             half = (len(sizes) + 1) // 2
-            kept &= cells["parameters"].isin(sizes[:half] if among.sizes == "smaller half" else sizes[-half:])
+            chosen = {
+                "smallest": sizes[:1], "largest": sizes[-1:], "smaller half": sizes[:half], "larger half": sizes[-half:],
+            }  # fmt: skip
+            kept &= cells["parameters"].isin(chosen[among.sizes])
         return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
 
     @property
     def columns(self) -> list[str]:
         """The columns that the test names."""
-        named = [getattr(self.spec, field, ()) for field in ("of", "with_", "for_", "to", "minus", "in_")]
-        return [self.column(name) for value in named for name in (value if isinstance(value, tuple) else (value,))]
+        named = [getattr(self.spec, field, ()) for field in ("of", "with_", "for_", "to", "minus", "over", "in_")]
+        return [
+            self.column(name) for value in named for name in (value if isinstance(value, tuple) else (value,)) if name
+        ]
+
+    @property
+    def unmet(self) -> str:
+        """Why the sweep is not such that the test would say anything; empty where it is."""
+        needs, sweep = self.test.needs, self.of_sweep.sweep
+        if needs.fine_tuning_steps is not None:
+            for task, steps in sweep.fine_tuning_steps.items():
+                subject = task.removeprefix("finetune_")
+                of_task = (f"finetune_{subject}_", f"forgetting_{subject}_")
+                if steps < needs.fine_tuning_steps and any(column.startswith(of_task) for column in self.columns):
+                    return f"{steps} steps of {task}; at least {needs.fine_tuning_steps} are needed"
+        if needs.decay_within is not None and len(sweep.cells):
+            decayed = sweep.cells["learning_rate"] * sweep.cells["weight_decay"] * sweep.cells["steps"]
+            median = float((1 / decayed.replace(0, np.nan)).fillna(np.inf).median())
+            if median > needs.decay_within:
+                over, most = (f"{100 * share:.2g}%" for share in (median, needs.decay_within))
+                return f"weight decay acts over {over} of the median run; at most {most} is needed"
+        return ""
 
     @property
     def narrowed(self) -> bool:

@@ -8,6 +8,7 @@ interval is that of the chi-squared distribution: of normal errors that are as l
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,9 @@ from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import swing, trend
 
 NOISE_COLUMNS = ("column", "standard_deviation", "low", "high", "degrees_of_freedom", "configurations", "size")
+Noise = dict[str, tuple[float, int]]
+"""Size -> standard deviation of one run between seeds, and its degrees of freedom."""
+
 EFFECT_COLUMNS = (
     "hyperparameter", "column", "effect", "low", "high", "n", "comparisons", "swing", "seed_standard_deviations",
 )  # fmt: skip
@@ -54,6 +58,19 @@ def _pooled(configurations: list[pd.DataFrame], column: str) -> tuple[float, flo
         return None
     low, high = (math.sqrt(squares / chi2.ppf(q, freedom)) for q in (0.975, 0.025))
     return math.sqrt(squares / freedom), low, high, freedom, several
+
+
+def of_sizes(noise: pd.DataFrame, column: str, sizes: Sequence[str]) -> Noise | None:
+    """For each size its own standard deviation between seeds and degrees of freedom; those of all where one size has none.
+
+    None where there are fewer than two degrees of freedom.
+    """
+    rows = noise[(noise["column"] == column) & (noise["degrees_of_freedom"] >= 2)].set_index("size")
+    if "" not in rows.index:
+        return None
+    own = all(size in rows.index for size in sizes)
+    of = {size: rows.loc[size if own else ""] for size in sizes}
+    return {size: (float(row["standard_deviation"]), int(row["degrees_of_freedom"])) for size, row in of.items()}
 
 
 def standard_deviations(noise: pd.DataFrame, size: str = "") -> dict[str, float]:

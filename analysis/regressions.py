@@ -12,8 +12,9 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
 - `predictive_r2_new_size`: the same with each size held out in turn.
 
 Intervals are over configurations: of correlations the BCa bootstrap's, of `predictive_r2` the jackknife's of the semipartial
-correlation, of `predictive_r2_new_size` the basic bootstrap's (`statistics` says why). Cross-validation pays for the metric's
-coefficient as well, so that a `predictive_r2` may lie a little below its interval. `baseline` is the R² that it is added to.
+correlation, of `predictive_r2_new_size` the basic bootstrap's (`statistics` says why). Cross-validation pays for the
+metric's coefficient as well, so that a `predictive_r2` may lie a little below its interval. `baseline` is the R² that it is
+added to.
 """
 
 from __future__ import annotations

@@ -8,17 +8,16 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
-from raysweep.analysis import statistics
 from raysweep.analysis.columns import words
-from raysweep.analysis.findings import Array, Finding, of_effect
+from raysweep.analysis.findings import Finding, of_effect
 from raysweep.analysis.hypothesis_statistics import between, u
 from raysweep.analysis.measured import Measured
-from raysweep.analysis.regressions import DRAWS, SEED
 from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
 
 FEWEST_SLOPES = 6
-"""Comparisons of one hyperparameter from which their mean change is resampled."""
+"""Comparisons of one hyperparameter from which their mean change has an interval."""
 
 
 def trend(m: Measured) -> Iterator[Finding]:
@@ -54,11 +53,13 @@ def at(m: Measured) -> Iterator[Finding]:
 
 def turn(m: Measured) -> Iterator[Finding]:
     over, column = words(m.spec.over), m.column(m.spec.of)
-    falling, rising = u(m.tests.sweep, column, m.spec.over) if column in m.tests.cells else ([], [])
+    inverted = m.spec.inverted
+    first, second = u(m.tests.sweep, column, m.spec.over, inverted) if column in m.tests.cells else ([], [])
+    turn = "top" if inverted else "bottom"
     ends, pairs = (
-        (f"lowest {over} to the bottom (where the other sizes have it)", falling)
-        if m.spec.part == "fall"
-        else (f"bottom to the highest {over}", rising)
+        (f"lowest {over} to the {turn} (where the other sizes have it)", first)
+        if (m.spec.part == "rise") == inverted
+        else (f"{turn} to the highest {over}", second)
     )
     name = m.called(f"{m.words(m.spec.of)}, from the {ends}")
     if pairs:
@@ -79,11 +80,13 @@ def trend_by_size(m: Measured) -> Iterator[Finding]:
 
 def strongest(m: Measured) -> Iterator[Finding]:
     of, over, sweep = m.column(m.spec.of), m.spec.over, m.tests.sweep
-    name = m.called(f"mean |change| of {m.words(m.spec.of)} over the range of {words(over)} minus over any other's")
+    per_decade = m.spec.per == "decade"
+    per = "for each factor of ten in" if per_decade else "over the range of"
+    name = m.called(f"mean |change| of {m.words(m.spec.of)} {per} {words(over)} minus {per} any other")
     by_setting = {}
     for h in sweep.hyperparameters if of in sweep.cells else ():
-        changes = np.abs(slopes(sweep, h, of, sweep.at_equal_steps(h))[1])
-        # Resamples of fewer differ too little among each other for an interval.
+        changes = np.abs(slopes(sweep, h, of, sweep.at_equal_steps(h), per_decade)[1])
+        # Fewer have too little to say of their own spread.
         if len(changes) >= FEWEST_SLOPES:
             by_setting[h] = changes
     own = by_setting.pop(over, np.array([]))
@@ -91,11 +94,7 @@ def strongest(m: Measured) -> Iterator[Finding]:
         needed = f"{words(over)} and another hyperparameter are needed, with {FEWEST_SLOPES} comparisons of each"
         yield Finding(name, m.rule, reason=needed)
         return
-    rng = np.random.default_rng(SEED)
-
-    def means(changes: Array) -> Array:
-        return np.asarray(changes[rng.integers(len(changes), size=(DRAWS, len(changes)))].mean(axis=1))
-
-    draws = means(own) - np.max([means(changes) for changes in by_setting.values()], axis=0)
-    value = float(own.mean() - max(changes.mean() for changes in by_setting.values()))
-    yield Finding(name, m.rule, value, *statistics.percentile_interval(draws), n=len(own))
+    # Welch's, against the one that is largest here: resamples of six comparisons are too narrow.
+    largest = max(by_setting.values(), key=lambda changes: float(changes.mean()))
+    apart = stats.ttest_ind(own, largest, equal_var=False).confidence_interval(0.95)
+    yield Finding(name, m.rule, float(own.mean() - largest.mean()), float(apart.low), float(apart.high), n=len(own))

@@ -37,7 +37,7 @@ def summary(
     own = sweep.hypotheses != paper_hypotheses()
     if own or (card["verdict"] != "undecided").any():
         declared = [f"They were {sweep.declared}.", ""] if sweep.declared else []
-        title = "### The hypotheses" if own else "### The fifteen claims"
+        title = "### The hypotheses" if own else "### The paper's claims"
         parts += [title, "", *declared, *scorecard(card, tests), ""]
     of_rank = [table for table in tables if table.number is not None and RANK in table.metrics]
     if any(np.isfinite(table.rows["value"]).any() for table in of_rank):
@@ -65,13 +65,16 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         held = f"{(of_claim == 'supported').sum()} of {len(of_claim)} supported"
         decided = f"{row['effect']}: {interval(row['value'], row['low'], row['high'])}, claimed {row['rule']}"
         if row["reason"]:
-            decided = f"{row['effect']}: {row['reason']}"
+            decided = (
+                f"{decided} ({row['reason']})" if math.isfinite(row["low"]) else f"{row['effect']}: {row['reason']}"
+            )
         says = row["statement"] + (f" ({row['place']})" if row["place"] else "")
         lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {_cell(decided)} | {held} |")
     note = (
         "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "
-        "the other side; a claim is supported if all its tests are, contradicted if one is, else undecided. No correction "
-        "for the number of claims; `claim_tests.csv` has the false-discovery rate of each test (q)."
+        "the other side; a claim is supported if all its tests are, contradicted if one is after correction for the number "
+        "of its tests (Bonferroni), else undecided. No correction for the number of claims; `claim_tests.csv` has the "
+        "false-discovery rate of each test (q)."
     )
     return [*lines, "", note]
 

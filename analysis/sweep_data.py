@@ -49,6 +49,8 @@ class SweepData:
     units: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, str] = field(default_factory=dict)
     """Task -> how it was evaluated."""
+    fine_tuning_steps: dict[str, int] = field(default_factory=dict)
+    """Task -> the fewest steps that a cell was trained on for it; those that do not train are left out."""
     hypotheses: Hypotheses = field(default_factory=paper_hypotheses)
     """What is claimed of it."""
     declared: str = ""
@@ -265,7 +267,9 @@ def published(folder: PublishedResults) -> SweepData:
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """What the search space says of the results: how they were evaluated, and what was claimed of them."""
     hypotheses = space.hypotheses or paper_hypotheses()
+    steps = {evaluation.task: evaluation.training_steps(space.cells) for evaluation in space.evaluations}
     return {
+        "fine_tuning_steps": {task: fewest for task, fewest in steps.items() if fewest},
         "protocols": {evaluation.task: evaluation.protocol(space.cells) for evaluation in space.evaluations},
         "hypotheses": hypotheses,
         "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",

@@ -112,15 +112,25 @@ def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Arr
     return partial(position, levels=np.unique(np.concatenate([*every, np.empty(0)])))
 
 
-def slopes(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool = False) -> tuple[Array, Array]:
-    """(slices,) the log size of each slice and the column's change over the values tested in it."""
-    slices = _slices(sweep, hyperparameter, column, equal_steps)
-    positions = _positions(slices, hyperparameter)
+def slopes(
+    sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool = False, per_decade: bool = False
+) -> tuple[Array, Array]:
+    """(slices,) the log size of each slice and the column's change over the values tested in it.
+
+    `per_decade`: the change for each factor of ten of the hyperparameter, over its values above zero.
+    """
+    positive = partial(_above_zero, hyperparameter) if per_decade else lambda cells: cells
+    slices = _slices(sweep, hyperparameter, column, equal_steps, positive)
+    positions = np.log10 if per_decade else _positions(slices, hyperparameter)
     sizes, slopes_of = [], []
     for cells in slices:
         sizes.append(math.log(cells["parameters"].iloc[0]))
         slopes_of.append(float(np.polyfit(positions(cells[hyperparameter].to_numpy(float)), cells[column], 1)[0]))
     return np.array(sizes), np.array(slopes_of)
+
+
+def _above_zero(hyperparameter: str, cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[cells[hyperparameter] > 0]
 
 
 def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0) -> Effect:

@@ -67,6 +67,9 @@ class Settings(Evaluation):
     def shards(self) -> tuple[str, ...]:
         return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
 
+    def training_steps(self, cells: Sequence[Cell]) -> int:
+        return min(finetuning(cell, self).steps for cell in cells)
+
     def protocol(self, cells: Sequence[Cell]) -> str:
         steps = {finetuning(cell, self).steps for cell in cells}
         span = " to ".join(f"{count:,}" for count in sorted({min(steps), max(steps)}))

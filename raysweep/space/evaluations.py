@@ -44,6 +44,10 @@ class Evaluation(Strict):
         """The shards of the corpus that must hold a sequence for it."""
         return ()
 
+    def training_steps(self, cells: Sequence[Cell]) -> int:
+        """The fewest steps that it trains a cell further; 0 where it does not."""
+        return 0
+
     def protocol(self, cells: Sequence[Cell]) -> str:
         """What was done, for people who read the results: the settings."""
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.model_dump().items() if name != "task")

@@ -18,14 +18,14 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from raysweep.errors import allowed
 from raysweep.space.cell import Cell
 from raysweep.space.explain import explain, show
-from raysweep.space.fields import Positive, Real, Strict
+from raysweep.space.fields import Count, Flag, Positive, Real, Strict
 from raysweep.space.size import Size
 from raysweep.space.yaml_file import YamlFile
 
@@ -84,6 +84,8 @@ class Line(Strict):
 
     from_: Annotated[Column, Field(alias="from")]
     to: Column
+    given: Literal["nothing", "size"] = "nothing"
+    """`size`: one slope for all sizes, each with a level of its own."""
 
 
 class AddedR2(Strict):
@@ -129,6 +131,8 @@ class Turn(Strict):
     of: Column
     over: Setting
     part: Literal["fall", "rise"]
+    inverted: Flag = False
+    """Upside down: the rise to its top, or the fall from it."""
 
 
 class TrendBySize(Strict):
@@ -139,12 +143,23 @@ class TrendBySize(Strict):
 
 
 class Spread(Strict):
-    """The spread of one column over all cells minus that of another."""
+    """The spread of one column over all cells, minus that of another or over it."""
 
     of: Column
-    minus: Column
+    minus: Column | None = None
+    over: Column | None = None
     measure: Literal["deviation", "interquartile_range", "relative_range"] = "deviation"
     """The standard deviation, the interquartile range, or that over the median."""
+    given: Literal["nothing", "size"] = "nothing"
+    """`size`: about the mean of each size."""
+
+    @model_validator(mode="after")
+    def _compared(self) -> Spread:
+        if (self.minus is None) == (self.over is None):
+            raise ValueError("minus or over is needed, a column to compare with, and not both")
+        if self.given == "size" and self.measure == "relative_range":
+            raise ValueError("relative_range is over the median, which is zero about the mean of each size")
+        return self
 
 
 class Mean(Strict):
@@ -159,6 +174,25 @@ class SpreadAtEqual(Strict):
 
     of: Column
     at: Column
+
+
+class Apart(Strict):
+    """How far apart same-size pairs are in one column that are equal in another but for the noise of seeds.
+
+    The mean |difference|, in standard deviations of one run between seeds, of pairs that differ in `at` by less than two
+    seeds do in 95% of cases. Of two seeds it is 2 / sqrt(pi) = 1.13.
+    """
+
+    of: Column
+    at: Column
+
+
+class Percentile(Strict):
+    """The mean percentile in one column, within their size, of the tenth of each size that is at one end of another."""
+
+    of: Column
+    in_: Annotated[Column, Field(alias="in")]
+    end: Literal["lowest", "highest"]
 
 
 class UnderTrained(Strict):
@@ -185,6 +219,8 @@ class Strongest(Strict):
 
     of: Column
     over: Setting
+    per: Literal["range", "decade"] = "range"
+    """`decade`: the change for each factor of ten, since ranges are chosen; zero as a value is left out."""
 
 
 class Among(Strict):
@@ -193,7 +229,16 @@ class Among(Strict):
     tokens_per_parameter: Positive | None = None
     """Those trained on at least so many."""
     block: Literal["sequential", "parallel"] | None = None
-    sizes: Literal["smaller half", "larger half"] | None = None
+    sizes: Literal["smallest", "largest", "smaller half", "larger half"] | None = None
+
+
+class Needs(Strict):
+    """What a sweep must have been like for the test to say anything; otherwise it is undecided, with that reason."""
+
+    fine_tuning_steps: Count | None = None
+    """Steps of the fine-tuning whose losses are tested."""
+    decay_within: Positive | None = None
+    """The fraction of the median run over which weight decay acts: 1 / (peak rate x decay x steps) is at most this."""
 
 
 _EXPECTED = re.compile(r"[<>] -?[0-9]+(\.[0-9]+)?|within [0-9]+(\.[0-9]+)?( spreads)?")
@@ -213,6 +258,7 @@ class Test(Strict):
     called: str = ""
     """What tables call the effect; `{loss}` and `{of}` stand for the words of those columns. By default words are found."""
     among: Among = Among()
+    needs: Needs = Needs()
     correlation: Correlation | None = None
     attenuation: Attenuation | None = None
     closer: Closer | None = None
@@ -225,6 +271,8 @@ class Test(Strict):
     spread: Spread | None = None
     mean: Mean | None = None
     spread_at_equal: SpreadAtEqual | None = None
+    apart: Apart | None = None
+    percentile: Percentile | None = None
     under_trained: UnderTrained | None = None
     late_rise: LateRise | None = None
     curvature: Curvature | None = None
@@ -255,7 +303,7 @@ KINDS = tuple(name for name, field in Test.model_fields.items() if type(None) in
 
 
 class Hypothesis(Strict):
-    """One claim, and the tests that decide it: supported if all are, contradicted if one is."""
+    """One claim, and the tests that decide it: supported if all are, contradicted if one is (`analysis.claims`)."""
 
     id: int | Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     says: Annotated[str, Field(min_length=1)]
@@ -283,8 +331,13 @@ class Hypotheses(Strict):
     @property
     def digest(self) -> str:
         """12 hex digits that change when a test does, and not when its words do."""
+
+        def said(test: Test) -> dict[str, Any]:
+            # Without defaults: a field to come changes no file that was declared before it.
+            return test.model_dump(exclude={"called"}, exclude_defaults=True)
+
         content = [
-            [hypothesis.id, hypothesis.for_each, [test.model_dump(exclude={"called"}) for test in hypothesis.tests]]
+            [hypothesis.id, hypothesis.for_each, [said(test) for test in hypothesis.tests]]
             for hypothesis in self.hypotheses
         ]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]

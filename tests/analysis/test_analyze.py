@@ -19,6 +19,7 @@ from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError
+from raysweep.space.hypotheses import paper_hypotheses
 from raysweep.store import Store
 
 
@@ -34,14 +35,16 @@ def output(example_folder: Path) -> Path:
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["cells"] == {"planned": 108, "analysed": 108}
-    assert [claim["claim"] for claim in answer["claims"]] == list(range(1, 16))
+    assert [claim["claim"] for claim in answer["claims"]] == [
+        hypothesis.id for hypothesis in paper_hypotheses().hypotheses
+    ]
     return folder
 
 
 def test_the_tables_are_there_with_their_columns(output: Path) -> None:
     found = pd.read_csv(output / "regressions.csv", keep_default_na=False, na_values=[""])
     assert list(found.columns[:8]) == ["task", "metric", "statistic", "value", "low", "high", "n", "reason"]
-    assert len(pd.read_csv(output / "claims.csv")) == 15
+    assert len(pd.read_csv(output / "claims.csv")) == len(paper_hypotheses().hypotheses)
     laws = pd.read_csv(output / "scaling_law.csv")
     assert {"E", "A", "B", "alpha", "beta", "r2", "agreement_of_starts"} == set(laws["parameter"])
 
@@ -68,7 +71,7 @@ def rows_of(text: str, title: str) -> list[list[str]]:
 def test_the_summary_says_what_the_tables_say(output: Path) -> None:
     text = (output / "summary.md").read_text(encoding="utf-8")
     card = pd.read_csv(output / "claims.csv")
-    claims = rows_of(text, "The fifteen claims")
+    claims = rows_of(text, "The paper's claims")
     assert [(row[0], row[2]) for row in claims] == [
         (str(c), f"**{v}**") for c, v in card[["claim", "verdict"]].to_numpy()
     ]
@@ -296,7 +299,7 @@ def test_the_page_asks_for_nothing_and_says_nothing(page: Any, output: Path) -> 
     assert page.said == []
     outside = [url for url in page.asked if not url.startswith("data:")]
     assert outside == [(output / "report.html").as_uri()]
-    assert page.locator("#scorecard tr.claim").count() == 15
+    assert page.locator("#scorecard tr.claim").count() == len(paper_hypotheses().hypotheses)
     assert page.locator("figure img").count() == 28
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
 

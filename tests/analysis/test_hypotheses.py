@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from raysweep.analysis import claims, findings, hypothesis_tests
+from raysweep.analysis import claims, findings, hypothesis_statistics, hypothesis_tests, noise
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.findings import Finding
@@ -57,6 +57,8 @@ hypotheses:
     tests:
       - {spread_at_equal: {of: effective_rank_W, at: "{each}"}, called: "of {of}", expect: "> 0"}
       - {under_trained: {of: "{each}"}, expect: "> 0"}
+      - {apart: {of: effective_rank_W, at: "{each}"}, expect: "> 0"}
+      - {percentile: {of: "{each}", in: loss, end: highest}, needs: {fine_tuning_steps: 2}, expect: "> 0"}
 """
 
 
@@ -70,11 +72,14 @@ def test_a_study_of_its_own_is_judged_by_its_own_file(
     invented: Hypotheses, simulated: SweepData, tables_of_example: tuple[pd.DataFrame, pd.DataFrame]
 ) -> None:
     own = replace(simulated, hypotheses=invented)
-    card, tests = claims.claims(own, tables_of_example[0])
+    columns = ["effective_rank_W", "forgetting_python_loss", "forgetting_math_loss"]
+    rows = [(column, 0.1, 0.05, 0.2, 18, 6, "") for column in columns]
+    between_seeds = pd.DataFrame(rows, columns=noise.NOISE_COLUMNS)
+    card, tests = claims.claims(own, tables_of_example[0], between_seeds)
     assert card["claim"].to_list() == ["width-helps", 2, 4, 3]
     assert card["place"].to_list() == ["our own figure 1", "", "", ""]
     # Of the last, both fine-tunings.
-    assert tests["claim"].value_counts().to_dict() == {"width-helps": 8, 2: 7, 4: 3, 3: 4}
+    assert tests["claim"].value_counts().to_dict() == {"width-helps": 8, 2: 7, 4: 3, 3: 8}
     used = {test.kind for hypothesis in invented.hypotheses for test in hypothesis.tests}
     assert used == set(KINDS) == set(hypothesis_tests._KINDS)
     assert tests[tests["reason"] != ""].empty
@@ -155,6 +160,126 @@ def test_attenuation_is_what_the_settings_explain(simulated: SweepData) -> None:
     assert found.verdict == "supported"
 
 
+def test_a_line_within_sizes_is_not_made_by_the_sizes(simulated: SweepData) -> None:
+    """Larger models are better in both, planted; within a size the two have nothing to do with each other."""
+    rng = np.random.default_rng(4)
+    size, first, second = np.log(simulated.cells["parameters"]), *rng.standard_normal((2, 108)) * 0.1
+    both = planted(simulated, in_distribution_loss=size + first, finetune_python_loss=size + second)
+    ends = {"from": "loss", "to": "finetune_python_loss"}
+    assert of(both, "line", "> 0.9", **ends).verdict == "supported"
+    within = of(both, "line", "< 0.5", given="size", **ends)
+    centred = both.cells.groupby("parameters")[["in_distribution_loss", "finetune_python_loss"]].transform(
+        lambda values: values - values.mean()
+    )
+    assert within.value == pytest.approx(centred.corr().iloc[0, 1] ** 2)
+    assert within.verdict == "supported"
+
+
+def test_a_spread_over_another_within_sizes(simulated: SweepData) -> None:
+    """Half as wide about the means of the sizes, which are far apart."""
+    inside = pd.Series(np.random.default_rng(5).standard_normal(108))
+    inside -= inside.groupby(simulated.cells["parameters"]).transform("mean")
+    size = 100 * np.log(simulated.cells["parameters"])
+    halved = planted(simulated, forgetting_python_loss=size + inside / 2, in_distribution_loss=-size + inside)
+    found = of(halved, "spread", "< 0.6", of="forgetting_python_loss", over="loss", given="size")
+    assert (found.value, found.verdict) == (pytest.approx(0.5), "supported")
+
+
+def test_where_the_ends_of_one_column_are_in_another(simulated: SweepData) -> None:
+    """Of 18 cells of a size the two worst: planted as the two of the highest rank, at percentiles of 16.5 and 17.5 of 18."""
+    rank = pd.Series(np.random.default_rng(6).permutation(108).astype(float))
+    worst = planted(simulated, effective_rank_W=rank, in_distribution_loss=rank**3)
+    found = of(worst, "percentile", of="effective_rank_W", end="highest", **{"in": "loss"})
+    assert found.value == pytest.approx((16.5 + 17.5) / 2 / 18)
+    best = of(worst, "percentile", of="effective_rank_W", end="lowest", **{"in": "loss"})
+    assert best.value == pytest.approx((0.5 + 1.5) / 2 / 18)
+
+
+def test_how_far_apart_models_of_one_loss_are_in_seeds(simulated: SweepData) -> None:
+    """Two losses in each size, far apart, and ranks of 0, 1, 2 in turn: the mean distance of pairs, by hand."""
+    order = simulated.cells.groupby("parameters").cumcount()
+    placed = planted(simulated, effective_rank_W=(order % 3).astype(float), in_distribution_loss=10.0 * (order % 2))
+    rows = [("effective_rank_W", 0.5, 0, 0, 50, 1, ""), ("in_distribution_loss", 0.1, 0, 0, 50, 1, "")]
+    between_seeds = pd.DataFrame(rows, columns=noise.NOISE_COLUMNS)
+    test = OneTest.model_validate({"apart": {"of": "effective_rank_W", "at": "loss"}, "expect": "> 1"})
+    (found,) = hypothesis_tests.findings(SweepTests(placed, pd.DataFrame(), between_seeds), test)
+    # Of nine cells of one loss each rank is there three times: 9 pairs are equal, 18 are 1 apart and 9 are 2 apart.
+    # A deviation from 50 degrees of freedom is too small by 0.5% on average: c4 of 51 values is 0.995.
+    assert found.value == pytest.approx((18 * 1 + 9 * 2) / 36 / 0.5, rel=0.02)
+    assert found.low < found.value < found.high
+    (none,) = hypothesis_tests.findings(SweepTests(placed, pd.DataFrame()), test)
+    assert none.reason == "fewer than three seeds of a configuration: their noise is not known"
+
+
+def test_the_mean_reciprocal_of_a_deviation_between_few_seeds() -> None:
+    values = np.random.default_rng(9).standard_normal((200_000, 4))
+    assert hypothesis_statistics.mean_reciprocal(3) == pytest.approx((1 / values.std(axis=1, ddof=1)).mean(), rel=0.02)
+
+
+def test_the_strongest_for_each_factor_of_ten(simulated: SweepData) -> None:
+    """1 for each factor of ten, of the rate's hundred and of the decay's fifty, planted."""
+    cells = simulated.cells
+    moved = planted(simulated, isotropy_W=np.log10(cells["learning_rate_factor"] * cells["weight_decay"]))
+    over_range = of(moved, "strongest", of="isotropy_W", over="learning_rate_factor")
+    per_decade = of(moved, "strongest", of="isotropy_W", over="learning_rate_factor", per="decade")
+    assert over_range.value == pytest.approx(2 - np.log10(50))
+    assert per_decade.value == pytest.approx(0, abs=1e-12)
+
+
+def test_an_upside_down_u(simulated: SweepData) -> None:
+    noise_of = 0.01 * np.random.default_rng(0).standard_normal(108)
+    bent = planted(simulated, isotropy_W=1 - 0.1 * np.log2(simulated.cells["batch_size"] / 64) ** 2 + noise_of)
+    spec = {"of": "isotropy_W", "over": "batch_size", "inverted": True}
+    rise, fall = of(bent, "turn", part="rise", **spec), of(bent, "turn", "< 0", part="fall", **spec)
+    assert (rise.verdict, fall.verdict) == ("supported", "supported")
+    assert rise.value == pytest.approx(0.1, abs=0.02)
+    assert fall.value == pytest.approx(-0.9, abs=0.02)
+    assert rise.effect == "isotropy of W, from the lowest batch size to the top (where the other sizes have it)"
+    assert fall.effect == "isotropy of W, from the top to the highest batch size"
+
+
+def test_what_a_test_needs_of_a_sweep(simulated: SweepData) -> None:
+    spec = {"of": "forgetting_python_loss", "with": "loss"}
+    few = replace(simulated, fine_tuning_steps={"finetune_python": 32, "finetune_math": 500})
+    # 0.55% of the base run at 4M, 1.5% at 75M; more where steps are fewer.
+    decay = "weight decay acts over 1.3% of the median run; at most 0.5% is needed"
+    for needs, column, reason in (
+        ({"fine_tuning_steps": 200}, "forgetting_python_loss", "32 steps of finetune_python; at least 200 are needed"),
+        ({"fine_tuning_steps": 200}, "forgetting_math_loss", ""),
+        ({"fine_tuning_steps": 200}, "effective_rank_W", ""),
+        ({"decay_within": 0.15}, "effective_rank_W", ""),
+        # 1 / (1.1e-2 x 0.1 x 122,070) of the base run at 8M and 0.7% are the paper's middle.
+        ({"decay_within": 0.005}, "effective_rank_W", decay),
+    ):
+        test = OneTest.model_validate({"correlation": spec | {"of": column}, "needs": needs, "expect": "< 9"})
+        (found,) = hypothesis_tests.findings(SweepTests(few, pd.DataFrame()), test)
+        assert found.reason == reason, (needs, column)
+        assert (found.verdict == "undecided") == bool(reason)
+        assert found.effect.startswith("Spearman of ")
+    # Of the search space itself: 104,857,600 tokens in batches of 32 sequences of 2,048.
+    assert simulated.fine_tuning_steps == {"finetune_python": 1600, "finetune_math": 1600}
+
+
+def test_a_hypothesis_is_contradicted_after_correction_for_its_tests(simulated: SweepData, tmp_path: Path) -> None:
+    """The same test against it, alone and among twenty others; p is about 0.01."""
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((2, 108))
+    y += 0.23 * x - x * (x @ y) / (x @ x)
+    weak = planted(simulated, effective_rank_W=x, cosine_W=y)
+    test = '      - {correlation: {of: effective_rank_W, with: cosine_W}, expect: "< 0"}\n'
+    passing = '      - {mean: {of: out_of_distribution_loss, minus: loss}, expect: "> -9"}\n'
+    verdicts = {}
+    for others in (0, 20):
+        file = tmp_path / f"{others}.yaml"
+        file.write_text("hypotheses:\n  - id: 1\n    says: x\n    tests:\n" + test + others * passing)
+        card, tests = claims.claims(replace(weak, hypotheses=load_hypotheses(file)), pd.DataFrame())
+        assert tests["verdict"][0] == "contradicted"
+        assert tests["p_against"][0] == pytest.approx(min(1, (1 + others) * (1 - tests["p"][0])))
+        verdicts[others] = (card["verdict"][0], card["reason"][0])
+    assert verdicts[0] == ("contradicted", "")
+    assert verdicts[20] == ("undecided", "contradicted alone, not among the 21 tests of the hypothesis")
+
+
 def test_noise_is_rarely_called_a_relation(simulated: SweepData) -> None:
     """Of tests of no effect at most one in twenty may say that there is one: of 40 more than 7 have a chance of 0.2%."""
     rng = np.random.default_rng(2)
@@ -201,6 +326,7 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
         ("id: 2", "id: width-helps", 15, "the id 'width-helps' is there twice"),
         ("given: size}", "given: siez}", 8, "siez"),
         ("{mean: {", "{late_rise: {}, mean: {", 29, "one kind of test is needed, not mean, late_rise"),
+        ("minus: effective_rank_W}", "minus: effective_rank_W, over: loss}", 28, "minus or over is needed"),
         ("size: largest, minus_size", "minus_size", 10, "minus_size needs another size to be taken from"),
         ("size: largest,", "size: largest, given: size,", 10, "size goes with given: nothing"),
         ("from: middle, to: highest}", "from: middle, to: middle}", 19, "from and to are both the middle"),
