@@ -4,6 +4,8 @@ regressions.csv   every task x metric x statistic with its interval, n, and the 
 scaling_law.csv   each task's fitted law
 claims.csv        the hypotheses with their verdicts; claim_tests.csv has every test behind them
 seed_noise.csv    how much seeds of one configuration differ; effects.csv compares every effect with that
+views.csv         metrics and outcomes at each size, within sizes and settings, and between seeds
+coverage.csv      how often the intervals hold what is planted in simulations of these very cells
 interventions.csv what follows when the rank of W alone is moved; empty where no cell has an intervention
 summary.md        the scorecard, Tables 2-9 in one, and the effects, for a README
 tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
@@ -21,11 +23,13 @@ import pandas as pd
 
 from raysweep.analysis import (
     claims,
+    coverage,
     figures,
     noise,
     regressions,
     report,
     summary,
+    views,
 )
 from raysweep.analysis import (
     comparison_tables as tables,
@@ -146,14 +150,22 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     effects.to_csv(output / "effects.csv", index=False)
     moved = interventions.interventions(loaded, between_seeds)
     moved.to_csv(output / "interventions.csv", index=False)
+    further = views.views(loaded)
+    further.to_csv(output / "views.csv", index=False)
+    step("coverage", 0, 1)
+    held = coverage.coverage(design)
+    held.to_csv(output / "coverage.csv", index=False)
+    step("coverage", 1, 1)
     shown = [summary.of_hyperparameters(between_seeds, effects), *summary.of_interventions(between_seeds, moved)]
     made = tables.tables(statistics)
-    (output / "summary.md").write_text(summary.summary(loaded, card, tests, made, shown), encoding="utf-8")
+    (output / "summary.md").write_text(
+        summary.summary(loaded, card, tests, made, shown, further, held), encoding="utf-8"
+    )
     tables.write(made, output / "tables")
     drawn = figures.draw(loaded, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)
 
-    page = report.render(loaded, card, tests, made, laws, drawn, drawings, shown)
+    page = report.render(loaded, card, tests, made, laws, drawn, drawings, shown, further, held)
     with put_in_place(output / "report.html") as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     now = {*(drawings / file for file in drawn["file"]), *(output / "tables" / f"{table.stem}.csv" for table in made)}

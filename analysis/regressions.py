@@ -4,6 +4,7 @@ The statistics are those of the paper's appendix A.3, under the names of `paper_
 
 - `raw_spearman`: of metric and loss.
 - `residual_spearman_linear`: of the metric and what is left of the loss after a regression on log N and log D.
+- `residual_spearman_straight`: the same after a regression on N and D themselves; which of the two the paper means is open.
 - `residual_spearman_chinchilla`: the same after E + A / N^alpha + B / D^beta.
 - `partial_spearman`: of metric and loss given size, tokens, batch size, weight decay, learning rate, final learning rate
   and every other setting that varies (`SweepData.controls`).
@@ -20,6 +21,7 @@ added to.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -42,7 +44,8 @@ Array = npt.NDArray[np.float64]
 
 STATISTIC_WORDS = {
     "raw_spearman": "Raw Spearman",
-    "residual_spearman_linear": "Residual Spearman (linear)",
+    "residual_spearman_linear": "Residual Spearman (linear in logs)",
+    "residual_spearman_straight": "Residual Spearman (linear in N, D)",
     "residual_spearman_chinchilla": "Residual Spearman (Chinchilla)",
     "partial_spearman": "Partial Spearman",
     "predictive_r2": "Predictive R²",
@@ -135,6 +138,18 @@ class Outcome:
         self.configurations = len(np.unique(self.groups))
         self._baselines: dict[bytes, float] = {}
 
+    def drawn(self, loss: Array, metrics: dict[str, Array]) -> Outcome:
+        """The same cells, and the same resamples of them, with another loss and other metrics: for simulations."""
+        cached = {name for name, member in vars(type(self)).items() if isinstance(member, cached_property)} - {
+            "_weights"
+        }
+        _ = self._weights
+        other = copy(self)
+        for name in cached:
+            vars(other).pop(name, None)
+        other.loss, other.metrics, other._baselines = loss, metrics, {}
+        return other
+
     def answer(self, statistic: str, metric: str) -> dict[str, Any]:
         """value, low, high, n and reason of one statistic of one metric."""
         answer: dict[str, Any] = dict.fromkeys(("value", "low", "high", "baseline"), np.nan) | {
@@ -179,29 +194,34 @@ class Outcome:
         return self._interval([statistics.spearman(self.metrics[metric], self.loss, w) for w in self._weights])
 
     def _residual_spearman_linear(self, metric: str) -> Any:
-        if self.n < _FEWEST + 2:
-            return _Missing(f"{self.n} cells; at least {_FEWEST + 2} are needed")
-        return self._interval(
-            [
-                statistics.spearman(self.metrics[metric], r, w)
-                for r, w in zip(self._linear_residuals, self._weights, strict=True)
-            ]
-        )
+        return self._of_residuals(metric, self._log_linear_residuals) if self.n >= _FEWEST + 2 else self._too_few
 
-    @cached_property
-    def _linear_residuals(self) -> list[Array]:
-        features = np.log(np.column_stack([self.N, self.D]))
-        return [statistics.linear_residuals(self.loss, features, w) for w in self._weights]
+    def _residual_spearman_straight(self, metric: str) -> Any:
+        return self._of_residuals(metric, self._straight_residuals) if self.n >= _FEWEST + 2 else self._too_few
 
     def _residual_spearman_chinchilla(self, metric: str) -> Any:
-        if self._law is None:
-            return _Missing(self._no_law)
+        return _Missing(self._no_law) if self._law is None else self._of_residuals(metric, self._law_residuals)
+
+    def _of_residuals(self, metric: str, residuals: list[Array]) -> tuple[float, float, float]:
+        values = self.metrics[metric]
         return self._interval(
-            [
-                statistics.spearman(self.metrics[metric], r, w)
-                for r, w in zip(self._law_residuals, self._weights, strict=True)
-            ]
+            [statistics.spearman(values, r, w) for r, w in zip(residuals, self._weights, strict=True)]
         )
+
+    @property
+    def _too_few(self) -> _Missing:
+        return _Missing(f"{self.n} cells; at least {_FEWEST + 2} are needed")
+
+    @cached_property
+    def _log_linear_residuals(self) -> list[Array]:
+        return self._residuals(np.log(np.column_stack([self.N, self.D])))
+
+    @cached_property
+    def _straight_residuals(self) -> list[Array]:
+        return self._residuals(np.column_stack([self.N, self.D]))
+
+    def _residuals(self, features: Array) -> list[Array]:
+        return [statistics.linear_residuals(self.loss, features, w) for w in self._weights]
 
     @property
     def _no_law(self) -> str:

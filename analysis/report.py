@@ -21,15 +21,16 @@ from plotly.offline import get_plotlyjs
 
 from raysweep.analysis.columns import outcome, short, words
 from raysweep.analysis.comparison_tables import Table, entry, number
+from raysweep.analysis.coverage import said
 from raysweep.analysis.example import SIMULATED
 from raysweep.analysis.regressions import STATISTIC_WORDS
-from raysweep.analysis.summary import Effects, interval
+from raysweep.analysis.summary import VIEWS_NOTE, VIEWS_TITLE, Effects, further_views, interval
 from raysweep.analysis.sweep_data import SweepData
 
 
 def render(
     sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
-    drawn: pd.DataFrame, drawings: Path, effects: list[Effects],
+    drawn: pd.DataFrame, drawings: Path, effects: list[Effects], further: pd.DataFrame, held: pd.DataFrame,
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
     environment = Environment(
@@ -52,6 +53,10 @@ def render(
         interval=_interval,
         isfinite=lambda value: value is not None and math.isfinite(value),
         laws=_laws(laws),
+        views=further_views(further),
+        views_title=VIEWS_TITLE,
+        views_note=VIEWS_NOTE,
+        coverage=said(held),
         effects=[table for table in effects if table.rows],
         figures=_figures(drawn, drawings),
         missing=[row for row in drawn.to_dict("records") if not row["file"]],

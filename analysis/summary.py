@@ -11,6 +11,7 @@ import pandas as pd
 
 from raysweep.analysis.columns import COSINE, ISOTROPY, RANK, capital, outcome, words
 from raysweep.analysis.comparison_tables import Table, entry, number
+from raysweep.analysis.coverage import said
 from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.regressions import STATISTIC_WORDS, STATISTICS
 from raysweep.analysis.sweep_data import SweepData
@@ -28,8 +29,9 @@ SHOWN = (
 
 
 def summary(
-    sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects]
-) -> str:
+    sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects],
+    further: pd.DataFrame, held: pd.DataFrame,
+) -> str:  # fmt: skip
     """The Markdown text; without the scorecard where there was too little to decide any claim."""
     parts = []
     if sweep.condition:
@@ -42,6 +44,9 @@ def summary(
     of_rank = [table for table in tables if table.number is not None and RANK in table.metrics]
     if any(np.isfinite(table.rows["value"]).any() for table in of_rank):
         parts += ["### The effective rank of W in Tables 2-9", "", *digest(of_rank), ""]
+        parts += [said(held), ""] if len(held) else []
+    if views := further_views(further):
+        parts += [f"### {VIEWS_TITLE}", "", *views.markdown(), ""]
     for effects in shown:
         if effects.rows:
             parts += [f"### {effects.title}", "", *effects_table(effects), ""]
@@ -93,6 +98,51 @@ def digest(tables: list[Table]) -> list[str]:
         "metric. All metrics are in `tables/`."
     )
     return [*lines, "", note]
+
+
+VIEWS_TITLE = "The effective rank of W at each size, within settings, and between seeds"
+VIEWS_NOTE = (
+    'Spearman\'s correlations with 95% intervals, bold where they leave out zero: over the cells of one size; "two-way": of '
+    'what is left after a mean for each size and each setting; "between seeds": of runs that differ in their seed alone, '
+    "pooled over the configurations that have several. `views.csv` has the other metrics."
+)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What `views.csv` has of the effective rank of W and the most telling outcomes."""
+
+    names: list[str]
+    rows: list[tuple[str, list[tuple[str, bool]]]]
+    """Outcome and, for each view, value with interval and whether that leaves out zero."""
+
+    def markdown(self) -> list[str]:
+        lines = ["| | " + " | ".join(self.names) + " |", "|---" * (len(self.names) + 1) + "|"]
+        for outcome_of, entries in self.rows:
+            texts = [f"**{text}**" if bold else text for text, bold in entries]
+            lines.append(f"| {capital(words(outcome_of))} | " + " | ".join(texts) + " |")
+        return [*lines, "", VIEWS_NOTE]
+
+
+def further_views(table: pd.DataFrame) -> Views | None:
+    """None where no view of the effective rank has a value."""
+    of_rank = table[(table["metric"] == RANK) & table["value"].notna()]
+    outcomes = [c for c in SHOWN if c in set(of_rank["outcome"])]
+    if not outcomes:
+        return None
+    names = list(dict.fromkeys(of_rank["view"]))
+    found = of_rank.set_index(["outcome", "view"])
+    rows = []
+    for one in outcomes:
+        entries = []
+        for view in names:
+            if (one, view) not in found.index:
+                entries.append(("\N{EN DASH}", False))
+                continue
+            value, low, high = (float(found.loc[(one, view), c]) for c in ("value", "low", "high"))
+            entries.append((f"{number(value)} [{number(low)}, {number(high)}]", low > 0 or high < 0))
+        rows.append((one, entries))
+    return Views(names, rows)
 
 
 # What the tables of effects have in common.

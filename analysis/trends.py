@@ -80,11 +80,23 @@ def trend(
     `contrast` gives x for the hyperparameter's values in a slice: by default their `position` among the values of all
     slices, so that a slice that has some of them tells of a part of the range. `keep` may leave out some of a slice's cells.
     """
+    pairs = contrasted(sweep, hyperparameter, column, contrast, keep, equal_steps)
+    return effect(pairs) if pairs else None
+
+
+def contrasted(
+    sweep: SweepData,
+    hyperparameter: str,
+    column: str,
+    contrast: Callable[[Array], Array] | None = None,
+    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
+    equal_steps: bool = False,
+) -> list[tuple[Array, Array]]:
+    """x and y of each slice, as `trend` compares them."""
     slices = _slices(sweep, hyperparameter, column, equal_steps, keep)
     contrast = contrast or _positions(slices, hyperparameter)
     pairs = [(contrast(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)) for cells in slices]
-    pairs = [(x, y) for x, y in pairs if np.ptp(x) > 1e-9]
-    return effect(pairs) if pairs else None
+    return [(x, y) for x, y in pairs if np.ptp(x) > 1e-9]
 
 
 def swing(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool = False) -> float:
@@ -133,13 +145,13 @@ def _above_zero(hyperparameter: str, cells: pd.DataFrame) -> pd.DataFrame:
     return cells[cells[hyperparameter] > 0]
 
 
-def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0) -> Effect:
+def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0, permutations: int = PERMUTATIONS) -> Effect:
     """The shared slope of y on x over slices of (x, y), with its permutation interval."""
     centred = [(x - x.mean(), y - y.mean()) for x, y in slices]
     xx = sum(float(x @ x) for x, _ in centred)
     xy = sum(float(x @ y) for x, y in centred)
     count = math.prod(math.factorial(len(x)) for x, _ in centred)
-    shuffled = _all(centred) if count <= PERMUTATIONS else _some(centred, seed)
+    shuffled = _all(centred) if count <= permutations else _some(centred, seed, permutations)
     below, gap = xy - shuffled[:, 0], xx - shuffled[:, 1]
     # A permutation that changes nothing says nothing, and so is compatible with every effect.
     says = gap > 1e-9 * xx
@@ -161,11 +173,11 @@ def _all(slices: list[tuple[Array, Array]]) -> Array:
     return sums
 
 
-def _some(slices: list[tuple[Array, Array]], seed: int) -> Array:
+def _some(slices: list[tuple[Array, Array]], seed: int, permutations: int) -> Array:
     rng = np.random.default_rng(seed)
-    sums = np.zeros((PERMUTATIONS, 2))
+    sums = np.zeros((permutations, 2))
     for x, y in slices:
-        orders = rng.random((PERMUTATIONS, len(x))).argsort(axis=1)
+        orders = rng.random((permutations, len(x))).argsort(axis=1)
         # The order as it is belongs to the set, as it does to the set of all.
         orders[0] = np.arange(len(x))
         sums += np.stack([y[orders] @ x, x[orders] @ x], axis=1)

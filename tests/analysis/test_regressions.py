@@ -48,6 +48,8 @@ def test_values_agree_with_independent_packages(
     features = sm.add_constant(np.log(cells[["parameters", "tokens"]]))
     residuals = sm.OLS(loss, features).fit().resid
     assert found["residual_spearman_linear"] == pytest.approx(stats.spearmanr(values, residuals).statistic, abs=1e-10)
+    plain = sm.OLS(loss, sm.add_constant(cells[["parameters", "tokens"]].astype(float) / 1e9)).fit().resid
+    assert found["residual_spearman_straight"] == pytest.approx(stats.spearmanr(values, plain).statistic, abs=1e-10)
     partial = pingouin.partial_corr(cells, metric, simulated.tasks[task], PAPER_CONTROLS, method="spearman")
     assert found["partial_spearman"] == pytest.approx(partial["r"].iloc[0], abs=1e-10)
     N, D = cells["parameters"].to_numpy(float), cells["tokens"].to_numpy(float)
