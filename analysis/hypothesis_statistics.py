@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +50,33 @@ def u(
         falling.append((np.array([0.0, 1.0]), np.array([low, deep])))
         rising.append((np.array([0.0, 1.0]), np.array([deep, high])))
     return falling, rising
+
+
+def shared_choice(sweep: SweepData, column: str, over: str) -> float:
+    """By what factor the error of `u`'s mean rise and fall is larger than that of slices that know nothing of each other.
+
+    Each size helps to choose the bottoms of the others, and they its own: where nothing turns, their errors go together.
+    This is the largest factor there is, of a flat truth and normal errors; where there is a clear bottom it is nearer to 1.
+    """
+    slices = [cells.dropna(subset=[column]) for cells in sweep.over_seeds.slices(over)]
+    groups: dict[float, list[tuple[float, int]]] = {}
+    for cells in slices:
+        values = int(cells[over].nunique())
+        if values > 2:
+            groups.setdefault(cells["tokens"].iloc[0], []).append((cells["parameters"].iloc[0], values))
+    factors = [_error_of_choice(len({N for N, _ in group}), max(v for _, v in group)) for group in groups.values()]
+    return max(factors, default=1.0)
+
+
+@lru_cache
+def _error_of_choice(sizes: int, values: int) -> float:
+    if sizes < 2:
+        return 1.0
+    y = np.random.default_rng(0).standard_normal((10_000, sizes, values))
+    centred = y - y.mean(axis=2, keepdims=True)
+    others = (centred.sum(axis=1, keepdims=True) - centred)[:, :, 1:-1]
+    bottom = np.take_along_axis(y, others.argmin(axis=2)[:, :, None] + 1, axis=2)[:, :, 0]
+    return max(1.0, float((y[:, :, -1] - bottom).mean(axis=1).std()) / math.sqrt(2 / sizes))
 
 
 def spearman(cells: pd.DataFrame, x: str, y: str) -> Callable[[Array], Array]:

@@ -25,7 +25,7 @@ def findings(tests: Tests, test: Test) -> list[Finding]:
             return [Finding(measured.called(test.kind), measured.rule, reason=f"{words(name)} is no number")]
     found = list(_KINDS[test.kind](measured))
     if unmet := measured.unmet:
-        return [Finding(finding.effect, finding.rule, reason=unmet) for finding in found]
+        return [Finding(f.effect, f.rule, f.value, n=f.n, reason=unmet) for f in found]
     return found
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Finding, of_effect
-from raysweep.analysis.hypothesis_statistics import between, u
+from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
 from raysweep.analysis.measured import Measured
 from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
 
@@ -63,7 +63,10 @@ def turn(m: Measured) -> Iterator[Finding]:
     )
     name = m.called(f"{m.words(m.spec.of)}, from the {ends}")
     if pairs:
-        yield of_effect(name, m.rule, effect(pairs))
+        found = of_effect(name, m.rule, effect(pairs))
+        wider = shared_choice(m.tests.sweep, column, m.spec.over)
+        low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
+        yield replace(found, low=low, high=high)
     else:
         yield Finding(name, m.rule, reason=f"no three cells differ in {over} with all else equal")
 

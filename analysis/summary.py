@@ -95,7 +95,8 @@ def digest(tables: list[Table]) -> list[str]:
         lines.append(f"| {table.number}: {outcome(table.task)} | " + " | ".join(entries) + " |")
     note = (
         'In brackets: 95% intervals over configurations drawn from this design. "On": the R² of predictions without the '
-        "metric. All metrics are in `tables/`."
+        "metric; what a metric adds may lie a little below its interval, since cross-validation pays for its coefficient. "
+        "All metrics are in `tables/`."
     )
     return [*lines, "", note]
 

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/mini.md").read_text(encoding="utf-8").splitlines()
 STUDIES = ["mini", "interventions"]
 LONG = "steps >= 2048"
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+ROUNDED = 2e-3
+"""Other processors round otherwise, and a bootstrap of tied ranks may then end elsewhere."""
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -85,8 +88,14 @@ def test_the_committed_tables_follow_from_the_committed_rows(
     analyze.analyze_sweep(found.where(condition) if condition else found, tmp_path)
     committed = ROOT / "results" / study / folder
     for path in sorted([committed / "summary.md", *committed.glob("tables/*.md")]):
-        assert path.read_text(encoding="utf-8") == (tmp_path / path.relative_to(committed)).read_text(encoding="utf-8")
+        before, now = (p.read_text(encoding="utf-8") for p in (path, tmp_path / path.relative_to(committed)))
+        assert NUMBER.split(before) == NUMBER.split(now)
+        assert [float(x) for x in NUMBER.findall(before)] == pytest.approx(
+            [float(x) for x in NUMBER.findall(now)], abs=ROUNDED
+        )
     assert {path.name for path in committed.glob("*.csv")} == {path.name for path in tmp_path.glob("*.csv")}
     for path in committed.glob("*.csv"):
-        # Other processors round otherwise.
-        pd.testing.assert_frame_equal(pd.read_csv(path), pd.read_csv(tmp_path / path.name), rtol=1e-9, atol=1e-12)
+        before, now = pd.read_csv(path), pd.read_csv(tmp_path / path.name)
+        loose = [c for c in ("low", "high", "p", "q", "p_against", "coverage") if c in before]
+        pd.testing.assert_frame_equal(before.drop(columns=loose), now.drop(columns=loose), rtol=1e-9, atol=1e-12)
+        pd.testing.assert_frame_equal(before[loose], now[loose], rtol=1e-3, atol=ROUNDED)
