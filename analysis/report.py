@@ -95,7 +95,7 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
         rows.append(("time in training, all cells", f"{seconds.sum() / 3600:,.2f} hours"))
     if rate is not None and rate.notna().any():
         rows.append(("tokens per second of a cell, median", f"{rate.median():,.0f}"))
-    for column in ("corpus", "corpus_fingerprint", "raysweep_version", "torch_version"):
+    for column in ("trained_on", "corpus", "corpus_fingerprint", "raysweep_version", "torch_version"):
         if column in cells:
             rows.append((words(column), ", ".join(sorted(map(str, cells[column].dropna().unique())))))
     return rows

@@ -133,6 +133,8 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
     import numpy as np
     import torch
 
+    from raysweep.model.language_model import precision
+
     olmo = subject.language_model.olmo
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
     indices = shard.sample(sequences)
@@ -145,8 +147,12 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
         for block in olmo.transformer.blocks:  # type: ignore[union-attr]
             for name in LAYERS:
                 layer = getattr(block, name)
-                yield layer, [_input(layer, block, state) for state in states]
-            states = [block(state)[0] for state in states]
+                # Not around the yield: the solver's sums are float32.
+                with precision(subject.device):
+                    inputs = [_input(layer, block, state) for state in states]
+                yield layer, inputs
+            with precision(subject.device):
+                states = [block(state)[0] for state in states]
 
 
 class _Reached(Exception):

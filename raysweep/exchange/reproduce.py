@@ -19,7 +19,7 @@ from raysweep.sweep.events import Event
 from raysweep.sweep.runner import SweepResult, run
 
 # Of a row of results what differs from one run to the next, or says where the row is from.
-_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", "raysweep_version", "torch_version"}
+_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", "trained_on", "raysweep_version", "torch_version"}
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
+from raysweep.errors import UserError
 from raysweep.model import kernels
 from raysweep.model.loss import unembedding_cross_entropy
+from raysweep.store.sessions import processor
 
 
 class LanguageModel(nn.Module):
@@ -33,6 +36,43 @@ class LanguageModel(nn.Module):
     def forward(self, sequences: torch.Tensor) -> torch.Tensor:
         """Mean next-token loss in nats of sequences (batch, length + 1)."""
         return unembedding_cross_entropy(self.hidden(sequences[:, :-1]), self.unembedding, sequences[:, 1:])
+
+
+def gpu(share: float, asked_by: str) -> torch.device:
+    """The GPU of this process, of which it may use `share`. `asked_by` is the setting that asked for it.
+
+    Raises `UserError` where there is none: a number that was to come from a GPU is not quietly one of a CPU.
+    """
+    if not torch.cuda.is_available():
+        build = "" if torch.version.cuda else ", which was built without CUDA"
+        raise UserError(
+            f"{asked_by} is {share:g}, and PyTorch {torch.__version__}{build} finds no GPU on {socket.gethostname()}: "
+            f"set {asked_by} to 0, or install a CUDA build of PyTorch and its driver there"
+        )
+    device = torch.device("cuda", torch.cuda.current_device())
+    if share < 1:
+        # Two that share a GPU must not take each other's memory.
+        torch.cuda.set_per_process_memory_fraction(share, device)
+    return device
+
+
+def computed_by(olmo: Any, device: torch.device) -> dict[str, str]:
+    """What computes the numbers of a model on a device, under the columns of the store's timings."""
+    compiled = olmo._compiled_call_impl is not None
+    config = olmo.config
+    own = (
+        device.type == "cpu"
+        and not compiled
+        and config.d_model // config.n_heads in kernels.HEADS
+        and kernels.available()
+    )
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
+        "kernels": "raysweep" if own else "ai2-olmo",
+        "compiled": "yes" if compiled else "no",
+    }
 
 
 def precision(device: torch.device) -> AbstractContextManager[Any]:

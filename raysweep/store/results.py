@@ -12,6 +12,9 @@ from raysweep.store.index import read_all
 from raysweep.store.schemas import CELLS, EVALUATIONS, REAL, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN, Store
 
+TRAINED_ON = "trained_on"
+"""The column of what trained a cell: device, precision, code of the blocks."""
+
 
 def finished(store: Store) -> dict[str, dict[str, Any]]:
     """The row of every finished cell by its id; a cell counts as finished only if its trajectory can be read too."""
@@ -22,6 +25,14 @@ def finished(store: Store) -> dict[str, dict[str, Any]]:
 def evaluated(store: Store, task: str, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The rows of one evaluation by cell."""
     return read_all(store, store.evaluation_tables(task, settings), EVALUATIONS)
+
+
+def _computed_by(timing: dict[str, Any]) -> str | None:
+    """What trained a cell, in words; None where an older raysweep did, which did not say."""
+    if timing["device"] is None:
+        return None
+    compiled = ", compiled" if timing["compiled"] != "no" else ""
+    return f"{timing['device_name']}, {timing['precision']}, {timing['kernels']} blocks{compiled}"
 
 
 def results(space: Space, store: str | Path | Store) -> pa.Table:
@@ -38,8 +49,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     -------
     pyarrow.Table
         In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
-        token, geometry of W), every metric of the evaluations, and its training time in seconds. The unit of a column is in
-        its field's metadata. A metric that a cell lacks is null.
+        token, geometry of W), every metric of the evaluations, its training time in seconds, and what trained it. The unit
+        of a column is in its field's metadata. A metric that a cell lacks is null.
 
     Raises
     ------
@@ -65,6 +76,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
         timing = timings.get(cell.id)
         row["train_seconds"] = timing[0]["seconds"] if timing else None
         row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
+        row[TRAINED_ON] = _computed_by(timing[0]) if timing else None
         for task in measured:
             for metric in task.get(cell.id, []):
                 row[metric["metric"]] = metric["value"]
@@ -73,4 +85,6 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     schema = CELLS
     for name, unit in {"train_seconds": "s", "train_tokens_per_second": "tokens/s", **units}.items():
         schema = schema.append(pa.field(name, REAL, metadata={"unit": unit}))
+    if any(row[TRAINED_ON] for row in rows):
+        schema = schema.append(pa.field(TRAINED_ON, pa.string()))
     return pa.Table.from_pylist(rows, schema=schema)

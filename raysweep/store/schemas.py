@@ -28,14 +28,25 @@ def _column(field: FieldInfo) -> Column:
     return next((item for item in field.metadata if isinstance(item, Column)), Column())
 
 
+# What computed a number, in the tables of timings.
+_COMPUTED = {
+    "device": "cpu or cuda",
+    "device_name": "",
+    "precision": "of matrix products",
+    "kernels": "of the blocks: raysweep or ai2-olmo",
+    "compiled": "yes or no",
+}
+_COMPUTED_SINCE = 4
+
 # What is written, and what can be read: version 1 had no checksum of the rows, and every version the settings there were.
-SCHEMA_VERSION = str(max(_column(field).since for field in _FIELDS.values()))
+SCHEMA_VERSION = str(max(_COMPUTED_SINCE, *(_column(field).since for field in _FIELDS.values())))
 READABLE = tuple(str(version) for version in range(1, int(SCHEMA_VERSION) + 1))
 
 
 def defaults(version: str) -> dict[str, Any]:
-    """The settings that tables of a version do not have yet, and what every cell had then."""
-    return {name: field.default for name, field in _FIELDS.items() if _column(field).since > int(version)}
+    """The columns that tables of a version do not have yet, and what every cell had then; None where nobody knows."""
+    unknown = dict.fromkeys(_COMPUTED) if int(version) < _COMPUTED_SINCE else {}
+    return unknown | {name: field.default for name, field in _FIELDS.items() if _column(field).since > int(version)}
 
 
 def _schema(**fields: tuple[pa.DataType, str]) -> pa.Schema:
@@ -126,6 +137,7 @@ TIMINGS = _schema(
     tokens_per_second=(REAL, "tokens/s"),
     starts=(_COUNT, "times it was begun or resumed"),
     host=(_TEXT, ""),
+    **{name: (_TEXT, unit) for name, unit in _COMPUTED.items()},
     finished=(pa.timestamp("s", "UTC"), ""),
 )
 

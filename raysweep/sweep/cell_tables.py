@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from importlib.metadata import version
 
@@ -30,7 +31,7 @@ def write_cell_tables(cell: Cell, store: Store) -> None:
     last = state.rows[-1]
     store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
     tokens = last["tokens"]
-    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts)
+    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts, state.computed_by)
     row = cell.describe() | {
         "status": "diverged" if state.diverged else "done",
         "steps_trained": state.step,
@@ -43,8 +44,13 @@ def write_cell_tables(cell: Cell, store: Store) -> None:
     store.write_table(store.cell_file(cell.id), [row], CELLS)
 
 
-def write_timing(store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int) -> None:
-    """What wall-clock measured of one stage (`train` or a task), apart from what must not depend on it."""
+def write_timing(
+    store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int, computed_by: list[dict[str, str]]
+) -> None:  # fmt: skip
+    """What wall-clock measured of one stage (`train` or a task) and what computed it, apart from what must not depend on it.
+
+    Where a run went on on another device, each column has both in turn.
+    """
     row = {
         "cell": cell.id,
         "stage": stage,
@@ -52,6 +58,10 @@ def write_timing(store: Store, cell: Cell, stage: str, seconds: float, tokens: i
         "tokens_per_second": tokens / seconds if tokens is not None and seconds > 0 else None,
         "starts": starts,
         "host": socket.gethostname(),
+        **{
+            column: ", then ".join(name for name, _ in itertools.groupby(part[column] for part in computed_by))
+            for column in (computed_by[0] if computed_by else ())
+        },
         "finished": now(),
     }
     store.write_table(store.timing_file(cell.id, stage), [row], TIMINGS)

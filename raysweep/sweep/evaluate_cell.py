@@ -75,6 +75,7 @@ def evaluate_cell(
 
     from raysweep.corpora.shared import obtain
     from raysweep.evaluation.run import run
+    from raysweep.model.language_model import gpu
     from raysweep.sweep.cell_tables import final_checkpoint, write_timing
 
     check_same_code(code)
@@ -82,12 +83,12 @@ def evaluate_cell(
     torch.set_num_threads(cpus)
     store = Store(location, running=True)
     # A task that asked for no GPU sees those of its node all the same.
-    device = torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+    device = gpu(gpus, "resources.evaluate.gpus") if gpus > 0 else torch.device("cpu")
     final = final_checkpoint(cell, store)
     if final is None:
         raise RuntimeError("the final weights of the cell are gone")
     corpus = obtain(cell.corpus, fingerprint, store)
-    rows = run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0)
+    rows, by = run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0)
     settings = evaluation.model_dump()
-    write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1)
+    write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1, [by])
     store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)

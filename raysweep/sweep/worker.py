@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysweep.corpora.shared import obtain
 from raysweep.errors import UserError
 from raysweep.model import kernels
+from raysweep.model.language_model import gpu
 from raysweep.space.cell import Cell
 from raysweep.store import Store
 from raysweep.sweep.same_code import check_same_code
@@ -43,6 +44,8 @@ def _train(config: dict[str, Any]) -> None:
     store = Store(config["store"], running=True)
     context = ray.train.get_context()
     rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
+    if resources["gpus"]:
+        gpu(resources["gpus"], "resources.train.gpus")
     torch.set_num_threads(resources["cpus"])
     warnings: list[str] = []
     latest = checkpoint.latest(store, store.run_directory(cell.id), warnings.append)

@@ -48,6 +48,8 @@ class TrainState:
     seconds: float = 0.0
     """Wall-clock time so far; a killed process counts only up to its last checkpoint."""
     starts: int = 0
+    computed_by: list[dict[str, str]] = field(default_factory=list)
+    """What computed it (`model.language_model.computed_by`), in turn; empty where an older raysweep did."""
     base: str = ""
     """SHA-256 of the weights that a fine-tuning began with; empty for training from the beginning."""
 

@@ -28,6 +28,9 @@ def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0
     # Counted in units of the width per token and block; generous, since eager kernels keep copies.
     per_token = cell.size.depth * cell.size.width * 30 * (4 if device.type == "cpu" else 2)
     if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            # No flash attention for bfloat16 there: each head keeps its scores.
+            per_token += cell.size.depth * cell.size.heads * cell.sequence_length * 4
         budget = 0.4 * gpu_share * torch.cuda.get_device_properties(device).total_memory
         most_tokens = 2**17
     else:

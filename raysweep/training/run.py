@@ -22,7 +22,7 @@ from torch import nn
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.model import geometry, interventions, olmo
-from raysweep.model.language_model import LanguageModel, precision
+from raysweep.model.language_model import LanguageModel, computed_by, precision
 from raysweep.space.cell import Cell
 from raysweep.training.checkpoint import Checkpoint, TrainState
 from raysweep.training.losses import fitting_micro_batch, mean_loss
@@ -90,6 +90,8 @@ class Run:
         if compile:
             built.compile()
         self.replica = distribute(self.model)
+        if self.state.computed_by[-1:] != [here := computed_by(built, self.device)]:
+            self.state.computed_by.append(here)
 
     @property
     def finished(self) -> bool:

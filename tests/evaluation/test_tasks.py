@@ -19,13 +19,14 @@ from raysweep.errors import UserError
 from raysweep.evaluation import finetune, in_distribution, out_of_distribution, quantized, representation
 from raysweep.evaluation.run import run
 from raysweep.evaluation.task import Subject
-from raysweep.model import geometry
+from raysweep.model import geometry, kernels
 from raysweep.model import olmo as model
 from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import evaluation, task_module
 from raysweep.store import Store
 from raysweep.store.checkpoints import names
+from raysweep.store.sessions import processor
 from raysweep.store.store import settings_text
 from raysweep.training import checkpoint
 from raysweep.training.run import Run
@@ -378,8 +379,10 @@ def test_built_shards_share_no_document(corpus: TokenizedCorpus) -> None:
 def test_rows_carry_the_settings(trained: Trained, corpus: TokenizedCorpus, tmp_path: Path) -> None:
     settings = in_distribution.Settings(sequences=3)
     store = Store(str(tmp_path))
-    rows = run(trained.cell, settings, trained.weights, corpus, store, torch.device("cpu"))
+    rows, by = run(trained.cell, settings, trained.weights, corpus, store, torch.device("cpu"))
     assert [(row["cell"], row["task"], row["metric"]) for row in rows] == [
         (trained.cell.id, "in_distribution", "in_distribution_loss")
     ]
     assert '"sequences": 3' in rows[0]["settings"]
+    assert (by["device"], by["device_name"], by["precision"], by["compiled"]) == ("cpu", processor(), "float32", "no")
+    assert by["kernels"] == ("raysweep" if kernels.available() else "ai2-olmo")

@@ -73,7 +73,7 @@ def test_its_loss_by_plain_transformers_code_is_the_evaluation_s(
 ) -> None:
     space, store, cell, run = swept
     settings = in_distribution.Settings(sequences=8)
-    rows = run_evaluation(cell, settings, run.checkpoint().model, corpus, store, torch.device("cpu"))
+    rows, _ = run_evaluation(cell, settings, run.checkpoint().model, corpus, store, torch.device("cpu"))
     export.export(space, store, cell, tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokens = torch.from_numpy(np.asarray(corpus.tokens("pretraining/test")[: 8 * 32 + 1]).astype(np.int64))

@@ -64,7 +64,8 @@ def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> No
     later = pa.table({"cell": ["a"]}).replace_schema_metadata({"raysweep_schema": "9"})
     pq.write_table(later, tmp_path / "results/timings.parquet")
     with pytest.raises(
-        UserError, match=r"timings.parquet was written under schema 9, this raysweep reads 1 and 2 and 3: publish it"
+        UserError,
+        match=r"timings.parquet was written under schema 9, this raysweep reads 1 and 2 and 3 and 4: publish it",
     ):
         read_published(tmp_path / "results")
     (tmp_path / "results/results.parquet").unlink()

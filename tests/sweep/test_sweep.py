@@ -28,6 +28,7 @@ from tiny import make_cell
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space import read as space
 from raysweep.store import Store
+from raysweep.store.sessions import processor
 from raysweep.training.run import Run
 from raysweep.version import __version__
 
@@ -200,6 +201,7 @@ def test_results_is_one_row_per_cell(undisturbed: tuple[Path, str], folder: Path
         assert 4.5 < row["in_distribution_loss"] < 6.24  # ln 512, the loss of knowing nothing
         assert 0 < row["effective_rank_W"] <= 1
         assert row["train_seconds"] > 0
+        assert row["trained_on"].startswith(f"{processor()}, float32, ")
 
 
 def test_the_loggers_were_told_every_row(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> None:
