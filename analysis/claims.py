@@ -9,10 +9,12 @@ within a margin of zero:
 
 A hypothesis is supported if all of its tests are. That needs no correction for their number: where one is false, all are
 supported no more often than that one is (Berger 1982). It is contradicted if one of them is after Bonferroni's correction
-for their number: one that holds is contradicted in at most 2.5% of sweeps, however many tests it has. Beside it stands the
-test that decided, and beside each test its false-discovery rate.
+for their number: one that holds is contradicted in about 2.5% of sweeps at most, however many tests it has (about, since p
+is that of a normal effect with the interval). Tests without an interval do not count. Beside it stands the test that
+decided, and beside each test its false-discovery rate.
 
-Effects of hyperparameters have exact permutation intervals (`trends`); everything else resamples configurations.
+Effects of hyperparameters have exact permutation intervals (`trends`), added R² the jackknife's (`statistics`), a few
+means Student's; everything else resamples configurations. docs/hypotheses.md has which, and how often verdicts are false.
 """
 
 from __future__ import annotations

@@ -87,7 +87,13 @@ def attenuation(m: Measured) -> Iterator[Finding]:
         return lambda w: np.abs(raw(w)) - np.abs(given(w))
 
     name = f"|raw| minus |partial| Spearman, {m.words(m.spec.of)} and {m.words(m.spec.with_)}"
-    yield m.resampled(name, (of, other), gone)
+    found = m.resampled(name, (of, other), gone)
+    if math.isfinite(found.low):
+        cells = m.tests.cells.dropna(subset=[of, other])
+        one = statistics.sample(len(cells))
+        both = spearman(cells, of, other)(one)[0], given_settings(cells, m.tests.sweep, of, other)(one)[0]
+        found = replace(found, reason="raw {:.3f}, partial {:.3f}".format(*both))
+    yield found
 
 
 def closer(m: Measured) -> Iterator[Finding]:

@@ -66,8 +66,11 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
         "|---|---|---|---|---|",
     ]
     for row in card.to_dict("records"):
-        of_claim = tests[tests["claim"] == row["claim"]]["verdict"]
-        held = f"{(of_claim == 'supported').sum()} of {len(of_claim)} supported"
+        of_claim = tests[tests["claim"] == row["claim"]]
+        tested = of_claim[np.isfinite(of_claim["low"])]
+        held = f"{(tested['verdict'] == 'supported').sum()} of {len(tested)} supported"
+        if missing := len(of_claim) - len(tested):
+            held += f", {missing} not tested"
         decided = f"{row['effect']}: {interval(row['value'], row['low'], row['high'])}, claimed {row['rule']}"
         if row["reason"]:
             decided = (

@@ -6,9 +6,10 @@ They answer objections that the regressions leave open, and no claim of the pape
 - `two-way`: Spearman's of what is left of both after a mean for each size and setting (two-way fixed effects). A setting
   is what cells of one size can differ in, the seed left out. It asks whether a model that beats others of its size and of
   its setting in the metric beats them in the outcome.
-- `between seeds`: of runs that differ in their seed alone, which no training choice can explain. Deviations from the mean of
-  the configuration, in its own standard deviations, so that no configuration outweighs the others; of few seeds each it is
-  drawn towards zero (of four seeds to 0.44 where it is 0.5).
+- `between seeds`: of runs that differ in their seed alone, which no training choice can explain. Values are taken in
+  standard deviations of their configuration, so that none outweighs the others, and what is left of them after a mean for
+  each configuration and each seed is correlated: configurations of one seed read the same data in the same order, so that
+  their runs are not independent. Of few seeds each it is drawn towards zero (of four to some 0.44 where it is 0.5).
 
 Intervals are Fisher's, with the degrees of freedom that are left: of Spearman's with the variance (1 + r²/2) / (df - 2) of
 Bonett and Wright (2000), of the last 1 / (df - 2).
@@ -47,6 +48,7 @@ def views(sweep: SweepData) -> pd.DataFrame:
     has its reason beside it; sweeps without sizes or seeds in common have no rows of those views.
     """
     design, runs = sweep.design.over_seeds, sweep.of(sweep.is_untreated)
+    seeds = runs.cells["seed"].to_numpy(float) if "seed" in runs.cells else np.zeros(len(runs.cells))
     columns = [c for c in outcomes(sweep) if c not in sweep.metrics]
     layouts: dict[tuple[int, bytes], Any] = {}
 
@@ -69,7 +71,7 @@ def views(sweep: SweepData) -> pd.DataFrame:
                 rows.append((outcome, metric, "two-way", *_spearman(left_of(x[members]), left_of(y[members]), free)))
             x, y = (runs.cells[c].to_numpy(float) for c in (metric, outcome))
             if repeated := layout(runs, _repeated, statistics.finite(x, y)):
-                rows.append((outcome, metric, "between seeds", *_between_seeds(x, y, repeated)))
+                rows.append((outcome, metric, "between seeds", *_between_seeds(x, y, repeated, seeds)))
     return pd.DataFrame(rows, columns=VIEW_COLUMNS)
 
 
@@ -89,9 +91,7 @@ def _without_size_and_setting(sweep: SweepData, present: Mask) -> tuple[Indices,
         return None
     sizes, settings = sweep.cells["parameters"].iloc[members], setting.loc[sweep.cells.index[members]]
     dummies = pd.concat([pd.get_dummies(sizes), pd.get_dummies(settings)], axis=1).to_numpy(float)
-    u, scale, _ = np.linalg.svd(dummies, full_matrices=False)
-    basis = u[:, scale > 1e-10 * scale[0]]
-    return members, lambda values: values - basis @ (basis.T @ values), len(members) - basis.shape[1]
+    return members, *_without(dummies)
 
 
 def setting_of(sweep: SweepData, cells: pd.DataFrame) -> pd.Series:
@@ -111,17 +111,28 @@ def _repeated(sweep: SweepData, present: Mask) -> list[Indices]:
     return [runs for runs in groups if len(runs) > 2]
 
 
-def _between_seeds(x: Array, y: Array, repeated: list[Indices]) -> View:
-    total, free, count = 0.0, 0, 0
-    for runs in repeated:
-        a, b = (values[runs] - values[runs].mean() for values in (x, y))
-        if (scale := math.sqrt(float(a @ a) * float(b @ b))) > 0:
-            total += (len(runs) - 1) * float(a @ b) / scale
-            free += len(runs) - 1
-            count += len(runs)
+def _between_seeds(x: Array, y: Array, repeated: list[Indices], seed: Array) -> View:
+    kept = [runs for runs in repeated if np.ptp(x[runs]) > 0 and np.ptp(y[runs]) > 0]
+    if not kept:
+        return math.nan, math.nan, math.nan, 0, "no configuration's seeds differ in both"
+    members = np.concatenate(kept)
+    configuration = np.repeat(np.arange(len(kept)), [len(runs) for runs in kept])
+    dummies = [(labels[:, None] == np.unique(labels)).astype(float) for labels in (configuration, seed[members])]
+    left_of, free = _without(np.column_stack(dummies))
     if free < FEWEST:
-        return math.nan, math.nan, math.nan, count, _too_few(free)
-    return total / free, *_fisher(total / free, 1 / (free - 2)), count, ""
+        return math.nan, math.nan, math.nan, len(members), _too_few(free)
+    a, b = (left_of(np.concatenate([v[runs] / v[runs].std(ddof=1) for runs in kept])) for v in (x, y))
+    if min(float(a @ a), float(b @ b)) <= 1e-12:
+        return math.nan, math.nan, math.nan, len(members), "nothing is left after the means of configurations and seeds"
+    value = float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+    return value, *_fisher(value, 1 / (free - 2)), len(members), ""
+
+
+def _without(dummies: Array) -> tuple[Callable[[Array], Array], int]:
+    """What takes from a column all that is linear in dummies (n, k), and the degrees of freedom that are left."""
+    u, scale, _ = np.linalg.svd(dummies, full_matrices=False)
+    basis = u[:, scale > 1e-10 * scale[0]]
+    return lambda values: values - basis @ (basis.T @ values), len(dummies) - basis.shape[1]
 
 
 def _spearman(x: Array, y: Array, free: int) -> View:

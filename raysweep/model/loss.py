@@ -7,10 +7,16 @@ z_i = sum_v exp(w_v . h_i). With E = exp(H W^T), the gradients of the summed los
 
 so a chunk's share of both is two matmuls away while its E is still at hand. The forward pass computes them, and the
 normalisation touches only the n x d side: E is written once, exponentiated once and summed once.
+
+On a GPU memory traffic is what it costs. There a chunk's logits are written by the matmul (2 bytes each in bfloat16), read
+twice and written once by one compiled function (maximum, exponential, sum, chosen logit, cast), and read by two matmuls: 12
+bytes a logit. Products are summed in float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,7 +25,7 @@ from raysweep.model import kernels
 
 # Tokens in a chunk, and on a CPU rows of W in a tile: a tile of logits, 1 MiB, stays in the cache between the matmul that
 # makes it, the exponential and the matmul that uses it.
-CHUNK = {"cpu": 128, "cuda": 2048}
+CHUNK = {"cpu": 128, "cuda": 8192}
 TILE = 2048
 
 
@@ -42,7 +48,7 @@ def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
             scratch = _Scratch(flat, weight)
             losses = [scratch.fill(flat[rows], labels[rows], None)[1] for rows in _chunks(flat)]
         else:
-            losses = [_exponentials(flat[rows], weight, labels[rows])[2] for rows in _chunks(flat)]
+            losses = [_exponentials(_logits(flat[rows], weight), labels[rows])[2] for rows in _chunks(flat)]
     return torch.cat(losses).view(targets.shape)
 
 
@@ -67,21 +73,30 @@ class _CrossEntropy(torch.autograd.Function):
                     product /= norm[:, None]
                     scratch.add_outer(grad_weight, hidden[rows] / norm[:, None])
                 continue
-            exponentials, norm, losses = _exponentials(hidden[rows], factor, targets[rows])
+            exponentials, norm, losses = _exponentials(_logits(hidden[rows], factor), targets[rows])
             total += losses.sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            exponentials = exponentials.to(factor.dtype)
             scale = 1 / norm[:, None]
-            grad_hidden[rows] = (exponentials @ factor) * scale
             scaled = (hidden[rows] * scale).to(factor.dtype)
-            if factor.dtype == grad_weight.dtype:
+            if _sums_in_float32(factor):
+                grad_hidden[rows] = torch.mm(exponentials, factor, out_dtype=torch.float32) * scale
+                grad_weight = torch.addmm(grad_weight, exponentials.T, scaled, out_dtype=torch.float32)
+            elif factor.dtype == grad_weight.dtype:
+                grad_hidden[rows] = (exponentials @ factor) * scale
                 grad_weight.addmm_(exponentials.T, scaled)
             else:
+                grad_hidden[rows] = (exponentials @ factor) * scale
                 grad_weight += exponentials.T @ scaled
         if grad_hidden is not None and grad_weight is not None:
             grad_hidden = (grad_hidden - weight[targets]).to(hidden.dtype)
-            grad_weight.index_add_(0, targets, hidden.to(grad_weight.dtype), alpha=-1)
+            if hidden.device.type == "cuda":
+                # By sorting, and not by atomic additions, whose order is another each time.
+                grad_weight -= torch.ops.aten.embedding_dense_backward(
+                    hidden.to(grad_weight.dtype), targets, len(weight), -1, False
+                )
+            else:
+                grad_weight.index_add_(0, targets, hidden.to(grad_weight.dtype), alpha=-1)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.tokens = n
         return total / n
@@ -163,14 +178,33 @@ def _matmul_dtype(hidden: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
-def _exponentials(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one chunk: E up to a factor per row, its row sums, and the losses."""
-    logits = hidden.to(weight.dtype) @ weight.T
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target_logits = logits.gather(1, targets[:, None]).squeeze(1)
-    largest = logits.amax(dim=1)
-    exponentials = logits.sub_(largest[:, None]).exp_()
+def _sums_in_float32(factor: torch.Tensor) -> bool:
+    """Whether the device multiplies in half precision and can give the sums as they are."""
+    return factor.device.type == "cuda" and factor.dtype in (torch.bfloat16, torch.float16)
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return hidden.to(weight.dtype) @ weight.T
+
+
+def _exponentials(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one chunk: E up to a factor per row, in the precision of the logits, its row sums, and the losses."""
+    return (_compiled() if logits.device.type == "cuda" else normalised)(logits, targets)
+
+
+@lru_cache(1)
+def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    return torch.compile(normalised)
+
+
+def normalised(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of logits (n, V) and targets (n,): exp(logits - maximum), (n, V) in their precision, its sums and the losses, (n,).
+
+    Written so that a compiler makes one pass for the maximum and one for the rest.
+    """
+    values = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    largest = values.amax(dim=1)
+    exponentials = (values - largest[:, None]).exp()
     norm = exponentials.sum(dim=1)
-    return exponentials, norm, norm.log() + largest - target_logits
+    chosen = values.gather(1, targets[:, None]).squeeze(1)
+    return exponentials.to(logits.dtype), norm, norm.log() + largest - chosen

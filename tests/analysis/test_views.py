@@ -59,7 +59,7 @@ def test_what_a_size_and_a_setting_share_is_nothing_within_both(simulated: Sweep
 
 
 def test_runs_that_differ_in_their_seed_alone(simulated: SweepData) -> None:
-    """Against the mean of scipy's correlations, each configuration's weighted by its degrees of freedom."""
+    """Against statsmodels, with a mean for each configuration and each seed."""
     rng = np.random.default_rng(2)
     base = simulated.cells.iloc[::18]
     cells = pd.concat([simulated.cells, *(base.assign(seed=1 + k) for k in range(3))], ignore_index=True)
@@ -68,18 +68,37 @@ def test_runs_that_differ_in_their_seed_alone(simulated: SweepData) -> None:
     own = rng.standard_normal(len(cells))
     found = drawn(cells, 100 * cells["width"] + scale * own, -scale * (own + rng.standard_normal(len(cells))))
     row = view(found, "between seeds")
-    correlations = [
-        stats.pearsonr(runs["effective_rank_W"], runs["in_distribution_loss"]).statistic
-        for _, runs in found.cells.groupby(found.configurations)
-        if len(runs) > 1
+    runs = found.cells[pd.Series(found.configurations).duplicated(keep=False)].copy()
+    runs["configuration"] = found.configurations[runs.index]
+    assert len(runs) == row["n"] == 24
+    for c in ("effective_rank_W", "in_distribution_loss"):
+        runs[c] /= runs.groupby("configuration")[c].transform("std")
+    left = [
+        smf.ols(f"{c} ~ C(configuration) + C(seed)", runs).fit().resid
+        for c in ("effective_rank_W", "in_distribution_loss")
     ]
-    assert len(correlations) == 6
-    assert row["value"] == pytest.approx(np.mean(correlations))
-    assert row["n"] == 24
+    assert row["value"] == pytest.approx(stats.pearsonr(*left).statistic)
+    # 24 runs, 6 configurations and 4 seeds that share one mean.
     assert (row["low"], row["high"]) == pytest.approx(
-        tuple(np.tanh(np.arctanh(row["value"]) + np.array([-1, 1]) * 1.959964 / np.sqrt(18 - 2)))
+        tuple(np.tanh(np.arctanh(row["value"]) + np.array([-1, 1]) * 1.959964 / np.sqrt(24 - 9 - 2)))
     )
     assert "between seeds" not in views.views(drawn(simulated.cells, own[:108], own[:108]))["view"].to_list()
+
+
+def test_what_a_seed_does_to_all_sizes_alike_is_no_correlation_between_runs(simulated: SweepData) -> None:
+    """Planted: the order of the data moves rank and loss of every size, the runs' own noise does not go together."""
+    rng = np.random.default_rng(3)
+    base = simulated.cells.iloc[::18]
+    cells = pd.concat([simulated.cells, *(base.assign(seed=1 + k) for k in range(3))], ignore_index=True)
+    correlated = 0
+    for _ in range(40):
+        of_seed = pd.Series(rng.standard_normal(4), index=cells["seed"].unique())
+        moved = cells["seed"].map(of_seed).to_numpy()
+        rank, loss = moved + 0.5 * rng.standard_normal(len(cells)), -moved + 0.5 * rng.standard_normal(len(cells))
+        row = view(drawn(cells, rank, loss), "between seeds")
+        correlated += row["low"] > 0 or row["high"] < 0
+    # Of 40 at 5% more than 7 have a chance of 0.2%.
+    assert correlated <= 7
 
 
 def test_intervals_hold_what_is_planted_at_these_cells(simulated: SweepData) -> None:

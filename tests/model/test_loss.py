@@ -1,10 +1,15 @@
 """Against `F.cross_entropy` of the materialised logits, and its gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from raysweep.model.loss import CHUNK, token_losses, unembedding_cross_entropy
+from raysweep.model import loss
+from raysweep.model.loss import CHUNK, normalised, token_losses, unembedding_cross_entropy
 
 
 def problem(n: int, d: int, vocabulary: int, dtype: torch.dtype, scale: float = 1.0) -> list[torch.Tensor]:
@@ -81,6 +86,75 @@ def test_bfloat16_autocast_on_float32_weights() -> None:
     assert [value.dtype for value in ours] == [torch.float32] * 3
     for a, b in zip(ours, reference, strict=True):
         torch.testing.assert_close(a, b, atol=0.02 * float(b.abs().max()), rtol=0.02)
+
+
+@pytest.mark.parametrize("d", [64, 256])
+def test_in_bfloat16_it_is_no_further_from_the_truth_than_pytorchs_own(d: int) -> None:
+    """At the paper's vocabulary and the scale of W's initialisation, against float64."""
+    vocabulary, tokens = 50_304, 192
+    hidden, weight, targets = problem(tokens, d, vocabulary, torch.float32)
+    weight = (0.02 * weight.detach()).requires_grad_()
+    exact = [value.detach().double().requires_grad_() for value in (hidden, weight)]
+    truth = with_gradients(F.cross_entropy(exact[0] @ exact[1].T, targets), *exact)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = with_gradients(unembedding_cross_entropy(hidden, weight, targets), hidden, weight)
+        theirs = with_gradients(F.cross_entropy(F.linear(hidden, weight), targets), hidden, weight)
+    for name, a, b, true in zip(("loss", "dH", "dW"), ours, theirs, truth, strict=True):
+        own, other = (float((value.double() - true).norm() / true.norm()) for value in (a, b))
+        assert own <= 1.05 * other, (name, own, other)
+
+
+def test_compiled_it_is_the_same() -> None:
+    """The function that GPUs run compiled, by the compiler for CPUs: one graph, for chunks of two lengths."""
+    torch._dynamo.reset()
+    compiled = torch.compile(normalised, fullgraph=True)
+    for n in (96, 33):
+        logits = torch.randn(n, 1000, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16)
+        targets = torch.arange(n) * 7 % 1000
+        for a, b in zip(compiled(logits, targets), normalised(logits, targets), strict=True):
+            assert a.dtype == b.dtype
+            torch.testing.assert_close(a, b, atol=4e-3, rtol=1e-5)
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write, by whether a tensor is as large as the logits."""
+
+    def __init__(self, elements: int) -> None:
+        super().__init__()
+        self.elements, self.large = elements, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = [
+                v for v in (*args, *(out if isinstance(out, tuple | list) else (out,))) if isinstance(v, torch.Tensor)
+            ]
+            self.large += sum(v.numel() * v.element_size() for v in tensors if v.numel() == self.elements)
+        return out
+
+
+def test_on_a_gpu_it_moves_twelve_bytes_a_logit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operations of the paper's 4M at one chunk, on tensors without data; what is compiled as two reads and a write."""
+    tokens, d, vocabulary = CHUNK["cuda"], 64, 50_304
+    traffic = Traffic(tokens * vocabulary)
+
+    def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        assert logits.dtype == torch.bfloat16
+        traffic.large += 3 * logits.numel() * logits.element_size()
+        norm = logits.new_empty(len(logits), dtype=torch.float32)
+        return logits.detach(), norm, norm
+
+    monkeypatch.setattr(loss, "_compiled", lambda: one_kernel)
+    with FakeTensorMode(), torch.autocast("cuda", dtype=torch.bfloat16):
+        hidden = torch.empty(tokens, d, device="cuda", requires_grad=True)
+        weight = torch.empty(vocabulary, d, device="cuda", requires_grad=True)
+        targets = torch.empty(tokens, device="cuda", dtype=torch.int64)
+        with traffic:
+            value = unembedding_cross_entropy(hidden, weight, targets)
+            gradients = torch.autograd.grad(value, (hidden, weight))
+        assert (value.dtype, value.device.type) == (torch.float32, "cuda")
+        assert [(g.dtype, g.shape) for g in gradients] == [(torch.float32, hidden.shape), (torch.float32, weight.shape)]
+    assert 8 < traffic.large / (tokens * vocabulary) <= 12
 
 
 def test_nan_stays_nan() -> None:
