@@ -90,7 +90,7 @@ class _CrossEntropy(torch.autograd.Function):
                 grad_weight += exponentials.T @ scaled
         if grad_hidden is not None and grad_weight is not None:
             grad_hidden = (grad_hidden - weight[targets]).to(hidden.dtype)
-            if hidden.device.type == "cuda":
+            if _on_gpu(hidden):
                 # By sorting, and not by atomic additions, whose order is another each time.
                 grad_weight -= torch.ops.aten.embedding_dense_backward(
                     hidden.to(grad_weight.dtype), targets, len(weight), -1, False
@@ -180,7 +180,7 @@ def _matmul_dtype(hidden: torch.Tensor) -> torch.dtype:
 
 def _sums_in_float32(factor: torch.Tensor) -> bool:
     """Whether the device multiplies in half precision and can give the sums as they are."""
-    return factor.device.type == "cuda" and factor.dtype in (torch.bfloat16, torch.float16)
+    return _on_gpu(factor) and factor.dtype in (torch.bfloat16, torch.float16)
 
 
 def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -189,7 +189,11 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def _exponentials(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one chunk: E up to a factor per row, in the precision of the logits, its row sums, and the losses."""
-    return (_compiled() if logits.device.type == "cuda" else normalised)(logits, targets)
+    return (_compiled() if _on_gpu(logits) else normalised)(logits, targets)
+
+
+def _on_gpu(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 @lru_cache(1)
