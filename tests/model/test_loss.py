@@ -126,22 +126,21 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
-            tensors = [
-                v for v in (*args, *(out if isinstance(out, tuple | list) else (out,))) if isinstance(v, torch.Tensor)
-            ]
-            self.large += sum(v.numel() * v.element_size() for v in tensors if v.numel() == self.elements)
+            found = (*args, *(out if isinstance(out, tuple | list) else (out,)))
+            large = [v for v in found if isinstance(v, torch.Tensor) and v.numel() == self.elements]
+            self.large += sum(v.numel() * v.element_size() for v in large)
         return out
 
 
 def test_on_a_gpu_it_moves_twelve_bytes_a_logit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU's operations for a chunk of the paper's 4M, on tensors without data; what is compiled as two reads and a write."""
+    """A GPU's operations for a chunk of the paper's 4M, without data; what is compiled as two reads and a write."""
     tokens, d, vocabulary = CHUNK["cuda"], 64, 50_304
     traffic = Traffic(tokens * vocabulary)
 
     def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         assert logits.dtype == torch.bfloat16
         traffic.large += 3 * logits.numel() * logits.element_size()
-        norm = logits.new_empty(len(logits), dtype=torch.float32)
+        norm = torch.empty(len(logits))
         return logits, norm, norm
 
     monkeypatch.setattr(loss, "_compiled", lambda: one_kernel)
