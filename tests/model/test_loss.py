@@ -125,7 +125,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
-        if not function.is_view:
+        if function.namespace == "aten" and not function.is_view:
             found = (*args, *(out if isinstance(out, tuple | list) else (out,)))
             large = [v for v in found if isinstance(v, torch.Tensor) and v.numel() == self.elements]
             self.large += sum(v.numel() * v.element_size() for v in large)
