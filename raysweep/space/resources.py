@@ -22,8 +22,8 @@ class TrainResources(Strict):
     """Sequences per forward pass of a worker; by default one that fits. Changes the numbers by rounding only."""
     keep_checkpoints: Count | Literal["all"] = 2
     """How many of a cell's latest checkpoints stay in the store; `all` keeps one for each row."""
-    compile: Flag = False
-    """Whether the blocks go through `torch.compile`."""
+    compile: Flag | None = None
+    """Whether the blocks go through `torch.compile`: by default on GPUs, where it takes a minute at the start."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> TrainResources:

@@ -61,7 +61,7 @@ def _train(config: dict[str, Any]) -> None:
         workers=workers,
         micro_batch_size=resources["micro_batch_size"],
         gpu_share=resources["gpus"] or 1.0,
-        compile=resources["compile"],
+        compile=device.type == "cuda" if resources["compile"] is None else resources["compile"],
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
         checkpoint=resumed,
     )

@@ -23,6 +23,14 @@ def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, m
     return float(total / (len(indices) * sequences.length))
 
 
+def even_micro_batch(sequences: int, most: int) -> int:
+    """The largest micro-batch of at most `most` sequences of which `sequences` are a whole number.
+
+    Parts of one size are compiled once, and none is left over that would not fill a GPU.
+    """
+    return next(size for size in range(min(most, sequences), 0, -1) if sequences % size == 0)
+
+
 def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0) -> int:
     """Sequences per forward pass whose activations fit: 1 GiB on a CPU, 40% of this cell's share of a GPU."""
     # Counted in units of the width per token and block; generous, since eager kernels keep copies.

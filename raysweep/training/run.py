@@ -25,7 +25,7 @@ from raysweep.model import geometry, interventions, olmo
 from raysweep.model.language_model import LanguageModel, computed_by, precision
 from raysweep.space.cell import Cell
 from raysweep.training.checkpoint import Checkpoint, TrainState
-from raysweep.training.losses import fitting_micro_batch, mean_loss
+from raysweep.training.losses import even_micro_batch, fitting_micro_batch, mean_loss
 from raysweep.training.schedule import learning_rate
 
 # Over its whole length a run asks this many times whether a checkpoint is due, or at every step: in the paper's longest
@@ -63,6 +63,8 @@ class Run:
         self.device = torch.device(device)
         self.rank, self.workers = rank, workers
         self.micro_batch_size = micro_batch_size or fitting_micro_batch(cell, self.device, gpu_share)
+        if self.device.type == "cuda" and micro_batch_size is None:
+            self.micro_batch_size = even_micro_batch(cell.batch_size // workers, self.micro_batch_size)
         self.reports = cell.report_steps if reports is None else reports
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)

@@ -182,6 +182,33 @@ def test_compiled_blocks_give_the_same_losses(corpus: TokenizedCorpus) -> None:
         assert b["validation_loss"] == pytest.approx(a["validation_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("block", ["sequential", "parallel"])
+def test_blocks_are_one_graph_that_is_compiled_once(
+    corpus: TokenizedCorpus, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What GPUs run: no graph break under autocast, no second compilation over a run. The graph is not made code of."""
+    cell = make_cell(size={"width": 96, "heads": 2, "depth": 2}, block=block, tokens=32 * 8 * 6, batch_size=8)
+    graphs = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    run = Run(cell, corpus, micro_batch_size=4)
+    run.model.olmo.compile(backend=keep, fullgraph=True)
+    monkeypatch.setattr(train, "precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
+    for step in range(cell.steps):
+        run._step(step)
+    assert len(graphs) == 1
+
+
+def test_parts_of_a_batch_are_of_one_size() -> None:
+    """75M at a batch of 128 fits 60 sequences on some GPU: four of 32, not 60, 60 and 8."""
+    assert [train.even_micro_batch(128, most) for most in (60, 64, 127, 200, 1)] == [32, 64, 64, 128, 1]
+    assert train.even_micro_batch(7, 5) == 1
+
+
 def test_micro_batches_fit() -> None:
     small, large = make_cell(batch_size=32), make_cell(size="75M", sequence_length=2048, tokens=10**9, batch_size=256)
     assert train.fitting_micro_batch(small, torch.device("cpu")) == 32
