@@ -54,14 +54,22 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(
         f"\n[bold]{totals['cells']} cells[/], {abbreviate(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training"
     )
+    priced = any("dollars" in device for device in plan["devices"].values())
     devices = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("device", "hours", "at this share of its peak"):
-        devices.add_column(heading, justify="left" if heading == "device" else "right")
+    headings = ["device", "hours", *(["dollars"] if priced else []), "share of its peak", "by size"]
+    for heading in headings:
+        devices.add_column(heading, justify="left" if heading in ("device", "by size") else "right")
     for name, device in plan["devices"].items():
-        hours = device["hours"]
+        hours, of_sizes = device["hours"], device["utilisation_of_sizes"]
         shown = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2f}" if hours >= 0.005 else "< 0.01"
-        devices.add_row(name, shown, f"{device['utilisation']:.1%}")
+        dollars = [f"{device['dollars']:,.0f}" if "dollars" in device else ""] if priced else []
+        ends = [f"{share:.1%} ({size})" for size, share in of_sizes.items()]
+        by_size = f"{ends[0]} to {ends[-1]}" if len(set(of_sizes.values())) > 1 else ""
+        devices.add_row(name, shown, *dollars, f"{device['utilisation']:.1%}", by_size)
     show(devices)
+    say("[dim]training alone; GPUs estimated from data sheets (raysweep/sweep/cost.py) unless measured[/]")
+    longest = [f"{escape(cell['id'])} {cell['share']:.1%}" for cell in plan["most_expensive"][:3]]
+    say(f"the longest cells, and their share of all hours: {', '.join(longest)}")
 
 
 def announce(event: SweepSurveyed) -> None:

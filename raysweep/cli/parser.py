@@ -50,12 +50,22 @@ def build_parser() -> _Parser:
         added.set_defaults(command=function)
         return added
 
-    command(
+    planned = command(
         "plan",
         "sweep_commands:plan",
         "show the cells, steps, tokens, FLOPs and GPU-hours of a search space",
         space_argument,
         json_option,
+    )
+    planned.add_argument(
+        "--calibrate", metavar="FILE", help="what `python -m benchmarks.gpu --json FILE` measured of a GPU of yours"
+    )
+    planned.add_argument(
+        "--price",
+        metavar="DEVICE=DOLLARS",
+        action="append",
+        default=[],
+        help="dollars for an hour of a device: H100=2.5",
     )
     cluster_option = _Parser(add_help=False)
     cluster_option.add_argument(

@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from raysweep.cli import messages
@@ -28,12 +29,26 @@ _T = TypeVar("_T")
 
 def plan(options: argparse.Namespace) -> int:
     """`raysweep plan`."""
-    answer = cost.plan(load_space(options))
+    prices = dict(map(_price, options.price))
+    calibrate = None if options.calibrate is None else Path(options.calibrate)
+    answer = cost.plan(load_space(options), calibrate, prices)
     if options.json:
         print_json(answer)
     else:
         messages.show_plan(answer)
     return 0
+
+
+def _price(text: str) -> tuple[str, float]:
+    """`H100=2.5` -> its parts. Raises `UserError`."""
+    name, given, dollars = text.rpartition("=")
+    try:
+        price = float(dollars)
+        if not given or not 0 <= price < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--price {text}: a device and its dollars for an hour are needed, such as H100=2.5") from None
+    return name, price
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,59 +1,132 @@
-"""What a sweep costs before it starts: its FLOPs, and the hours that they take on a device."""
+"""What a sweep costs before it starts: its FLOPs, and the hours that they take on a device.
+
+A model this small waits for memory more than for arithmetic. A token's time on a GPU is taken to be
+
+    bytes / (bandwidth x 0.85)  +  FLOP / (peak x 0.6)
+
+Bytes are counted from the operations of a step under bfloat16 autocast (`tests/sweep/test_cost.py` counts them again): 12
+for each logit, 420 for each number of the width in the loss, 820 for each number of the width in each block, as if each
+operation read and wrote memory. FLOP are 6 N (Kaplan et al. 2020) and 6 x length x width for the causal attention of each
+block. 0.85 and 0.6 are guesses at what is reached of the data sheets' figures: no GPU was measured. `python -m
+benchmarks.gpu --json FILE` measures one, and `raysweep plan --calibrate FILE` takes that.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from raysweep.space.space import Space
+from raysweep.errors import UserError, allowed, reason
+
+if TYPE_CHECKING:
+    from raysweep.space.cell import Cell
+    from raysweep.space.space import Space
+
+BYTES_PER_LOGIT, BYTES_OF_THE_LOSS, BYTES_OF_A_BLOCK = 12, 420, 820
+_OF_BANDWIDTH, _OF_PEAK = 0.85, 0.6
 
 
 @dataclass(frozen=True)
 class Device:
-    """`peak` in FLOP/s, `utilisation` the share of it that 6 N D FLOP of a small model's training proceed at."""
+    """A kind of device: seconds for each byte that a step moves, and for each FLOP."""
 
     peak: float
-    utilisation: float
+    """FLOP/s, dense, of bfloat16 (of the CPU core float32)."""
+    seconds_per_byte: float
+    seconds_per_flop: float
+    source: str
+    attention: bool = True
+    """Whether the attention's FLOP count, beside 6 N."""
 
-    def hours(self, flops: float) -> float:
-        """Hours of one such device for so many FLOP."""
-        return flops / (self.peak * self.utilisation) / 3600
+    @classmethod
+    def by_data_sheet(cls, peak: float, bandwidth: float) -> Device:
+        """From its peak and the bandwidth of its memory, bytes/s."""
+        return cls(peak, 1 / (bandwidth * _OF_BANDWIDTH), 1 / (peak * _OF_PEAK), "estimated from data sheets")
+
+    def seconds(self, cell: Cell) -> float:
+        """Seconds that training a cell takes one of them."""
+        moved, flop, of_attention = per_token(cell)
+        flop += of_attention if self.attention else 0
+        return cell.steps * cell.tokens_per_step * (moved * self.seconds_per_byte + flop * self.seconds_per_flop)
 
 
-# Peaks are dense bf16 (of the CPU core float32) as NVIDIA's data sheets have them. The A100's share is what the study of
-# arXiv 2602.20433 comes to, 6e20 FLOP in about 3000 GPU-hours. Small models wait for memory more than for arithmetic, so the
-# other GPUs are taken to be as much faster as their memory is: 3.35 TB/s of an H100, 0.864 of an L40S, 0.3 of an L4, against
-# 2.04. The CPU core is as `python -m benchmarks.training_step` found one of an AMD EPYC: half of the rate of its matmuls.
+# Peaks and bandwidths are of NVIDIA's data sheets. The CPU core is as `python -m benchmarks.training_step` found one of an AMD
+# EPYC: half of the rate of its matmuls.
 DEVICES = {
-    "A100": Device(312e12, 0.18),
-    "H100": Device(989e12, 0.093),
-    "L40S": Device(362e12, 0.066),
-    "L4": Device(121e12, 0.068),
-    "CPU core": Device(95e9, 0.5),
+    "A100 40 GB": Device.by_data_sheet(312e12, 1.555e12),
+    "A100 80 GB": Device.by_data_sheet(312e12, 2.039e12),
+    "H100": Device.by_data_sheet(989e12, 3.35e12),
+    "H200": Device.by_data_sheet(989e12, 4.8e12),
+    "L40S": Device.by_data_sheet(362e12, 0.864e12),
+    "L4": Device.by_data_sheet(121e12, 0.3e12),
+    "CPU core": Device(95e9, 0.0, 1 / (95e9 * 0.5), "measured by 6 N", attention=False),
 }
 
 
-def plan(space: Space) -> dict[str, Any]:
+def per_token(cell: Cell) -> tuple[float, float, float]:
+    """Bytes that a step moves for each token of a cell, 6 N FLOP, and those of the causal attention."""
+    shape = cell.shape
+    moved = BYTES_PER_LOGIT * shape.vocabulary + (BYTES_OF_THE_LOSS + BYTES_OF_A_BLOCK * shape.depth) * shape.width
+    return moved, 6 * shape.parameters, 6 * cell.sequence_length * shape.width * shape.depth
+
+
+def calibrated(file: Path) -> dict[str, Device]:
+    """The device that `python -m benchmarks.gpu --json FILE` measured. Raises `UserError` where it is not that."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        measured = content["device"]
+        peak, per_byte, per_flop = (float(measured[name]) for name in ("peak", "seconds_per_byte", "seconds_per_flop"))
+        if not (
+            0 < peak < math.inf and 0 <= per_byte < math.inf and 0 <= per_flop < math.inf and per_byte + per_flop > 0
+        ):
+            raise ValueError("its numbers are not those of a device")
+        return {f"{measured['name']}, measured": Device(peak, per_byte, per_flop, "measured")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not what `python -m benchmarks.gpu --json FILE` writes: {reason(error)}") from None
+
+
+def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] | None = None) -> dict[str, Any]:
     """The cells of a search space, and what training them costs.
 
     Parameters
     ----------
     space
         A search space.
+    calibrate
+        A file of `python -m benchmarks.gpu --json FILE`: its device comes first.
+    prices
+        Dollars for an hour of a device, by its name.
 
     Returns
     -------
     dict
         `cells`: the settings of each cell and what follows from them. `totals`: `cells`, `tokens`, and `flops` in FLOP
-        (6 N D, Kaplan et al. 2020). `devices`: for each device its `peak` in FLOP/s, the share of that it is taken to
-        reach (`utilisation`), and the `hours` of one such device.
+        (6 N D, Kaplan et al. 2020). `devices`: for each device its `peak` in FLOP/s, the `hours` of one such device, the
+        share of its peak that `flops` are then done at (`utilisation`, and for each size `utilisation_of_sizes`), where that
+        is from (`source`), and `dollars` where there is a price. `most_expensive`: the `id` and the `share` of all hours of
+        the five longest cells, on the first device.
+
+    Raises
+    ------
+    UserError
+        Where the file cannot be read, or a price is of no device.
 
     Examples
     --------
     >>> plan(raysweep.load("search_spaces/paper.yaml"))["totals"]["cells"]
     108
     """
+    devices = (calibrated(calibrate) if calibrate is not None else {}) | DEVICES
+    for name in prices or {}:
+        if name not in devices:
+            raise UserError(f"--price {name}: no such device; {allowed(name, devices)}")
     flops = sum(cell.flops for cell in space.cells)
+    first = devices[next(iter(devices))]
+    longest = sorted(((first.seconds(cell), cell.id) for cell in space.cells), reverse=True)
+    whole = sum(seconds for seconds, _ in longest)
     return {
         "cells": [cell.describe() for cell in space.cells],
         "totals": {
@@ -61,5 +134,23 @@ def plan(space: Space) -> dict[str, Any]:
             "tokens": sum(cell.steps * cell.tokens_per_step for cell in space.cells),
             "flops": flops,
         },
-        "devices": {name: asdict(device) | {"hours": device.hours(flops)} for name, device in DEVICES.items()},
+        "devices": {name: _on(device, space, flops, (prices or {}).get(name)) for name, device in devices.items()},
+        "most_expensive": [{"id": cell, "share": seconds / whole} for seconds, cell in longest[:5]],
     }
+
+
+def _on(device: Device, space: Space, flops: float, price: float | None) -> dict[str, Any]:
+    seconds = {cell.id: device.seconds(cell) for cell in space.cells}
+    sizes: dict[str, list[float]] = {}
+    for cell in space.cells:
+        of_size = sizes.setdefault(cell.size.label, [0.0, 0.0])
+        of_size[0] += cell.flops
+        of_size[1] += seconds[cell.id]
+    hours = sum(seconds.values()) / 3600
+    return {
+        "peak": device.peak,
+        "hours": hours,
+        "utilisation": flops / sum(seconds.values()) / device.peak,
+        "utilisation_of_sizes": {size: done / took / device.peak for size, (done, took) in sizes.items()},
+        "source": device.source,
+    } | ({"dollars": hours * price} if price is not None else {})

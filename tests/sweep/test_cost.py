@@ -1,0 +1,133 @@
+"""What a sweep is taken to cost: its operations counted again, and what a measured device changes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from raysweep.errors import UserError
+from raysweep.model import kernels, loss, olmo
+from raysweep.model.language_model import LanguageModel
+from raysweep.space import read
+from raysweep.space.cell import Cell
+from raysweep.sweep import cost
+
+ROOT = Path(__file__).parents[2]
+PAPER = read.load(ROOT / "search_spaces/paper.yaml")
+SIZES = {cell.size.label: cell for cell in PAPER.cells}
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that operations read and write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if function.namespace == "aten" and not function.is_view:
+            tensors = [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, torch.Tensor)]
+            self.bytes += sum(v.numel() * v.element_size() for v in tensors)
+        return out
+
+
+def counted(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """Bytes for each token of the blocks and of the loss, forward and backward, of a micro-batch without data."""
+
+    def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        traffic.bytes += 3 * logits.numel() * logits.element_size()
+        return logits, torch.empty(len(logits)), torch.empty(len(logits))
+
+    monkeypatch.setattr(loss, "_compiled", lambda: one_kernel)
+    monkeypatch.setattr(loss, "_on_gpu", lambda tensor: True)
+    monkeypatch.setitem(loss.CHUNK, "cpu", loss.CHUNK["cuda"])
+    monkeypatch.setattr(kernels, "supports", lambda *model: False)
+    model, tokens = olmo.build(cell.shape, cell.sequence_length, 0), 4 * cell.sequence_length
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    module._parameters[name] = torch.nn.Parameter(torch.empty(parameter.shape))
+        language_model = LanguageModel(model)
+        sequences = torch.zeros(4, cell.sequence_length + 1, dtype=torch.int64)
+        traffic = Traffic()
+        with traffic:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                hidden = language_model.hidden(sequences[:, :-1])
+            hidden.sum().backward()
+        of_blocks, traffic = traffic.bytes, Traffic()
+        states = torch.empty(tokens, cell.shape.width, requires_grad=True)
+        with traffic:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                value = loss.unembedding_cross_entropy(states, language_model.unembedding, sequences[:, 1:])
+            value.backward()
+    return of_blocks / tokens, traffic.bytes / tokens
+
+
+@pytest.mark.parametrize("size", ["4M", "28M", "75M"])
+def test_bytes_are_those_of_the_operations(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = SIZES[size]
+    of_blocks, of_loss = counted(cell, monkeypatch)
+    moved, _, _ = cost.per_token(cell)
+    assert of_blocks + of_loss == pytest.approx(moved, rel=0.03)
+    assert of_loss == pytest.approx(12 * cell.shape.vocabulary + 420 * cell.shape.width, rel=0.03)
+
+
+def test_seconds_by_hand() -> None:
+    device = cost.Device(peak=1e14, seconds_per_byte=1e-12, seconds_per_flop=2e-14, source="x")
+    cell = SIZES["4M"]
+    moved = 12 * 50_304 + (420 + 820 * 6) * 64
+    flop = 6 * (6 * 10 * 64**2 + 50_304 * 64 + 13 * 64) + 6 * 2048 * 64 * 6
+    assert device.seconds(cell) == pytest.approx(cell.steps * cell.tokens_per_step * (moved * 1e-12 + flop * 2e-14))
+
+
+def test_small_models_reach_less_of_a_gpu_than_large_ones() -> None:
+    found = cost.plan(PAPER)["devices"]["H100"]
+    shares = list(found["utilisation_of_sizes"].values())
+    assert list(found["utilisation_of_sizes"]) == ["4M", "8M", "16M", "28M", "40M", "75M"]
+    assert shares == sorted(shares)
+    assert shares[0] < found["utilisation"] < shares[-1]
+    whole = sum(cell.flops for cell in PAPER.cells)
+    assert found["hours"] == pytest.approx(whole / (found["utilisation"] * 989e12) / 3600)
+
+
+def test_the_longest_cells_come_first() -> None:
+    longest = cost.plan(PAPER)["most_expensive"]
+    assert longest[0]["id"].startswith("75M-128B")
+    assert [cell["share"] for cell in longest] == sorted((cell["share"] for cell in longest), reverse=True)
+    # 128B of 584B tokens of each size; 75M is the costliest of six.
+    assert 128 / 584 / 6 < longest[0]["share"] < 128 / 584
+
+
+def test_a_measured_device_comes_first_and_a_price_makes_dollars(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    device = {"name": "NVIDIA L4", "peak": 121e12, "seconds_per_byte": 5e-12, "seconds_per_flop": 3e-14}
+    file.write_text(json.dumps({"device": device}))
+    found = cost.plan(PAPER, file, {"H100": 2.5})["devices"]
+    assert next(iter(found)) == "NVIDIA L4, measured"
+    assert found["H100"]["dollars"] == pytest.approx(2.5 * found["H100"]["hours"])
+    assert "dollars" not in found["L4"]
+    assert found["NVIDIA L4, measured"]["source"] == "measured"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"device": 3}', '{"device": {"name": "x", "peak": -1, "seconds_per_byte": 1}}']
+)
+def test_a_file_that_no_benchmark_wrote_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"gpu\.json is not what `python -m benchmarks\.gpu --json FILE` writes"):
+        cost.plan(PAPER, file)
+    with pytest.raises(UserError, match="missing"):
+        cost.plan(PAPER, tmp_path / "missing.json")
+
+
+def test_a_price_of_no_device_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--price H10: no such device; allowed: .*did you mean 'H100'"):
+        cost.plan(PAPER, prices={"H10": 2})
