@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example mini-cell mini-report test test-slow test-faults test-cluster test-autoscaling test-monitoring test-ballistic test-soak check format clean
+.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-autoscaling test-monitoring test-ballistic test-soak check format clean
 
 install: $(DONE)
 
@@ -48,6 +48,9 @@ mini-report: $(DONE)
 
 test: $(DONE)
 	@$(BIN)/python -m pytest
+
+test-gpu: $(DONE)
+	@$(BIN)/python -m pytest -m gpu -rs
 
 test-slow: $(DONE)
 	@$(BIN)/python -m pytest -m slow

@@ -58,7 +58,7 @@ def build_parser() -> _Parser:
         json_option,
     )
     planned.add_argument(
-        "--calibrate", metavar="FILE", help="what `python -m benchmarks.gpu --json FILE` measured of a GPU of yours"
+        "--calibrate", metavar="FILE", help="what `python -m benchmarks.gpu --output FILE` measured of a GPU of yours"
     )
     planned.add_argument(
         "--price",

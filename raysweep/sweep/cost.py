@@ -8,7 +8,7 @@ Bytes are counted from the operations of a step under bfloat16 autocast (`tests/
 for each logit, 420 for each number of the width in the loss, 820 for each number of the width in each block, as if each
 operation read and wrote memory. FLOP are 6 N (Kaplan et al. 2020) and 6 x length x width for the causal attention of each
 block. 0.85 and 0.6 are guesses at what is reached of the data sheets' figures: no GPU was measured. `python -m
-benchmarks.gpu --json FILE` measures one, and `raysweep plan --calibrate FILE` takes that.
+benchmarks.gpu --output FILE` measures one, and `raysweep plan --calibrate FILE` takes that.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Device:
         return cell.steps * cell.tokens_per_step * (moved * self.seconds_per_byte + flop * self.seconds_per_flop)
 
 
-# Peaks and bandwidths are of NVIDIA's data sheets. The CPU core is as `python -m benchmarks.training_step` found one of an AMD
-# EPYC: half of the rate of its matmuls.
+# Peaks and bandwidths are of NVIDIA's data sheets. The CPU core is as `python -m benchmarks.training_step` found one of an
+# AMD EPYC: half of the rate of its matmuls.
 DEVICES = {
     "A100 40 GB": Device.by_data_sheet(312e12, 1.555e12),
     "A100 80 GB": Device.by_data_sheet(312e12, 2.039e12),
@@ -74,7 +74,7 @@ def per_token(cell: Cell) -> tuple[float, float, float]:
 
 
 def calibrated(file: Path) -> dict[str, Device]:
-    """The device that `python -m benchmarks.gpu --json FILE` measured. Raises `UserError` where it is not that."""
+    """The device that `python -m benchmarks.gpu --output FILE` measured. Raises `UserError` where it is not that."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         measured = content["device"]
@@ -85,7 +85,9 @@ def calibrated(file: Path) -> dict[str, Device]:
             raise ValueError("its numbers are not those of a device")
         return {f"{measured['name']}, measured": Device(peak, per_byte, per_flop, "measured")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is not what `python -m benchmarks.gpu --json FILE` writes: {reason(error)}") from None
+        raise UserError(
+            f"{file} is not what `python -m benchmarks.gpu --output FILE` writes: {reason(error)}"
+        ) from None
 
 
 def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] | None = None) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
     space
         A search space.
     calibrate
-        A file of `python -m benchmarks.gpu --json FILE`: its device comes first.
+        A file of `python -m benchmarks.gpu --output FILE`: its device comes first.
     prices
         Dollars for an hour of a device, by its name.
 

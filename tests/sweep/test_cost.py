@@ -122,7 +122,7 @@ def test_a_measured_device_comes_first_and_a_price_makes_dollars(tmp_path: Path)
 def test_a_file_that_no_benchmark_wrote_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     file.write_text(content)
-    with pytest.raises(UserError, match=r"gpu\.json is not what `python -m benchmarks\.gpu --json FILE` writes"):
+    with pytest.raises(UserError, match=r"gpu\.json is not what `python -m benchmarks\.gpu --output FILE` writes"):
         cost.plan(PAPER, file)
     with pytest.raises(UserError, match="missing"):
         cost.plan(PAPER, tmp_path / "missing.json")
