@@ -6,12 +6,11 @@ built the same corpus itself copies it into its cache once, and opening it check
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 import socket
 import uuid
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
     for built in folders(corpus.name):
         if _fingerprint(built) == fingerprint:
             return TokenizedCorpus(built)
-    folder = cache() / "corpora" / f"{corpus.name}-{fingerprint}"
+    folder = _copied(corpus, fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{folder}.lock")):
         # Copied before; in a power cut its last files may have come to nothing.
@@ -56,6 +55,34 @@ def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
                 return TokenizedCorpus(folder)
         _copy(corpus, fingerprint, store, folder)
     return TokenizedCorpus(folder)
+
+
+def lack_of_room(corpora: Iterable[tuple[Corpus, str, int]]) -> str:
+    """Why this node cannot hold corpora, each with its fingerprint and bytes, which it would copy; empty where it can."""
+    missing = {
+        fingerprint: size
+        for corpus, fingerprint, size in corpora
+        if all(_fingerprint(built) != fingerprint for built in (*folders(corpus.name), _copied(corpus, fingerprint)))
+    }
+    there = cache()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free, needed = shutil.disk_usage(there).free, sum(missing.values())
+    if free >= needed:
+        return ""
+    return (
+        f"{socket.gethostname()} has {_gigabytes(free)} free in {cache()}, and the text that its cells read takes "
+        f"{_gigabytes(needed)}: make room there, or set RAYSWEEP_CACHE to a larger disk"
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"
+
+
+def _copied(corpus: Corpus, fingerprint: str) -> Path:
+    """Where a node keeps its copy."""
+    return cache() / "corpora" / f"{corpus.name}-{fingerprint}"
 
 
 def directory(fingerprint: str) -> str:
@@ -81,8 +108,8 @@ def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         files = {file: size for file, size in store.tree(there).items() if not file.endswith(".unfinished")}
-        if shutil.disk_usage(folder.parent).free < sum(files.values()):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if lack := lack_of_room([(corpus, fingerprint, sum(files.values()))]):
+            raise UserError(lack)
         for file in files:
             to = unfinished / file
             if not to.resolve().is_relative_to(unfinished.resolve()):

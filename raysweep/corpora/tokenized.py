@@ -55,6 +55,11 @@ class TokenizedCorpus:
             files |= {entry["file"]: entry["sha256"] for entry in _files(name, shard)}
         return files
 
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum((self.folder / file).stat().st_size for file in self.files())
+
     def verify(self, progress: Callable[[str, int, int], None]) -> None:
         """Read every file again and compare it with its checksum; `UserError` names the one that is damaged."""
         files = self.files()

@@ -212,10 +212,12 @@ def _train(
     corpora = prepare_corpora(before.left, space.evaluations, store, report)
     with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as connection:
         from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
+        from raysweep.sweep.room import check_room
 
         if connection.shared:
             for corpus in corpora.values():
                 upload(corpus, store, report)
+            check_room(corpora)
         fingerprints = {corpus.key: opened.fingerprint for corpus, opened in corpora.items()}
         train_cells(before, space, store.location, fingerprints, train, connection, bus, lock, stop)
         if bus.state.process_lost and not bus.state.stop_reason:

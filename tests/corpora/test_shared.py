@@ -1,17 +1,20 @@
 """A corpus through the store, a folder and a bucket, into the caches of other nodes."""
 
 import os
+import re
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from tiny import TINY
 
 from raysweep.corpora.progress import CorpusProgress
-from raysweep.corpora.shared import directory, obtain, upload
+from raysweep.corpora.shared import directory, lack_of_room, obtain, upload
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import StoreError, UserError
 from raysweep.space.corpus import Corpus
@@ -48,6 +51,49 @@ def test_a_node_copies_it_once(
     written = {path: path.stat().st_mtime_ns for path in copies[0].folder.rglob("*")}
     obtain(what, corpus.fingerprint, store)
     assert {path: path.stat().st_mtime_ns for path in copies[0].folder.rglob("*")} == written
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_node_whose_disk_is_too_small_says_how_much_too_small(
+    corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, store = Corpus(**TINY), Store(str(tmp_path / "store"))
+    upload(corpus, store, quiet)
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
+    try:
+        on_another_node(monkeypatch, small / "cache")
+        said = rf"has 0\.000[0-9]+ GB free in {small}/cache, and the text that its cells read takes 0\.00[0-9]+ GB: make room"
+        with pytest.raises(UserError, match=said):
+            obtain(what, corpus.fingerprint, store)
+        assert not list(small.rglob("*.bin"))
+        assert re.search(said, lack_of_room([(what, corpus.fingerprint, corpus.size)]))
+        # What a node has it need not copy.
+        monkeypatch.undo()
+        assert lack_of_room([(what, corpus.fingerprint, 10**18)]) == ""
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+def test_nodes_are_asked_before_anything_is_trained(corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real Ray node, for text that no disk holds."""
+    from raysweep.sweep.room import check_room
+
+    class Huge(TokenizedCorpus):
+        fingerprint = "0" * 16
+        size = 10**18
+
+    huge = object.__new__(Huge)
+    ray.init(num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    try:
+        check_room({Corpus(**TINY): corpus})
+        with pytest.raises(
+            UserError, match=r"^\S+ has .* GB free in .*, and the text that its cells read takes 1e\+09 GB: make room"
+        ):
+            check_room({Corpus(**TINY): huge})
+    finally:
+        ray.shutdown()
 
 
 def test_where_it_is_built_it_is_used(corpus: TokenizedCorpus, tmp_path: Path) -> None:
