@@ -456,7 +456,7 @@ def test_ray_launches_it(amazon: dict[str, Any], name: str, role: str, market: s
     # The image's name goes out as it is: Amazon looks it up, and moto takes it for an id.
     assert asked["ImageId"].startswith("resolve:ssm:/aws/service/")
     assert asked["BlockDeviceMapping.1.DeviceName"] == "/dev/sda1"
-    assert asked["BlockDeviceMapping.1.Ebs.VolumeSize"] == 150
+    assert asked["BlockDeviceMapping.1.Ebs.VolumeSize"] == (1100 if name == "head" else 750)
     assert asked["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
     # `InstanceMarketOptions: {}` sends nothing.
     options = {key: value for key, value in asked.items() if key.startswith("InstanceMarketOptions")}

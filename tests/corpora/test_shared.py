@@ -64,7 +64,7 @@ def test_a_node_whose_disk_is_too_small_says_how_much_too_small(
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
     try:
         on_another_node(monkeypatch, small / "cache")
-        said = rf"has 0\.000[0-9]+ GB free in {small}/cache, and the text that its cells read takes 0\.00[0-9]+ GB: make room"
+        said = rf"has 0\.000[0-9]+ GB free in {small}/cache, and the text that its cells read takes 0\.00[0-9]+ GB: "
         with pytest.raises(UserError, match=said):
             obtain(what, corpus.fingerprint, store)
         assert not list(small.rglob("*.bin"))
