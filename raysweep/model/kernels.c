@@ -98,8 +98,57 @@ INLINE ivec visible(int first, int j) {
     return lane + first >= j;
 }
 
+/* A wide head has more numbers than there are vector registers, and is read from memory again for each row of the other side:
+   four rows at a time, so that each reading is used four times. */
+
+/* out[j] = sum over c of tile[c] * rows[j, c], for rows [begin, end). */
+INLINE void dots(const vec *tile, const float *rows, const int head, int begin, int end, float *out) {
+    int j = begin;
+    for (; j + 4 <= end; j += 4) {
+        const float *a = rows + (size_t)j * head, *b = a + head, *c = b + head, *d = c + head;
+        vec sa = ZERO, sb = ZERO, sc = ZERO, sd = ZERO;
+        for (int i = 0; i < head; i++) {
+            vec x = tile[i];
+            sa += x * a[i];
+            sb += x * b[i];
+            sc += x * c[i];
+            sd += x * d[i];
+        }
+        store(out + (size_t)j * LANES, sa);
+        store(out + (size_t)(j + 1) * LANES, sb);
+        store(out + (size_t)(j + 2) * LANES, sc);
+        store(out + (size_t)(j + 3) * LANES, sd);
+    }
+    for (; j < end; j++) {
+        vec sum = ZERO;
+        for (int i = 0; i < head; i++) sum += tile[i] * rows[(size_t)j * head + i];
+        store(out + (size_t)j * LANES, sum);
+    }
+}
+
+/* result[c] += sum over j of weights[j] * rows[j, c], for rows [begin, end). */
+INLINE void add_rows(vec *result, const float *weights, const float *rows, const int head, int begin, int end) {
+    int j = begin;
+    for (; j + 4 <= end; j += 4) {
+        const float *a = rows + (size_t)j * head, *b = a + head, *c = b + head, *d = c + head;
+        const float *w = weights + (size_t)j * LANES;
+        vec wa = load(w), wb = load(w + LANES), wc = load(w + 2 * LANES), wd = load(w + 3 * LANES);
+        for (int i = 0; i < head; i++) {
+            vec r = result[i] + wa * a[i];
+            r += wb * b[i];
+            r += wc * c[i];
+            result[i] = r + wd * d[i];
+        }
+    }
+    for (; j < end; j++) {
+        vec w = load(weights + (size_t)j * LANES);
+        for (int i = 0; i < head; i++) result[i] += w * rows[(size_t)j * head + i];
+    }
+}
+
 INLINE void forward_head(
-    const float *qkv, float *out, float *lse, int h, const shape *s, const int head, float *scratch) {
+    const float *qkv, float *out, float *lse, int h, const shape *s, const int head, const int wide,
+    float *scratch) {
     const size_t area = (size_t)s->padded * head;
     float *k = scratch, *v = k + area, *q = v + area, *qt = q + area, *scores = qt + area;
     const float scale = 1.0f / __builtin_sqrtf((float)head);
@@ -115,9 +164,12 @@ INLINE void forward_head(
         }
         int end = first + LANES < s->length ? first + LANES : s->length;
         vec largest = ZERO - 3.0e38f, total = ZERO;
+        if (wide) dots(query, k, head, 0, end, scores);
         for (int j = 0; j < end; j++) {
             vec score = ZERO;
-            for (int c = 0; c < head; c++) score += query[c] * k[(size_t)j * head + c];
+            if (wide) score = load(scores + (size_t)j * LANES);
+            else
+                for (int c = 0; c < head; c++) score += query[c] * k[(size_t)j * head + c];
             if (j > first) score = choose(visible(first, j), score, ZERO - 3.0e38f);
             store(scores + (size_t)j * LANES, score);
             largest = choose(score > largest, score, largest);
@@ -126,8 +178,11 @@ INLINE void forward_head(
             vec p = exponential(load(scores + (size_t)j * LANES) - largest);
             if (j > first) p = choose(visible(first, j), p, ZERO);
             total += p;
-            for (int c = 0; c < head; c++) result[c] += p * v[(size_t)j * head + c];
+            if (wide) store(scores + (size_t)j * LANES, p);
+            else
+                for (int c = 0; c < head; c++) result[c] += p * v[(size_t)j * head + c];
         }
+        if (wide) add_rows(result, scores, v, head, 0, end);
         vec inverse = 1.0f / total;
         store(lse + first, largest + logarithm(total));
         for (int c = 0; c < head; c++) {
@@ -139,7 +194,7 @@ INLINE void forward_head(
 
 INLINE void backward_head(
     const float *qkv, const float *out, const float *lse, const float *grad, float *dqkv, int h, const shape *s,
-    const int head, float *scratch) {
+    const int head, const int wide, float *scratch) {
     const size_t area = (size_t)s->padded * head;
     float *q = scratch, *qt = q + area, *k = qt + area, *kt = k + area, *v = kt + area, *vt = v + area, *g = vt + area,
           *gt = g + area, *delta = gt + area, *slopes = delta + s->padded, *shares = slopes + (size_t)LANES * s->padded;
@@ -169,22 +224,30 @@ INLINE void backward_head(
         }
         int end = first + LANES < s->length ? first + LANES : s->length;
         /* In passes, each of which has its numbers in registers. */
-        for (int j = 0; j < end; j++) {
-            vec score = ZERO;
-            for (int c = 0; c < head; c++) score += query[c] * k[(size_t)j * head + c];
-            store(slopes + (size_t)j * LANES, score);
-        }
+        if (wide) {
+            dots(query, k, head, 0, end, slopes);
+            dots(grads, v, head, 0, end, shares);
+        } else
+            for (int j = 0; j < end; j++) {
+                vec score = ZERO;
+                for (int c = 0; c < head; c++) score += query[c] * k[(size_t)j * head + c];
+                store(slopes + (size_t)j * LANES, score);
+            }
         for (int j = 0; j < end; j++) {
             vec dp = ZERO;
-            for (int c = 0; c < head; c++) dp += grads[c] * v[(size_t)j * head + c];
+            if (wide) dp = load(shares + (size_t)j * LANES);
+            else
+                for (int c = 0; c < head; c++) dp += grads[c] * v[(size_t)j * head + c];
             vec ds = exponential(load(slopes + (size_t)j * LANES) - norm) * (dp - d);
             if (j > first) ds = choose(visible(first, j), ds, ZERO);
             store(slopes + (size_t)j * LANES, ds);
         }
-        for (int j = 0; j < end; j++) {
-            vec ds = load(slopes + (size_t)j * LANES);
-            for (int c = 0; c < head; c++) result[c] += ds * k[(size_t)j * head + c];
-        }
+        if (wide) add_rows(result, slopes, k, head, 0, end);
+        else
+            for (int j = 0; j < end; j++) {
+                vec ds = load(slopes + (size_t)j * LANES);
+                for (int c = 0; c < head; c++) result[c] += ds * k[(size_t)j * head + c];
+            }
         for (int i = first; i < end; i++) {
             float row[head];
             for (int c = 0; c < head; c++) row[c] = result[c][i - first] * scale;
@@ -203,25 +266,38 @@ INLINE void backward_head(
         }
         ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         int end = first + LANES < s->length ? first + LANES : s->length;
+        if (wide) {
+            dots(key, q, head, first, s->length, shares);
+            dots(value, g, head, first, s->length, slopes);
+        }
         for (int i = first; i < s->length; i++) {
             vec score = ZERO;
-            for (int c = 0; c < head; c++) score += key[c] * q[(size_t)i * head + c];
+            if (wide) score = load(shares + (size_t)i * LANES);
+            else
+                for (int c = 0; c < head; c++) score += key[c] * q[(size_t)i * head + c];
             vec p = exponential(score - lse[i]);
             if (i < end) p = choose(lane + first <= i, p, ZERO);
             store(shares + (size_t)i * LANES, p);
         }
         for (int i = first; i < s->length; i++) {
             vec dp = ZERO;
-            for (int c = 0; c < head; c++) dp += value[c] * g[(size_t)i * head + c];
+            if (wide) dp = load(slopes + (size_t)i * LANES);
+            else
+                for (int c = 0; c < head; c++) dp += value[c] * g[(size_t)i * head + c];
             store(slopes + (size_t)i * LANES, load(shares + (size_t)i * LANES) * (dp - delta[i]));
         }
-        for (int i = first; i < s->length; i++) {
-            vec ds = load(slopes + (size_t)i * LANES);
-            for (int c = 0; c < head; c++) dk[c] += ds * q[(size_t)i * head + c];
-        }
-        for (int i = first; i < s->length; i++) {
-            vec p = load(shares + (size_t)i * LANES);
-            for (int c = 0; c < head; c++) dv[c] += p * g[(size_t)i * head + c];
+        if (wide) {
+            add_rows(dk, slopes, q, head, first, s->length);
+            add_rows(dv, shares, g, head, first, s->length);
+        } else {
+            for (int i = first; i < s->length; i++) {
+                vec ds = load(slopes + (size_t)i * LANES);
+                for (int c = 0; c < head; c++) dk[c] += ds * q[(size_t)i * head + c];
+            }
+            for (int i = first; i < s->length; i++) {
+                vec p = load(shares + (size_t)i * LANES);
+                for (int c = 0; c < head; c++) dv[c] += p * g[(size_t)i * head + c];
+            }
         }
         for (int j = first; j < end; j++) {
             float *to = dqkv + (size_t)j * 3 * s->width + h * head, row[head];
@@ -235,8 +311,9 @@ INLINE void backward_head(
     }
 }
 
-/* The sizes of a head that get code of their own; others are refused by kernels.py. */
+/* The sizes of a narrow head get code of their own, those of wide ones share theirs; kernels.py refuses others. */
 #define FOR_HEADS(DO) DO(2) DO(4) DO(6) DO(8) DO(12) DO(16) DO(24) DO(32)
+#define NARROWEST_WIDE 34
 
 static shape shape_of(int length, int heads, int head, const float *cosine, const float *sine) {
     shape s = {length, heads * head, head, (length + LANES - 1) / LANES * LANES, cosine, sine};
@@ -259,8 +336,9 @@ int attention_forward(
     for (int n = begin; n < end; n++) {
         const float *x = qkv + (size_t)(n / heads) * length * 3 * s.width;
         float *o = out + (size_t)(n / heads) * length * s.width, *l = lse + (size_t)n * s.padded;
-#define FORWARD(D) if (head == D) forward_head(x, o, l, n % heads, &s, D, scratch);
+#define FORWARD(D) if (head == D) forward_head(x, o, l, n % heads, &s, D, 0, scratch);
         FOR_HEADS(FORWARD)
+        if (head >= NARROWEST_WIDE) forward_head(x, o, l, n % heads, &s, head, 1, scratch);
     }
     free(scratch);
     return 0;
@@ -278,9 +356,13 @@ int attention_backward(
 #define BACKWARD(D) \
     if (head == D) \
         backward_head( \
-            qkv + at * 3 * s.width, out + at * s.width, l, grad + at * s.width, dqkv + at * 3 * s.width, n % heads, &s, D, \
+            qkv + at * 3 * s.width, out + at * s.width, l, grad + at * s.width, dqkv + at * 3 * s.width, n % heads, &s, D, 0, \
             scratch);
         FOR_HEADS(BACKWARD)
+        if (head >= NARROWEST_WIDE)
+            backward_head(
+                qkv + at * 3 * s.width, out + at * s.width, l, grad + at * s.width, dqkv + at * 3 * s.width, n % heads, &s, head,
+                1, scratch);
     }
     free(scratch);
     return 0;

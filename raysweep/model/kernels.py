@@ -2,8 +2,8 @@
 
 At the widths of small models PyTorch spends most of a block outside its matmuls: in attention with heads of 4 or 8
 numbers, and in passes over memory for norms, rotary embedding and SwiGLU. `hidden` computes the same function with those
-fused, and its gradient by hand. Where there is no C compiler, on a GPU, under autocast and for wide heads `supports` says
-no, and OLMo's own forward pass is used; the numbers differ by rounding.
+fused, and its gradient by hand. Where there is no C compiler, on a GPU and under autocast `supports` says no, and OLMo's own
+forward pass is used; the numbers differ by rounding.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from raysweep.files import put_in_place
 log = logging.getLogger("raysweep")
 
 HEADS = (2, 4, 6, 8, 12, 16, 24, 32)
-"""Sizes of a head that have code of their own."""
+"""Sizes of a head that have code of their own; those from `NARROWEST_WIDE` to `WIDEST` share theirs."""
+NARROWEST_WIDE, WIDEST = 34, 256
 
 # No option may reorder sums: the exponential's rounding depends on their order, and so do equal results on equal machines.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -44,9 +45,14 @@ def supports(olmo: Any, inputs: torch.Tensor) -> bool:
         inputs.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
         and olmo.transformer.wte.weight.dtype == torch.float32
-        and config.d_model // config.n_heads in HEADS
+        and has_code(config.d_model // config.n_heads)
         and available()
     )
+
+
+def has_code(head: int) -> bool:
+    """Whether there is any for heads of so many numbers."""
+    return head in HEADS or (NARROWEST_WIDE <= head <= WIDEST and head % 2 == 0)
 
 
 def available() -> bool:

@@ -63,7 +63,7 @@ def computed_by(olmo: Any, device: torch.device) -> dict[str, str]:
     own = (
         device.type == "cpu"
         and not compiled
-        and config.d_model // config.n_heads in kernels.HEADS
+        and kernels.has_code(config.d_model // config.n_heads)
         and kernels.available()
     )
     return {

@@ -36,6 +36,11 @@ def states_and_gradients(
         (24, 4, 19, 2),
         (48, 4, 20, 1),
         (96, 4, 35, 2),
+        (96, 2, 37, 2),
+        (128, 2, 66, 2),
+        (192, 2, 33, 1),
+        (256, 2, 19, 2),
+        (384, 2, 18, 1),
     ],
 )
 def test_as_exact_as_ai2_olmo_in_the_same_precision(
