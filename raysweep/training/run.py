@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -25,6 +26,7 @@ from raysweep.model import geometry, interventions, olmo
 from raysweep.model.language_model import LanguageModel, computed_by, precision
 from raysweep.space.cell import Cell
 from raysweep.training.checkpoint import Checkpoint, TrainState
+from raysweep.training.feed import Feed
 from raysweep.training.losses import even_micro_batch, fitting_micro_batch, mean_loss
 from raysweep.training.schedule import learning_rate
 
@@ -69,6 +71,7 @@ class Run:
         self.train = corpus.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
         self.order = self.train.order(corpus.fingerprint, cell.seed)
+        self._feed = Feed(self._read, self.device)
 
         built = olmo.build(cell.shape, cell.sequence_length, cell.seed, self.device)
         if weights is not None:
@@ -130,12 +133,16 @@ class Run:
             elif pause(state.step):
                 yield None
 
-    def _step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step; its mean loss over this worker's sequences and the norm of the whole gradient."""
+    def _read(self, step: int) -> npt.NDArray[np.int64]:
+        """This worker's sequences of a step."""
         share = self.cell.batch_size // self.workers
         first = step * self.cell.batch_size + self.rank * share
-        indices = self.order.at(np.arange(first, first + share))
-        tokens = torch.from_numpy(self.train.read(indices)).to(self.device, non_blocking=True)
+        return self.train.read(self.order.at(np.arange(first, first + share)))
+
+    def _step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step; its mean loss over this worker's sequences and the norm of the whole gradient."""
+        tokens = self._feed(step)
+        share = len(tokens)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         parts = tokens.split(self.micro_batch_size)
         for i, part in enumerate(parts):
