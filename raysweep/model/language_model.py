@@ -44,7 +44,7 @@ def gpu(share: float, asked_by: str) -> torch.device:
     Raises `UserError` where there is none: a number that was to come from a GPU is not quietly one of a CPU.
     """
     if not torch.cuda.is_available():
-        build = "" if torch.version.cuda else ", which was built without CUDA"
+        build = "" if torch.version.cuda else " (built without CUDA)"
         raise UserError(
             f"{asked_by} is {share:g}, and PyTorch {torch.__version__}{build} finds no GPU on {socket.gethostname()}: "
             f"set {asked_by} to 0, or install a CUDA build of PyTorch and its driver there"

@@ -96,7 +96,7 @@ def _train_in_worker(config: dict[str, Any]) -> Any:
 def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: dict[str, str]) -> None:
     """Train a cell to its end by Ray Train, and write its tables."""
     # In the trial's own process; the driver never needs torch.
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from raysweep.sweep.cell_tables import write_cell_tables
@@ -115,6 +115,8 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
             "code": code,
             "resources": resources.model_dump(),
         },
+        # A lone worker talks to nobody, and NCCL cannot start where there is no GPU: what the worker says of that is a line.
+        torch_config=TorchConfig(backend="gloo" if resources.workers == 1 else None),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,

@@ -6,7 +6,9 @@ compared with, to the last bit.
 
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from events import scalars
 from tiny import make_cell
@@ -443,3 +446,37 @@ def test_a_store_or_a_cell_that_cannot_be_is_refused_before_anything_starts(fold
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "typo.yaml:2: base.sise: unknown field" in refused.stderr
     assert "did you mean 'size'" in refused.stderr
+
+
+def test_cells_that_ask_for_a_gpu_that_torch_cannot_use_fail_with_a_line_each(folder: Path) -> None:
+    """A node that says it has a GPU, as one whose PyTorch was built without CUDA does: nothing is computed on its CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    (folder / "gpu.yaml").write_text(
+        yaml.safe_dump(SPACE | {"name": "gpu", "resources": {"train": {"gpus": 1}, "evaluate": {"gpus": 1}}}), "utf-8"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
+            "--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=1", "--include-dashboard=false",
+            "--disable-usage-stats", "--object-store-memory=200000000",
+        ],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any(address == "127.0.0.1" for address, _ in listening(head.pid)), head)  # type: ignore[arg-type]
+        time.sleep(5)
+        done = command("run", str(folder / "gpu.yaml"), "--store", str(folder / "gpu"), RAY_ADDRESS=f"127.0.0.1:{port}")
+    finally:
+        kill_tree(head)  # type: ignore[arg-type]
+    assert done.returncode == 1, done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("failed train of ")]
+    assert len(lines) == len(space.load(folder / "gpu.yaml").cells), done.stdout + done.stderr
+    for line in lines:
+        assert re.search(
+            r": resources\.train\.gpus is 1, and PyTorch \S+ (\(built without CUDA\) )?finds no GPU on ", line
+        )
+    assert not list((folder / "gpu").glob("cells/*"))
