@@ -85,7 +85,7 @@ def test_nodes_are_asked_before_anything_is_trained(corpus: TokenizedCorpus, mon
         size = 10**18
 
     huge = object.__new__(Huge)
-    ray.init(num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init("local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
         check_room({Corpus(**TINY): corpus})
         with pytest.raises(
