@@ -82,17 +82,19 @@ def _of_sizes(m: Measured, of: str, other: str) -> Finding:
 def attenuation(m: Measured) -> Iterator[Finding]:
     of, other = m.column(m.spec.of), m.column(m.spec.with_)
 
+    def both(cells: pd.DataFrame) -> tuple[Callable[[Array], Array], Callable[[Array], Array]]:
+        return spearman(cells, of, other), given_settings(cells, m.tests.sweep, of, other)
+
     def gone(cells: pd.DataFrame) -> Callable[[Array], Array]:
-        raw, given = spearman(cells, of, other), given_settings(cells, m.tests.sweep, of, other)
+        raw, given = both(cells)
         return lambda w: np.abs(raw(w)) - np.abs(given(w))
 
     name = f"|raw| minus |partial| Spearman, {m.words(m.spec.of)} and {m.words(m.spec.with_)}"
     found = m.resampled(name, (of, other), gone)
     if math.isfinite(found.low):
         cells = m.tests.cells.dropna(subset=[of, other])
-        one = statistics.sample(len(cells))
-        both = spearman(cells, of, other)(one)[0], given_settings(cells, m.tests.sweep, of, other)(one)[0]
-        found = replace(found, reason="raw {:.3f}, partial {:.3f}".format(*both))
+        raw, given = (of_weights(statistics.sample(len(cells)))[0] for of_weights in both(cells))
+        found = replace(found, reason=f"raw {raw:.3f}, partial {given:.3f}")
     yield found
 
 

@@ -126,7 +126,7 @@ class Design:
         numbered = replace(means, cells=means.cells.assign(number=np.arange(len(means.cells))))
         found = {}
         for name in self.sweep.hyperparameters:
-            pairs = contrasted(numbered, name, "number", equal_steps=self.sweep.at_equal_steps(name))
+            pairs = contrasted(numbered.slices(name, self.sweep.at_equal_steps(name)), name, "number")
             found[name] = [(x, number.astype(np.int64)) for x, number in pairs]
         return found
 

@@ -120,8 +120,7 @@ def within_size_spread(cells: pd.DataFrame, column: str) -> float:
     """Standard deviation of a column about the mean of its size."""
     if column not in cells or not len(cells):
         return 0.0
-    centred = cells[column] - cells.groupby("parameters")[column].transform("mean")
-    return float(centred.std())
+    return float(about_size(cells[column], cells).std())
 
 
 def about_size(values: pd.Series, cells: pd.DataFrame) -> pd.Series:

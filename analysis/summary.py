@@ -143,8 +143,8 @@ def further_views(table: pd.DataFrame) -> Views | None:
             if (one, view) not in found.index:
                 entries.append(("\N{EN DASH}", False))
                 continue
-            value, low, high = (float(found.loc[(one, view), c]) for c in ("value", "low", "high"))
-            entries.append((f"{number(value)} [{number(low)}, {number(high)}]", low > 0 or high < 0))
+            row = found.loc[(one, view)]
+            entries.append((entry(row), bool(row["low"] > 0 or row["high"] < 0)))
         rows.append((one, entries))
     return Views(names, rows)
 

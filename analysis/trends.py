@@ -80,20 +80,14 @@ def trend(
     `contrast` gives x for the hyperparameter's values in a slice: by default their `position` among the values of all
     slices, so that a slice that has some of them tells of a part of the range. `keep` may leave out some of a slice's cells.
     """
-    pairs = contrasted(sweep, hyperparameter, column, contrast, keep, equal_steps)
+    pairs = contrasted(_slices(sweep, hyperparameter, column, equal_steps, keep), hyperparameter, column, contrast)
     return effect(pairs) if pairs else None
 
 
 def contrasted(
-    sweep: SweepData,
-    hyperparameter: str,
-    column: str,
-    contrast: Callable[[Array], Array] | None = None,
-    keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
-    equal_steps: bool = False,
+    slices: list[pd.DataFrame], hyperparameter: str, column: str, contrast: Callable[[Array], Array] | None = None
 ) -> list[tuple[Array, Array]]:
     """x and y of each slice, as `trend` compares them."""
-    slices = _slices(sweep, hyperparameter, column, equal_steps, keep)
     contrast = contrast or _positions(slices, hyperparameter)
     pairs = [(contrast(cells[hyperparameter].to_numpy(float)), cells[column].to_numpy(float)) for cells in slices]
     return [(x, y) for x, y in pairs if np.ptp(x) > 1e-9]

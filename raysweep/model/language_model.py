@@ -24,7 +24,7 @@ class LanguageModel(nn.Module):
 
     def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
         """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
-        if self.olmo._compiled_call_impl is None and kernels.supports(self.olmo, inputs):
+        if _by_kernels(self.olmo, inputs):
             return kernels.hidden(self.olmo, inputs)
         return self.olmo(inputs).logits  # type: ignore[no-any-return]
 
@@ -58,21 +58,22 @@ def gpu(share: float, asked_by: str) -> torch.device:
 
 def computed_by(olmo: Any, device: torch.device) -> dict[str, str]:
     """What computes the numbers of a model on a device, under the columns of the store's timings."""
-    compiled = olmo._compiled_call_impl is not None
-    config = olmo.config
-    own = (
-        device.type == "cpu"
-        and not compiled
-        and kernels.has_code(config.d_model // config.n_heads)
-        and kernels.available()
-    )
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
-        "kernels": "raysweep" if own else "ai2-olmo",
-        "compiled": "yes" if compiled else "no",
+        "kernels": "raysweep" if _by_kernels(olmo, olmo.transformer.wte.weight) else "ai2-olmo",
+        "compiled": "yes" if _compiled(olmo) else "no",
     }
+
+
+def _compiled(olmo: Any) -> bool:
+    return olmo._compiled_call_impl is not None
+
+
+def _by_kernels(olmo: Any, inputs: torch.Tensor) -> bool:
+    """Whether raysweep's own code computes the blocks, on the device of `inputs`."""
+    return not _compiled(olmo) and kernels.supports(olmo, inputs)
 
 
 def precision(device: torch.device) -> AbstractContextManager[Any]:

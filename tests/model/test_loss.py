@@ -1,14 +1,11 @@
 """Against `F.cross_entropy` of the materialised logits, and its gradients."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from traffic import Traffic, as_on_a_gpu
 
-from raysweep.model import loss
 from raysweep.model.loss import CHUNK, normalised, token_losses, unembedding_cross_entropy
 
 
@@ -116,36 +113,11 @@ def test_compiled_it_is_the_same() -> None:
             torch.testing.assert_close(a, b, atol=4e-3, rtol=1e-5)
 
 
-class Traffic(TorchDispatchMode):
-    """Bytes that operations read and write, by whether a tensor is as large as the logits."""
-
-    def __init__(self, elements: int) -> None:
-        super().__init__()
-        self.elements, self.large = elements, 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
-        if function.namespace == "aten" and not function.is_view:
-            found = (*args, *(out if isinstance(out, tuple | list) else (out,)))
-            large = [v for v in found if isinstance(v, torch.Tensor) and v.numel() == self.elements]
-            self.large += sum(v.numel() * v.element_size() for v in large)
-        return out
-
-
 def test_on_a_gpu_it_moves_twelve_bytes_a_logit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's operations for a chunk of the paper's 4M, without data; what is compiled as two reads and a write."""
     tokens, d, vocabulary = CHUNK["cuda"], 64, 50_304
     traffic = Traffic(tokens * vocabulary)
-
-    def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        assert logits.dtype == torch.bfloat16
-        traffic.large += 3 * logits.numel() * logits.element_size()
-        norm = torch.empty(len(logits))
-        return logits, norm, norm
-
-    monkeypatch.setattr(loss, "_compiled", lambda: one_kernel)
-    monkeypatch.setattr(loss, "_on_gpu", lambda tensor: True)
-    monkeypatch.setitem(CHUNK, "cpu", CHUNK["cuda"])
+    as_on_a_gpu(traffic, monkeypatch)
     with FakeTensorMode(), torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = torch.empty(tokens, d, requires_grad=True)
         weight = torch.empty(vocabulary, d, requires_grad=True)
@@ -155,7 +127,7 @@ def test_on_a_gpu_it_moves_twelve_bytes_a_logit(monkeypatch: pytest.MonkeyPatch)
             gradients = torch.autograd.grad(value, (hidden, weight))
         assert value.dtype == torch.float32
         assert [(g.dtype, g.shape) for g in gradients] == [(torch.float32, hidden.shape), (torch.float32, weight.shape)]
-    assert 8 < traffic.large / (tokens * vocabulary) <= 12
+    assert 8 < traffic.bytes / (tokens * vocabulary) <= 12
 
 
 def test_nan_stays_nan() -> None:
