@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import torch
 
+# In float32 an eigenvalue of W^T W is off by some 1e-6 of the largest: below this share of it, float64 is used.
+_CLEAR = 1e-3
+
 # Singular values below this share of the largest are rounding, and have no direction to push in.
 _NEGLIGIBLE = 1e-6
 
@@ -24,9 +27,9 @@ def add_rank_penalty(weight: torch.Tensor, target: float, strength: float) -> No
 
 
 def effective_rank_and_gradient(weight: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """The effective rank of W (V, d), as `raysweep.geometry.effective_rank`, and its gradient (V, d) in float64.
+    """The effective rank of W (V, d), as `raysweep.geometry.effective_rank`, and its gradient (V, d).
 
-    Both are 0 where W is.
+    Both are 0 where W is. In float64; on GPUs in float32 where no singular value is below 3% of the largest.
 
     With r = exp(H) / d, H = -sum p_i ln p_i and p_i = s_i / S over the singular values s_i of their sum S, dr/ds_i is
     -r (ln p_i + H) / S. The gradient of a function of singular values is U diag(dr/ds) V^T (Lewis 1995), which is
@@ -55,10 +58,24 @@ def cap_spectral_norm(weight: torch.Tensor, cap: float) -> None:
 
 
 def _singular(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """W in float64, its singular values and its right singular vectors as columns, through W^T W."""
-    matrix = weight.detach().to(torch.float64)
-    if not bool(torch.isfinite(matrix).all()):
+    """W, its singular values and its right singular vectors as columns, through W^T W: in `_precision`."""
+    if not bool(torch.isfinite(weight).all()):
         # It has none; a run that diverges is found out by its loss.
+        matrix = weight.detach().to(torch.float64)
         return matrix, torch.zeros_like(matrix[0]), torch.eye(matrix.shape[1]).to(matrix)
-    eigenvalues, directions = torch.linalg.eigh(matrix.T @ matrix)
+    matrix, eigenvalues, directions = _decomposed(weight, _precision(weight))
+    if matrix.dtype != torch.float64 and float(eigenvalues[0]) < _CLEAR * float(eigenvalues[-1]):
+        matrix, eigenvalues, directions = _decomposed(weight, torch.float64)
     return matrix, eigenvalues.clamp_min(0).sqrt(), directions
+
+
+def _precision(weight: torch.Tensor) -> torch.dtype:
+    """float64; float32 on GPUs, most of which do float64 at a thirtieth of its rate or less."""
+    return torch.float32 if weight.is_cuda else torch.float64
+
+
+def _decomposed(weight: torch.Tensor, precision: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """W, and the eigenvalues (ascending) and eigenvectors of W^T W."""
+    matrix = weight.detach().to(precision)
+    eigenvalues, directions = torch.linalg.eigh(matrix.T @ matrix)
+    return matrix, eigenvalues, directions

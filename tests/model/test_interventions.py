@@ -31,6 +31,22 @@ def test_the_gradient_of_the_effective_rank() -> None:
     torch.testing.assert_close(gradient, wanted_gradient, rtol=1e-6, atol=1e-9)
 
 
+def test_single_precision_as_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 where the singular values are far from rounding, in float64 where some are near."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(interventions, "_precision", lambda weight: torch.float32)
+    for smallest, precision in ((0.1, torch.float32), (0.01, torch.float64)):
+        weight = torch.linalg.qr(torch.randn(5000, 48))[0] @ torch.diag(torch.linspace(1, smallest, 48))
+        rank, gradient = interventions.effective_rank_and_gradient(weight)
+        wanted, wanted_gradient = through_svd(weight)
+        assert gradient.dtype == precision
+        assert rank == pytest.approx(float(wanted), rel=1e-6)
+        assert float((gradient - wanted_gradient).norm() / wanted_gradient.norm()) < 1e-4
+        capped = torch.nn.Parameter(weight.clone())
+        interventions.cap_spectral_norm(capped, 0.5)
+        assert torch.linalg.matrix_norm(capped.detach().double(), 2) == pytest.approx(0.5, rel=1e-5)
+
+
 def test_no_gradient_where_all_singular_values_are_equal() -> None:
     """The rank is at its largest there; autograd through the vectors of an SVD would divide by zero."""
     weight = torch.linalg.qr(torch.randn(40, 8))[0]
