@@ -11,9 +11,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -21,9 +22,6 @@ from raysweep.store import Store
 from raysweep.store.checkpoints import names, new_name, step_of
 from raysweep.store.schemas import SCHEMA_VERSION
 from raysweep.store.tables import checksum as checksum_of
-
-if TYPE_CHECKING:
-    import torch
 
 log = logging.getLogger("raysweep")
 
@@ -64,6 +62,24 @@ class Checkpoint:
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     """Empty where only the weights were asked for."""
+
+
+def copied(checkpoint: Checkpoint) -> Checkpoint:
+    """A copy that no step changes, in the memory of the CPU; of a GPU, in memory that it copies to at full speed."""
+
+    def copy(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
+                tensor, non_blocking=True
+            )
+            for name, tensor in tensors.items()
+        }
+
+    state = replace(checkpoint.state, rows=list(checkpoint.state.rows), computed_by=list(checkpoint.state.computed_by))
+    copy_of = Checkpoint(state, copy(checkpoint.model), copy(checkpoint.optimizer))
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return copy_of
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
