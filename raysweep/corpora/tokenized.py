@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,9 +45,8 @@ class TokenizedCorpus:
         if not intact:
             raise self._damaged(path)
         self._checked = ChecksumCache(folder)
-        for file, sha256 in self.files().items():
-            if not self._checked.matches(file, sha256):
-                raise self._damaged(folder / file)
+        for _ in self._verified(again=False):
+            pass
         self._checked.save()
 
     def files(self) -> dict[str, str]:
@@ -62,12 +63,23 @@ class TokenizedCorpus:
 
     def verify(self, progress: Callable[[str, int, int], None]) -> None:
         """Read every file again and compare it with its checksum; `UserError` names the one that is damaged."""
+        total = len(self.files())
+        progress("files verified", 0, total)
+        for done in self._verified(again=True):
+            progress("files verified", done, total)
+
+    def _verified(self, again: bool) -> Iterator[int]:
+        """Compare every file with its checksum, on all cores: how many are."""
         files = self.files()
-        for done, (file, sha256) in enumerate(files.items()):
-            progress("files verified", done, len(files))
-            if not self._checked.matches(file, sha256, again=True):
-                raise self._damaged(self.folder / file)
-        progress("files verified", len(files), len(files))
+        pool = ThreadPoolExecutor(os.cpu_count())
+        try:
+            matching = pool.map(lambda file: self._checked.matches(file, files[file], again), files)
+            for done, (file, matches) in enumerate(zip(files, matching, strict=True), 1):
+                if not matches:
+                    raise self._damaged(self.folder / file)
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _damaged(self, path: Path) -> UserError:
         return UserError(f"{path} is damaged or missing; delete the folder {self.folder} and run again to rebuild it")
