@@ -1,7 +1,8 @@
 """The paper's six sizes on a GPU: tokens per second against ai2-olmo and transformers, and a file for `raysweep plan`.
 
 All train the same model from the same weights on the same tokens in bfloat16 autocast, with fused AdamW and clipping, on
-batches of 64 sequences of 2,048: raysweep by `raysweep.training.run.Run`, compiled and not; ai2-olmo with `F.cross_entropy`,
+batches of 64 sequences of 2,048: raysweep by `raysweep.training.run.Run`, compiled, not compiled, and with deterministic
+operations; ai2-olmo with `F.cross_entropy`,
 compiled and not; and transformers' `LlamaForCausalLM`. The peers take the batch in parts of 8 sequences, since their logits
 of more do not fit. `loss alone` is against `F.cross_entropy`, and PyTorch's `linear_cross_entropy` where it has one.
 
@@ -30,14 +31,14 @@ from scipy.optimize import nnls
 
 from benchmarks.harness import Result, arguments, in_turn, machine, ratios, show
 from benchmarks.training_step import Text, llama_network, olmo_network
-from raysweep.model.language_model import precision
+from raysweep.model.language_model import precision, use_deterministic_operations
 from raysweep.model.loss import unembedding_cross_entropy
 from raysweep.space.cell import Cell
 from raysweep.space.size import SIZES
 from raysweep.sweep import cost
 from raysweep.training.run import Run
 
-OURS, EAGER = "raysweep", "raysweep, not compiled"
+OURS, EAGER, DETERMINISTIC = "raysweep", "raysweep, not compiled", "raysweep, deterministic"
 OLMO, OLMO_COMPILED, LLAMA = "ai2-olmo", "ai2-olmo, compiled", "transformers"
 PEERS_AT = ("4M", "28M", "75M")
 PART = 8
@@ -143,11 +144,16 @@ def contestants(setting: Setting, size: str, peers: bool) -> dict[str, Callable[
         network = llama_network(cell).to(setting.device)
         return theirs(setting, network, lambda part: network(input_ids=part, labels=part).loss, batches)
 
+    def deterministic() -> Callable[[], object]:
+        use_deterministic_operations()
+        return ours(setting, cell, text, compile=True)
+
     made: dict[str, Callable[[], Callable[[], object]]] = {OURS: lambda: ours(setting, cell, text, compile=on_gpu)}
     if peers:
         made |= {OLMO: lambda: olmo(False), LLAMA: llama}
         if on_gpu:
             made |= {EAGER: lambda: ours(setting, cell, text, False), OLMO_COMPILED: lambda: olmo(True)}
+            made[DETERMINISTIC] = deterministic
     return made
 
 
@@ -165,6 +171,7 @@ def measured(
     except torch.cuda.OutOfMemoryError:
         return "out of memory"
     finally:
+        torch.use_deterministic_algorithms(False)
         gc.collect()
         if setting.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -54,6 +55,15 @@ def gpu(share: float, asked_by: str) -> torch.device:
         # Two that share a GPU must not take each other's memory.
         torch.cuda.set_per_process_memory_fraction(share, device)
     return device
+
+
+def use_deterministic_operations() -> None:
+    """From here on this process uses operations that give the same bits each time, or raises. Call it before any other."""
+    # cuBLAS reads this when it starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # It would hide reads of memory that nobody wrote, at the price of writing all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def computed_by(olmo: Any, device: torch.device) -> dict[str, str]:

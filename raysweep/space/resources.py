@@ -24,6 +24,9 @@ class TrainResources(Strict):
     """How many of a cell's latest checkpoints stay in the store; `all` keeps one for each row."""
     compile: Flag | None = None
     """Whether the blocks go through `torch.compile`: by default on GPUs, where it takes a minute at the start."""
+    deterministic: Flag = False
+    """Whether GPUs only use operations that give the same bits each time, so that a resumed run is bit-equal; slower.
+    CPUs always do."""
 
     @model_validator(mode="after")
     def _whole_gpus(self) -> TrainResources:

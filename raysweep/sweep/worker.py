@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysweep.corpora.shared import obtain
 from raysweep.errors import UserError
 from raysweep.model import kernels
-from raysweep.model.language_model import gpu
+from raysweep.model.language_model import gpu, use_deterministic_operations
 from raysweep.space.cell import Cell
 from raysweep.store import Store
 from raysweep.sweep.same_code import check_same_code
@@ -45,6 +45,8 @@ def _train(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, workers, device = context.get_world_rank(), context.get_world_size(), get_device()
     if resources["gpus"]:
+        if resources["deterministic"]:
+            use_deterministic_operations()
         gpu(resources["gpus"], "resources.train.gpus")
     torch.set_num_threads(resources["cpus"])
     warnings: list[str] = []

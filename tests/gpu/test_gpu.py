@@ -1,5 +1,7 @@
 """What only a GPU can show: `make test-gpu`. Without one every test is skipped, with that reason."""
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -8,15 +10,18 @@ import torch.nn.functional as F
 from tiny import make_cell
 
 from benchmarks.training_step import Text
+from raysweep.corpora.build import open_corpus
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.evaluation import finetune, in_distribution, out_of_distribution, quantized, representation
 from raysweep.evaluation.run import run as evaluate
-from raysweep.model.language_model import gpu
+from raysweep.model import interventions
+from raysweep.model.language_model import gpu, use_deterministic_operations
 from raysweep.model.loss import unembedding_cross_entropy
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.size import SIZES
 from raysweep.store import Store
+from raysweep.training import checkpoint
 from raysweep.training.run import Run
 
 DEVICE = torch.device("cuda")
@@ -108,6 +113,41 @@ def test_a_run_resumes_where_it_was(corpus: TokenizedCorpus) -> None:
     assert second[-1]["step"] == whole[-1]["step"]
     assert second[-1]["validation_loss"] == pytest.approx(whole[-1]["validation_loss"], abs=1e-3)
     assert second[-1]["effective_rank_W"] == pytest.approx(whole[-1]["effective_rank_W"], abs=1e-3)
+
+
+def trained(compile: bool, stop: int | None) -> str:
+    """The digest of a cell's final weights, trained with deterministic operations; resumed once, after `stop` steps."""
+    use_deterministic_operations()
+    cell = make_cell(size={"width": 64}, tokens=32 * 64 * 20, batch_size=64)
+    corpus = open_corpus(cell.corpus)
+    run = Run(cell, corpus, device=DEVICE, compile=compile)
+    for _ in run.rows():
+        if stop is not None and run.state.step >= stop:
+            run = Run(cell, corpus, device=DEVICE, compile=compile, checkpoint=checkpoint.copied(run.checkpoint()))
+            for _ in run.rows():
+                pass
+            break
+    return checkpoint.digest(run.checkpoint().model)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_deterministic_runs_are_bit_equal_and_resume_so(compile: bool) -> None:
+    """Each in a process of its own, since cuBLAS is told when it starts."""
+    found = set()
+    for stop in (None, None, 10):
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found.add(pool.submit(trained, compile, stop).result())
+    assert len(found) == 1
+
+
+def test_interventions_are_those_of_a_cpu() -> None:
+    torch.manual_seed(0)
+    weight = torch.linalg.qr(torch.randn(50_304, 256))[0] @ torch.diag(torch.linspace(1, 0.1, 256))
+    rank, gradient = interventions.effective_rank_and_gradient(weight)
+    on_gpu_rank, on_gpu = interventions.effective_rank_and_gradient(weight.to(DEVICE))
+    assert on_gpu.dtype == torch.float32
+    assert on_gpu_rank == pytest.approx(rank, rel=1e-5)
+    assert float((on_gpu.cpu() - gradient).norm() / gradient.norm()) < 1e-3
 
 
 def test_a_share_of_the_gpu_is_a_share_of_its_memory() -> None:
