@@ -1,8 +1,8 @@
 """A built corpus, handed from the driver to the nodes of a cluster through the store.
 
 The driver puts the folder of the corpus under `<store>/corpora/<fingerprint>/`, the manifest last. A node that has not
-built the same corpus itself copies it into its cache once, and each file is checked against the manifest. Files are copied
-many at a time: a bucket gives a single reader a tenth of what a node can take.
+built the same corpus itself copies it into its cache once, and each file is checked against the manifest. Many files are
+copied at the same time, since a bucket limits what a single reader gets.
 """
 
 from __future__ import annotations

@@ -155,10 +155,11 @@ class StoreFiles:
     def get_file(self, path: str, local: Path) -> None:
         """Copy a file of any size out of the store. Raises `OSError` where it cannot be written here."""
         with local.open("wb") as file:
-            start = 0
-            while piece := self._piece(path, start):
+            while True:
+                piece = self._piece(path, file.tell())
                 file.write(piece)
-                start += len(piece)
+                if len(piece) < PIECE:
+                    return
 
     def _piece(self, path: str, start: int) -> bytes:
         def get() -> bytes:
