@@ -58,6 +58,8 @@ TRIAL = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # A worker may have to wait for an evaluation, or for a node to start; giving up is not the controller's to decide.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(7 * 24 * 3600),
+    # A group that cannot be set up would keep what it was given.
+    "RAY_TRAIN_CALLBACKS": "raysweep.sweep.failed_group.RemoveFailedGroup",
 }
 
 

@@ -449,20 +449,33 @@ def test_a_store_or_a_cell_that_cannot_be_is_refused_before_anything_starts(fold
 
 
 @pytest.mark.slow
-def test_cells_that_ask_for_a_gpu_that_torch_cannot_use_fail_with_a_line_each(folder: Path) -> None:
-    """A node that says it has a GPU, as one whose PyTorch was built without CUDA does: nothing is computed on its CPU."""
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (1, r": resources\.train\.gpus is 1, and PyTorch \S+ (\(built without CUDA\) )?finds no GPU on "),
+        # These must talk to each other first.
+        (2, ": RuntimeError: Distributed package doesn't have NCCL built in"),
+    ],
+)
+def test_cells_that_ask_for_a_gpu_that_torch_cannot_use_fail_with_a_line_each(
+    folder: Path, workers: int, said: str
+) -> None:
+    """A node that says it has GPUs, as one whose PyTorch was built without CUDA does: nothing is computed on its CPU.
+
+    None of the cells keeps the GPUs that the next one waits for.
+    """
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    (folder / "gpu.yaml").write_text(
-        yaml.safe_dump(SPACE | {"name": "gpu", "resources": {"train": {"gpus": 1}, "evaluate": {"gpus": 1}}}), "utf-8"
-    )
+    resources = {"train": {"gpus": 1, "workers": workers}, "evaluate": {"gpus": 1}}
+    (folder / "gpu.yaml").write_text(yaml.safe_dump(SPACE | {"name": "gpu", "resources": resources}), "utf-8")
+    store = folder / f"gpu{workers}"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     head = subprocess.Popen(
         [
             str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}",
-            "--node-ip-address=127.0.0.1", "--num-cpus=2", "--num-gpus=1", "--include-dashboard=false",
+            "--node-ip-address=127.0.0.1", "--num-cpus=2", f"--num-gpus={workers}", "--include-dashboard=false",
             "--disable-usage-stats", "--object-store-memory=200000000",
         ],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -470,7 +483,7 @@ def test_cells_that_ask_for_a_gpu_that_torch_cannot_use_fail_with_a_line_each(fo
     try:
         wait_for(lambda: any(address == "127.0.0.1" for address, _ in listening(head.pid)), head)  # type: ignore[arg-type]
         time.sleep(5)
-        done = command("run", str(folder / "gpu.yaml"), "--store", str(folder / "gpu"), RAY_ADDRESS=f"127.0.0.1:{port}")
+        done = command("run", str(folder / "gpu.yaml"), "--store", str(store), RAY_ADDRESS=f"127.0.0.1:{port}")
     finally:
         kill_tree(head)  # type: ignore[arg-type]
         # Where `ray start` says which cluster others should join.
@@ -480,8 +493,5 @@ def test_cells_that_ask_for_a_gpu_that_torch_cannot_use_fail_with_a_line_each(fo
     assert done.returncode == 1, done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("failed train of ")]
     assert len(lines) == len(space.load(folder / "gpu.yaml").cells), done.stdout + done.stderr
-    for line in lines:
-        assert re.search(
-            r": resources\.train\.gpus is 1, and PyTorch \S+ (\(built without CUDA\) )?finds no GPU on ", line
-        )
-    assert not list((folder / "gpu").glob("cells/*"))
+    assert all(re.search(said, line) for line in lines)
+    assert not list(store.glob("cells/*"))
