@@ -5,9 +5,11 @@ Ray reads, checks, chooses and launches here as it does for a user; only Amazon 
 
 import copy
 import json
+import os
 import re
 import shlex
 import stat
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires
@@ -70,6 +72,29 @@ def test_ray_takes_the_file(name: str) -> None:
     validate_config(configuration)
     with pytest.raises(jsonschema.ValidationError, match="idle_timeout_minute'"):
         validate_config(configuration | {"idle_timeout_minute": 5})
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk")
+@pytest.mark.parametrize("name", FILES)
+def test_corpora_go_to_the_larger_of_two_disks(name: str, tmp_path: Path) -> None:
+    """The command that starts a worker, with the disk mounted elsewhere, and an `install` that needs no sudo."""
+    command = read(name)["worker_start_ray_commands"][-1]
+    own, home = tmp_path / "own", tmp_path / "home"
+    shown = command.replace("/opt/dlami/nvme", str(own)).partition("ulimit")[0].replace("sudo ", "")
+    script = f"export HOME={home}; {shown} echo cache=$RAYSWEEP_CACHE"
+    environment = {"PATH": os.environ["PATH"], "USER": "root"}
+    for own_size, wanted in (("64m", f"{own}/raysweep"), ("1m", ""), ("", "")):
+        sizes = {home: "8m"} | ({own: own_size} if own_size else {})
+        for folder, size in sizes.items():
+            folder.mkdir(exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+        try:
+            said = subprocess.run(["bash", "-ec", script], env=environment, capture_output=True, text=True, check=True)
+            assert said.stdout == f"cache={wanted}\n"
+            assert (own / "raysweep").is_dir() == bool(wanted)
+        finally:
+            for folder in sizes:
+                subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_what_is_the_same_for_every_cloud_is() -> None:
