@@ -2,9 +2,10 @@
 
 All train the same model from the same weights on the same tokens in bfloat16 autocast, with fused AdamW and clipping, on
 batches of 64 sequences of 2,048: raysweep by `raysweep.training.run.Run`, compiled, not compiled, and with deterministic
-operations; ai2-olmo with `F.cross_entropy`,
-compiled and not; and transformers' `LlamaForCausalLM`. The peers take the batch in parts of 8 sequences, since their logits
-of more do not fit. `loss alone` is against `F.cross_entropy`, and PyTorch's `linear_cross_entropy` where it has one.
+operations; ai2-olmo with `F.cross_entropy`, compiled (which is nanoGPT's step, on this model) and not; and transformers'
+`LlamaForCausalLM`, with `--liger` by Liger's kernels. The peers take the batch in parts of 8 sequences, since their logits of
+more do not fit. `loss alone` is against `F.cross_entropy`, and PyTorch's `linear_cross_entropy` and Liger's where they are
+there.
 
     python -m benchmarks.gpu --output gpu.json
     raysweep plan search_spaces/paper.yaml --calibrate gpu.json
@@ -21,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ from raysweep.sweep import cost
 from raysweep.training.run import Run
 
 OURS, EAGER, DETERMINISTIC = "raysweep", "raysweep, not compiled", "raysweep, deterministic"
-OLMO, OLMO_COMPILED, LLAMA = "ai2-olmo", "ai2-olmo, compiled", "transformers"
+OLMO, OLMO_COMPILED, LLAMA, LIGER = "ai2-olmo", "ai2-olmo, compiled", "transformers", "transformers with Liger"
 PEERS_AT = ("4M", "28M", "75M")
 PART = 8
 """Sequences in a forward pass of the peers."""
@@ -56,6 +58,8 @@ class Setting:
     batch: int
     steps: int
     """Of one turn."""
+    liger: bool = False
+    """Whether transformers uses Liger's kernels: they replace some of its own for the whole process."""
 
     def cell(self, size: str) -> Cell:
         return Cell.model_validate(
@@ -142,6 +146,10 @@ def contestants(setting: Setting, size: str, peers: bool) -> dict[str, Callable[
 
     def llama() -> Callable[[], object]:
         network = llama_network(cell).to(setting.device)
+        if setting.liger:
+            from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+            apply_liger_kernel_to_llama(model=network)
         return theirs(setting, network, lambda part: network(input_ids=part, labels=part).loss, batches)
 
     def deterministic() -> Callable[[], object]:
@@ -150,7 +158,7 @@ def contestants(setting: Setting, size: str, peers: bool) -> dict[str, Callable[
 
     made: dict[str, Callable[[], Callable[[], object]]] = {OURS: lambda: ours(setting, cell, text, compile=on_gpu)}
     if peers:
-        made |= {OLMO: lambda: olmo(False), LLAMA: llama}
+        made |= {OLMO: lambda: olmo(False), LIGER if setting.liger else LLAMA: llama}
         if on_gpu:
             made |= {EAGER: lambda: ours(setting, cell, text, False), OLMO_COMPILED: lambda: olmo(True)}
             made[DETERMINISTIC] = deterministic
@@ -199,6 +207,11 @@ def of_losses(setting: Setting, rounds: int) -> list[Result]:
     if (fused := getattr(F, "linear_cross_entropy", None)) is not None and setting.device.type == "cuda":
         pieces["F.linear_cross_entropy"] = lambda: fused(states, weight, targets)
 
+    with suppress(ImportError):
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        pieces["Liger"] = lambda: LigerFusedLinearCrossEntropyLoss()(weight, states, targets)
+
     def both_ways(piece: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def work() -> None:
             with precision(setting.device):
@@ -232,11 +245,14 @@ def main() -> int:
         "--output", type=Path, metavar="FILE", help="write the answer, with the device for `raysweep plan`"
     )
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a small model: to see that it works")
+    parser.add_argument(
+        "--liger", action="store_true", help="transformers by Liger's kernels (pip install liger-kernel)"
+    )
     options = parser.parse_args()
     if not options.rehearse and not torch.cuda.is_available():
         print(f"no GPU that PyTorch {torch.__version__} can use: nothing was measured (--rehearse tries it on a CPU)")
         return 1
-    setting = REHEARSAL if options.rehearse else GPU
+    setting = dataclasses.replace(REHEARSAL if options.rehearse else GPU, liger=options.liger)
     name = "CPU, a rehearsal" if options.rehearse else torch.cuda.get_device_name()
     peak = matmul_rate(setting)
     seconds: dict[str, float] = {}
