@@ -3,7 +3,7 @@
 All train the same model from the same weights on the same tokens in bfloat16 autocast, with fused AdamW and clipping, on
 batches of 64 sequences of 2,048: raysweep by `raysweep.training.run.Run`, compiled, not compiled, and with deterministic
 operations; ai2-olmo with `F.cross_entropy`, compiled (which is nanoGPT's step, on this model) and not; and transformers'
-`LlamaForCausalLM`, with `--liger` by Liger's kernels. The peers take the batch in parts of 8 sequences, since their logits of
+`LlamaForCausalLM`, with `--liger` by Liger's. The peers take the batch in parts of 8 sequences, since their logits of
 more do not fit. `loss alone` is against `F.cross_entropy`, and PyTorch's `linear_cross_entropy` and Liger's where they are
 there.
 

@@ -24,25 +24,38 @@ _EXPONENT = 300.0
 
 def measure(matrix: torch.Tensor) -> dict[str, float]:
     """All of them at once, in two passes: effective_rank, cosine, isotropy, isotropy_symmetric, spectral_norm."""
+    return measure_with_spectrum(matrix)[0]
+
+
+def singular_values(matrix: torch.Tensor) -> torch.Tensor:
+    """The min(V, d) singular values, float64, the largest first; NaN where the matrix has a NaN or an infinity."""
+    return measure_with_spectrum(matrix)[1]
+
+
+def measure_with_spectrum(matrix: torch.Tensor) -> tuple[dict[str, float], torch.Tensor]:
+    """What `measure` and `singular_values` give, for the price of one of them."""
     _check(matrix)
     if matrix.element_size() == 1:  # PyTorch has no arithmetic for numbers of 8 bits.
         matrix = matrix.to(torch.float32)
     scale = float(matrix.detach().abs().max())
     if not math.isfinite(scale):
-        return dict.fromkeys(("effective_rank", "cosine", "isotropy", "isotropy_symmetric", "spectral_norm"), math.nan)
+        names = ("effective_rank", "cosine", "isotropy", "isotropy_symmetric", "spectral_norm")
+        spectrum = torch.full((min(matrix.shape),), math.nan, dtype=torch.float64, device=matrix.device)
+        return dict.fromkeys(names, math.nan), spectrum
     directions = _directions(matrix, scale)
-    singular_values, log_z = _project(matrix, directions, scale)
+    spectrum, log_z = _project(matrix, directions, scale)
     if directions.shape[1] < matrix.shape[1]:
         # Every row is at a right angle to the directions that are left: Z is the number of rows there.
         log_z = torch.cat([log_z, torch.full_like(log_z[:, :1], math.log(len(matrix)))], dim=1)
     positive = log_z[0]
-    return {
-        "effective_rank": _effective_rank(singular_values, matrix.shape[1]),
+    values = {
+        "effective_rank": _effective_rank(spectrum, matrix.shape[1]),
         "cosine": mean_cosine(matrix),
         "isotropy": float(torch.exp(positive.min() - positive.max())),
         "isotropy_symmetric": float(torch.exp(log_z.min() - log_z.max())),
-        "spectral_norm": float(singular_values.max()),
+        "spectral_norm": float(spectrum.max()),
     }
+    return values, spectrum.sort(descending=True).values
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
