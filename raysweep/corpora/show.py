@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from raysweep.corpora.token_counts import PIECE, token_counts
 from raysweep.corpora.tokenized import TokenizedCorpus
-
-# Tokens that are looked at: of a larger shard this many, in pieces from all over it.
-LOOKED_AT = 20_000_000
-PIECE = 100_000
 
 
 def heaviest(corpus: TokenizedCorpus, shard: str, number: int = 15) -> list[tuple[str, float]]:
     """The commonest tokens of a shard, as text, with their share of its tokens."""
-    tokens = corpus.tokens(shard)
-    starts = np.arange(0, len(tokens), PIECE)
-    if len(tokens) > LOOKED_AT:
-        starts = starts[np.linspace(0, len(starts) - 1, LOOKED_AT // PIECE).astype(int)]
-    counts = np.zeros(corpus.manifest["corpus"]["vocabulary"], dtype=np.int64)
-    for start in starts.tolist():
-        counts += np.bincount(tokens[start : start + PIECE], minlength=len(counts))
+    counts = token_counts(corpus, shard)
     order = np.argsort(-counts, kind="stable")[:number]
     return [(_spelt(corpus, int(token)), counts[token] / counts.sum()) for token in order if counts[token]]
 

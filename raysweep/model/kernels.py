@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -62,16 +62,26 @@ def available() -> bool:
 
 def hidden(olmo: Any, inputs: torch.Tensor) -> torch.Tensor:
     """Final states after the last norm, (batch, length, d), of token ids (batch, length): `olmo(inputs).logits`."""
+    state = inputs
+    for state in states(olmo, inputs):  # noqa: B007
+        pass
+    return state
+
+
+def states(olmo: Any, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The states, each (batch, length, d), after the embedding, after each block, and after the last norm."""
     transformer = olmo.transformer
     heads = olmo.config.n_heads
     tables = _rotation(inputs.shape[1], olmo.config.d_model // heads, float(olmo.config.rope_theta))
     x = transformer.wte(inputs)
+    yield x
     for block in transformer.blocks:
         x = _Block.apply(
             x, block.attn_norm.weight, block.att_proj.weight, block.attn_out.weight, block.ff_norm.weight,
             block.ff_proj.weight, block.ff_out.weight, heads, getattr(block, "parallel", False), *tables,
         )  # fmt: skip
-    return _RMSNorm.apply(x, transformer.ln_f.weight)  # type: ignore[no-any-return]
+        yield x
+    yield _RMSNorm.apply(x, transformer.ln_f.weight)
 
 
 class _Block(torch.autograd.Function):

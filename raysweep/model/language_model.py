@@ -29,6 +29,25 @@ class LanguageModel(nn.Module):
             return kernels.hidden(self.olmo, inputs)
         return self.olmo(inputs).logits  # type: ignore[no-any-return]
 
+    def states(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        """What `hidden` passes through, each (batch, length, d): after the embedding, each block, and the last norm."""
+        if _by_kernels(self.olmo, inputs):
+            return list(kernels.states(self.olmo, inputs))
+        transformer: Any = self.olmo.transformer
+        seen: list[torch.Tensor] = []
+        hooks = [
+            module.register_forward_hook(
+                lambda module, given, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+            for module in (transformer.wte, *transformer.blocks, transformer.ln_f)
+        ]
+        try:
+            self.olmo.forward(inputs)  # Not what was compiled, which knows no hooks.
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return seen
+
     @property
     def unembedding(self) -> torch.Tensor:
         """W, (V, d)."""

@@ -19,6 +19,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation, settings_class
 from raysweep.space.explain import explain, show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
+from raysweep.space.measure import Measurement, wanted
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.space.yaml_file import YamlFile
@@ -26,7 +27,7 @@ from raysweep.space.yaml_file import YamlFile
 # Beyond this an axis is a mistake, and making the cells would only hang.
 MOST_CELLS = 100_000
 
-_KEYS = ("name", "base", "cross", "ablate", "evaluations", "resources", "loggers", "hypotheses")
+_KEYS = ("name", "base", "cross", "ablate", "evaluations", "measure", "resources", "loggers", "hypotheses")
 
 _Path = tuple[str | int, ...]
 
@@ -84,6 +85,7 @@ class _Reader:
         resources = self._validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
+        values["measure"] = self._measure(content.get("measure"), cells)
         values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())
@@ -172,6 +174,23 @@ class _Reader:
             values = {"task": item} if isinstance(item, str) else item
             evaluations.append(self._validated(kind, values, ("evaluations", i)))
         return tuple(evaluations)
+
+    def _measure(self, content: Any, cells: tuple[Cell, ...]) -> tuple[Measurement, ...]:
+        if content is None:
+            return ()
+        if not isinstance(content, list):
+            raise self.file.error(("measure",), f"a list of {{of: ..., metrics: [...]}} is needed, not {show(content)}")
+        measure: list[Measurement] = []
+        for i, item in enumerate(content):
+            measure.append(self._validated(Measurement, item, ("measure", i)))
+            # Of each size one cell: the names depend on nothing else.
+            for cell in {cell.size: cell for cell in cells}.values():
+                try:
+                    wanted(measure, cell)
+                except ValueError as error:
+                    name, _, message = str(error).partition(": ")
+                    raise self.file.error(("measure", i, name), message) from None
+        return tuple(measure)
 
     def _hypotheses(self, name: Any) -> Hypotheses | None:
         if name is None:

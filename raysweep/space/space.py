@@ -11,6 +11,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation, evaluation
 from raysweep.space.fields import Strict, unique
 from raysweep.space.hypotheses import Hypotheses
+from raysweep.space.measure import Measurement
 from raysweep.space.resources import Resources
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -19,8 +20,9 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 class Space(Strict):
     """A validated search space.
 
-    `evaluations` names the tasks run on each trained cell, `resources` what a cell's training and one evaluation ask of the
-    cluster, `loggers` the experiment trackers that are told of it, and `hypotheses` what is claimed of its results.
+    `evaluations` names the tasks run on each trained cell, `measure` what is measured while it trains, `resources` what a
+    cell's training and one evaluation ask of the cluster, `loggers` the experiment trackers that are told of it, and
+    `hypotheses` what is claimed of its results.
 
     Examples
     --------
@@ -34,6 +36,8 @@ class Space(Strict):
     evaluations: tuple[SerializeAsAny[Annotated[Evaluation, BeforeValidator(evaluation)]], ...] = ()
     resources: Resources = Resources()
     loggers: Annotated[tuple[Tracker, ...], AfterValidator(unique)] = ()
+    measure: tuple[Measurement, ...] = ()
+    """What is measured while a cell trains, beside the geometry of its unembedding."""
     hypotheses: Hypotheses | None = None
     """What is claimed of the results; None for the claims of the paper."""
 

@@ -121,6 +121,24 @@ TRAJECTORIES = _schema(
     **_GEOMETRY_W,
 )
 
+MEASURES = _schema(
+    cell=(_TEXT, ""),
+    step=(_COUNT, "optimizer steps"),
+    matrix=(_TEXT, ""),
+    metric=(_TEXT, ""),
+    value=(REAL, "the metric's own"),
+    unit=(_TEXT, ""),
+    settings=(_TEXT, "what else changes the value"),
+)
+
+SPECTRA = _schema(
+    cell=(_TEXT, ""),
+    step=(_COUNT, "optimizer steps"),
+    matrix=(_TEXT, ""),
+    settings=(_TEXT, "what else changes the values"),
+    singular_values=(pa.list_(REAL), "the largest first"),
+)
+
 EVALUATIONS = _schema(
     cell=(_TEXT, ""),
     task=(_TEXT, ""),

@@ -5,6 +5,8 @@
     <store>/run.json                           who is running the sweep now, and how far it is
     <store>/cells/<cell>.parquet               a finished cell: its settings, its status, its last row
     <store>/trajectories/<cell>.parquet        a finished cell's rows over training
+    <store>/measures/<cell>.parquet            what `measure` asked for, a row for each step, matrix and metric
+    <store>/spectra/<cell>.parquet             the singular values of each measured matrix at each step
     <store>/evaluations/<task>-<settings>/<cell>.parquet
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
@@ -50,6 +52,14 @@ class Store(StoreFiles):
     @staticmethod
     def trajectory_file(cell: str) -> str:
         return f"trajectories/{cell}.parquet"
+
+    @staticmethod
+    def measures_file(cell: str) -> str:
+        return f"measures/{cell}.parquet"
+
+    @staticmethod
+    def spectra_file(cell: str) -> str:
+        return f"spectra/{cell}.parquet"
 
     @staticmethod
     def evaluation_tables(task: str, settings: dict[str, Any]) -> str:

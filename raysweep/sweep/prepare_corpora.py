@@ -12,24 +12,28 @@ from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
 from raysweep.space.evaluations import Evaluation
+from raysweep.space.measure import Measurement
 from raysweep.store import Store, corpora_record
 from raysweep.sweep.survey import CellState
 
 log = logging.getLogger("raysweep")
 
 # What training reads.
+IN_DISTRIBUTION = "pretraining/test"
 _TRAINING_SHARDS = ("pretraining/train", "pretraining/validation")
 
 
 def prepare_corpora(
-    left: list[CellState], evaluations: Iterable[Evaluation], store: Store, report: Report
-) -> dict[Corpus, TokenizedCorpus]:
+    left: list[CellState], evaluations: Iterable[Evaluation], store: Store, report: Report,
+    measure: Iterable[Measurement] = (),
+) -> dict[Corpus, TokenizedCorpus]:  # fmt: skip
     """Build what the cells that are left train on, and record the fingerprints in the store.
 
     Every shard that training and the evaluations read must hold at least one sequence, or nothing is started. Where one
     holds less than was asked for, that is said. Raises `UserError`.
     """
     evaluations = list(evaluations)
+    states_of = [one.sequences for one in measure if one.of_hidden]
     lengths: dict[Corpus, int] = {}
     for state in left:
         cell = state.cell
@@ -39,6 +43,12 @@ def prepare_corpora(
         opened = built[corpus] = _opened(corpus, store, report)
         for shard in required_shards(evaluations):
             opened.sequences(shard, length)
+        for sequences in states_of:
+            if (held := len(opened.sequences(IN_DISTRIBUTION, length))) < sequences:
+                log.warning(
+                    "corpus %s: measure asks for %s sequences of %s, which has %s of %s tokens",
+                    corpus.name, f"{sequences:,}", IN_DISTRIBUTION, f"{held:,}", f"{length:,}",
+                )  # fmt: skip
         for evaluation in evaluations:
             evaluation.check_corpus(opened, length)
     for said in _shortfalls(left, evaluations, built):

@@ -209,7 +209,7 @@ def _train(
         if stop.is_set():
             raise _Stopped
 
-    corpora = prepare_corpora(before.left, space.evaluations, store, report)
+    corpora = prepare_corpora(before.left, space.evaluations, store, report, space.measure)
     with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as connection:
         from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
         from raysweep.sweep.room import check_room

@@ -16,6 +16,7 @@ from raysweep.errors import UserError
 from raysweep.model import kernels
 from raysweep.model.language_model import gpu, use_deterministic_operations
 from raysweep.space.cell import Cell
+from raysweep.space.measure import Measurement
 from raysweep.store import Store
 from raysweep.sweep.same_code import check_same_code
 from raysweep.training import checkpoint
@@ -65,6 +66,7 @@ def _train(config: dict[str, Any]) -> None:
         gpu_share=resources["gpus"] or 1.0,
         compile=device.type == "cuda" if resources["compile"] is None else resources["compile"],
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
+        measure=[Measurement.model_validate(one) for one in config["measure"]],
         checkpoint=resumed,
     )
     if device.type == "cpu" and not kernels.available():

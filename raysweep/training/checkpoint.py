@@ -1,8 +1,9 @@
-"""A training checkpoint: a folder of three files, each under a checksum, found again after any kill.
+"""A training checkpoint: a folder of a few files, each under a checksum, found again after any kill.
 
 model.safetensors       weights under OLMo's names
 optimizer.safetensors   AdamW's moments by parameter, and torch's random state
-state.json              position, rows so far, and the checksums of the other two
+spectra.safetensors     the singular values so far, where any are kept
+state.json              position, rows so far, and the checksums of the others
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from raysweep.store.tables import checksum as checksum_of
 
 log = logging.getLogger("raysweep")
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+MODEL, OPTIMIZER, SPECTRA = "model.safetensors", "optimizer.safetensors", "spectra.safetensors"
+STATE = "state.json"
 
 
 @dataclass
@@ -42,6 +44,8 @@ class TrainState:
     loss_steps: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The trajectory so far."""
+    measures: list[dict[str, Any]] = field(default_factory=list)
+    """What `measure` asked for so far: rows of `schemas.MEASURES`."""
     diverged: bool = False
     seconds: float = 0.0
     """Wall-clock time so far; a killed process counts only up to its last checkpoint."""
@@ -62,6 +66,19 @@ class Checkpoint:
     model: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     """Empty where only the weights were asked for."""
+    spectra: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Singular values by `spectrum_key`."""
+
+
+def spectrum_key(step: int, matrix: str, settings: str) -> str:
+    """The name of a matrix's singular values at a step in a checkpoint."""
+    return f"{step}|{matrix}|{settings}"
+
+
+def of_spectrum_key(key: str) -> tuple[int, str, str]:
+    """The step, matrix and settings of a `spectrum_key`."""
+    step, matrix, settings = key.split("|")
+    return int(step), matrix, settings
 
 
 def copied(checkpoint: Checkpoint) -> Checkpoint:
@@ -75,8 +92,9 @@ def copied(checkpoint: Checkpoint) -> Checkpoint:
             for name, tensor in tensors.items()
         }
 
-    state = replace(checkpoint.state, rows=list(checkpoint.state.rows), computed_by=list(checkpoint.state.computed_by))
-    copy_of = Checkpoint(state, copy(checkpoint.model), copy(checkpoint.optimizer))
+    state = checkpoint.state
+    state = replace(state, rows=list(state.rows), measures=list(state.measures), computed_by=list(state.computed_by))
+    copy_of = Checkpoint(state, copy(checkpoint.model), copy(checkpoint.optimizer), dict(checkpoint.spectra))
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy_of
@@ -92,13 +110,15 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def write(checkpoint: Checkpoint, store: Store, folder: str) -> None:
-    """Write the three files into a folder of the store; the state comes last and makes it whole."""
+    """Write its files into a folder of the store; the state comes last and makes it whole."""
     sums = {}
-    for file, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer)):
+    files = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizer}
+    for file, tensors in (files | ({SPECTRA: checkpoint.spectra} if checkpoint.spectra else {})).items():
         content = _bytes(tensors)
         store.write(f"{folder}/{file}", content)
         sums[file] = hashlib.sha256(content).hexdigest()
-    position = {key: value for key, value in asdict(checkpoint.state).items() if key != "base" or value}
+    # What older versions did not write is left out where there is none.
+    position = {k: value for k, value in asdict(checkpoint.state).items() if k not in ("base", "measures") or value}
     body = {"schema": SCHEMA_VERSION, "position": position, "sha256": sums}
     store.write(f"{folder}/{STATE}", json.dumps(body | {"checksum": checksum_of(body)}).encode())
 
@@ -139,7 +159,8 @@ def read(store: Store, folder: str, optimizer: bool = True) -> Checkpoint:
     """
     state, sums = _state(store, folder)
     moments = _tensors(store, folder, OPTIMIZER, sums) if optimizer else {}
-    return Checkpoint(state, _tensors(store, folder, MODEL, sums), moments)
+    spectra = _tensors(store, folder, SPECTRA, sums) if SPECTRA in sums else {}
+    return Checkpoint(state, _tensors(store, folder, MODEL, sums), moments, spectra)
 
 
 def latest(

@@ -22,12 +22,15 @@ from torch import nn
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.model import geometry, interventions, olmo
+from raysweep.model import interventions, olmo
 from raysweep.model.language_model import LanguageModel, computed_by, precision
+from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
+from raysweep.space.measure import Measurement, wanted
 from raysweep.training.checkpoint import Checkpoint, TrainState
 from raysweep.training.feed import Feed
 from raysweep.training.losses import even_micro_batch, fitting_micro_batch, mean_loss
+from raysweep.training.measure import Measures
 from raysweep.training.schedule import learning_rate
 
 # Over its whole length a run asks this many times whether a checkpoint is due, or at every step: in the paper's longest
@@ -39,9 +42,9 @@ class Run:
     """A cell in training: weights, optimizer and state.
 
     It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each of the step counts
-    in `reports` (by default those of the cell). With several workers every worker makes its own Run with its `rank`
-    and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises `UserError` where the corpus is
-    too small for one sequence of the cell.
+    in `reports` (by default those of the cell), with what `measure` asks for. With several workers every worker makes its
+    own Run with its `rank` and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises
+    `UserError` where the corpus is too small for one sequence of the cell.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Run:
         gpu_share: float = 1.0,
         compile: bool = False,
         distribute: Callable[[LanguageModel], nn.Module] = lambda language_model: language_model,
+        measure: Sequence[Measurement] = (),
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.cell = cell
@@ -72,6 +76,8 @@ class Run:
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
         self.order = self.train.order(corpus.fingerprint, cell.seed)
         self._feed = Feed(self._read, self.device)
+        self._measures = Measures(cell, corpus, wanted(measure, cell), self.micro_batch_size)
+        self.spectra: dict[str, torch.Tensor] = {}
 
         built = olmo.build(cell.shape, cell.sequence_length, cell.seed, self.device)
         if weights is not None:
@@ -182,7 +188,10 @@ class Run:
         state.loss_sum, state.loss_steps = 0.0, 0
         if self.rank:
             return None
-        measured = geometry.measure(self.model.unembedding)
+        unembedding = Matrix(self.model.unembedding)
+        measured, spectra = self._measures.at(state.step, self.model, unembedding)
+        state.measures += measured
+        self.spectra |= spectra
         row = {
             "cell": self.cell.id,
             "step": state.step,
@@ -193,7 +202,7 @@ class Run:
             ),
             "learning_rate": learning_rate(self.cell, max(0, state.step - 1)),
             "gradient_norm": gradient_norm,
-            **{f"{name}_W": value for name, value in measured.items()},
+            **{f"{name}_W": value for name, value in unembedding.geometry.items()},
         }
         state.rows.append(row)
         return row
@@ -205,7 +214,8 @@ class Run:
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 optimizer[f"{name}:{key}"] = value
-        return Checkpoint(self.state, {n: p.detach() for n, p in self.parameters.items()}, optimizer)
+        weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return Checkpoint(self.state, weights, optimizer, self.spectra)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state
@@ -223,4 +233,4 @@ class Run:
                 value = checkpoint.optimizer.get(f"{name}:{key}")
                 if value is not None:
                     self.optimizer.state[parameter][key] = value.to(self.device)
-        self.state = state
+        self.state, self.spectra = state, dict(checkpoint.spectra)

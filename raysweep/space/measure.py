@@ -1,0 +1,202 @@
+"""What a search space measures of its models while they train: matrices by name, and metrics of each.
+
+    measure:
+      - {of: "blocks.*.attention.query", metrics: [effective_rank, stable_rank]}
+      - {of: "hidden.*", metrics: [effective_rank, isoscore], sequences: 512, when: [0.1, 1.0]}
+
+It changes nothing of a cell, and so not its id. What there is of a model of `depth` blocks; each is a matrix with as many
+columns as the model is wide:
+
+    embedding, unembedding                          (a row for each token)
+    blocks.<0 ...>.attention.query|key|value        (what a unit reads)
+    blocks.<0 ...>.attention.output                 (transposed: what a unit writes)
+    blocks.<0 ...>.mlp.up|gate, .down               (.down transposed)
+    blocks.<0 ...>.heads.<0 ...>.query|key|value|output|ov|qk
+    hidden.<0 ... depth>, hidden.final              (states after the embedding, after each block, and after the last norm)
+    gradients.<any of the weights>                  (of the loss of the next step's batch, before clipping)
+
+`ov` of a head is W_V^T W_O^T, what it writes for what it reads; `qk` is W_Q^T W_K, how it attends, without the rotation by
+position (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from raysweep.errors import allowed, did_you_mean
+from raysweep.space.fields import Count, Fraction, Strict, unique
+from raysweep.space.metrics import METRICS, OF_ONE, OF_TWO
+from raysweep.space.size import Size
+
+if TYPE_CHECKING:
+    from raysweep.space.cell import Cell
+
+IN_BLOCK = (
+    "attention.query", "attention.key", "attention.value", "attention.output", "mlp.up", "mlp.gate", "mlp.down",
+)  # fmt: skip
+IN_HEAD = ("query", "key", "value", "output", "ov", "qk")
+HIDDEN, GRADIENTS = "hidden.", "gradients."
+UNEMBEDDING = "unembedding"
+OF_TOKENS = ("embedding", UNEMBEDDING)
+
+
+def matrix_names(size: Size) -> list[str]:
+    """Everything that can be measured of a model of this size, by name."""
+    weights = list(OF_TOKENS)
+    for block in range(size.depth):
+        weights += [f"blocks.{block}.{part}" for part in IN_BLOCK]
+        weights += [f"blocks.{block}.heads.{head}.{part}" for head in range(size.heads) for part in IN_HEAD]
+    hidden = [f"{HIDDEN}{layer}" for layer in (*range(size.depth + 1), "final")]
+    # The gradient of a product of two matrices is not one.
+    return [*weights, *hidden, *(f"{GRADIENTS}{name}" for name in weights if not name.endswith((".ov", ".qk")))]
+
+
+def _rows(name: str, size: Size) -> str | int:
+    """How many rows a matrix has; a word for what the text or the vocabulary decides."""
+    name = name.removeprefix(GRADIENTS)
+    if name in OF_TOKENS:
+        return "vocabulary"
+    if name.startswith(HIDDEN):
+        return "sequences"
+    if ".heads." in name:
+        return size.width if name.endswith((".ov", ".qk")) else size.width // size.heads
+    return 2 * size.width if ".mlp." in name else size.width
+
+
+def _patterns(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+def _known(metrics: tuple[str, ...]) -> tuple[str, ...]:
+    for name in metrics:
+        if name not in OF_ONE | OF_TWO:
+            raise ValueError(f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}")
+    return metrics
+
+
+class Measurement(Strict):
+    """Some matrices, and what is measured of each."""
+
+    of: Annotated[tuple[str, ...], BeforeValidator(_patterns), Field(min_length=1)]
+    """Names of matrices, or patterns: `blocks.*.mlp.up`."""
+    metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(_known)] = tuple(METRICS)
+    """By name (`raysweep.space.metrics`). None (`[]`) keeps the singular values alone."""
+    when: Annotated[tuple[Fraction, ...], Field(min_length=1), AfterValidator(unique)] | None = None
+    """Shares of training: at the first report from there on. By default at every report."""
+    sequences: Count = 512
+    """Of hidden states: sequences of the in-distribution test split; all where there are fewer."""
+    positions: Literal["last", "all"] = "last"
+    """Of hidden states: a row for the last token of each sequence, or for every token."""
+    tokens: Literal["frequent", "rare", "unseen"] | None = None
+    """Of the embedding and the unembedding: only the rows of the most frequent tenth of the tokens that the training text
+    has, of the others that it has, or of those that it lacks."""
+    against: str | None = None
+    """The other matrix of `cka` and `pwcca`."""
+
+    @model_validator(mode="after")
+    def _two_matrices(self) -> Measurement:
+        two = [name for name in self.metrics if name in OF_TWO]
+        if two and self.against is None:
+            raise ValueError(f"{two[0]} is of two matrices: add against: hidden.final, or another name")
+        if self.against is not None and not two:
+            raise ValueError(f"against is for {' and '.join(OF_TWO)}: add one to metrics, or leave it out")
+        if self.against is not None and self.tokens is not None:
+            raise ValueError("against and tokens do not go together: leave one out")
+        return self
+
+    def names(self, size: Size) -> list[str]:
+        """The matrices of a model of this size that `of` means. Raises `ValueError` where a pattern means none."""
+        there = matrix_names(size)
+        chosen: dict[str, None] = {}
+        for pattern in self.of:
+            matching = [name for name in there if fnmatchcase(name, pattern)]
+            if not matching:
+                raise ValueError(
+                    f"of: {pattern} is no matrix of a model of {size.depth} blocks and {size.heads} heads"
+                    f"{did_you_mean(pattern, there) or '; `raysweep plan` lists what there is for *'}"
+                )
+            # `*` is not to mean every head and gradient too: a pattern that does not begin so leaves them out.
+            wanted = [
+                name
+                for name in matching
+                if (".heads." not in name or "heads" in pattern)
+                and (not name.startswith(GRADIENTS) or pattern.startswith("gradients"))
+            ]
+            chosen |= dict.fromkeys(wanted or matching)
+        if self.against is not None and self.against not in there:
+            raise ValueError(f"against: no matrix {self.against}{did_you_mean(self.against, there)}")
+        for name in chosen:
+            if self.tokens is not None and name.removeprefix(GRADIENTS) not in OF_TOKENS:
+                raise ValueError(f"tokens: {self.tokens} is of the embedding and the unembedding, not of {name}")
+            if self.positions != "last" and not name.startswith(HIDDEN):
+                raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
+            if self.against is not None and _rows(name, size) != _rows(self.against, size):
+                raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
+        return list(chosen)
+
+    @property
+    def of_hidden(self) -> bool:
+        """Whether it may be of hidden states, which need text."""
+        return any(fnmatchcase(f"{HIDDEN}final", pattern) or pattern.startswith("hidden") for pattern in self.of)
+
+    def steps(self, cell: Cell) -> list[int]:
+        """The reports at which it is measured, by their steps."""
+        if self.when is None:
+            return cell.report_steps
+        return sorted({next(s for s in cell.report_steps if s >= share * cell.steps) for share in self.when})
+
+
+@dataclass
+class Wanted:
+    """One matrix of a cell, and what is measured of it at which steps."""
+
+    matrix: str
+    sequences: int = 0
+    """Of hidden states, else 0."""
+    positions: str = ""
+    tokens: str = ""
+    metrics: dict[tuple[str, str], set[int]] = field(default_factory=dict)
+    """(Metric, the other matrix or nothing) -> the steps of its reports."""
+    spectrum: set[int] = field(default_factory=set)
+    """The steps at which the singular values are kept."""
+
+    @property
+    def label(self) -> str:
+        """The matrix in tables, with what of it: `unembedding[rare]`, `hidden.3[all]`."""
+        part = self.tokens or (self.positions if self.positions == "all" else "")
+        return f"{self.matrix}[{part}]" if part else self.matrix
+
+    @property
+    def settings(self) -> str:
+        """What else changes the numbers."""
+        return f"{self.sequences} sequences" if self.sequences else ""
+
+
+def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:
+    """What is measured of a cell, each matrix once, in the order of the search space.
+
+    The singular values of the unembedding are kept at every report whatever is asked for. Raises `ValueError` where a
+    measurement does not fit the cell, or two ask for one matrix under different settings.
+    """
+    found: dict[str, Wanted] = {}
+    for measurement in (Measurement(of=(UNEMBEDDING,), metrics=()), *measurements):
+        steps = set(measurement.steps(cell))
+        for name in measurement.names(cell.size):
+            hidden = name.startswith(HIDDEN)
+            sequences, positions = (measurement.sequences, measurement.positions) if hidden else (0, "")
+            one = Wanted(name, sequences, positions, measurement.tokens or "")
+            one = found.setdefault(one.label, one)
+            if one.sequences != sequences:
+                raise ValueError(
+                    f"sequences: {one.label} is measured over {one.sequences} and over {sequences}: choose one"
+                )
+            one.spectrum |= steps
+            for metric in measurement.metrics:
+                other = (measurement.against or "") if metric in OF_TWO else ""
+                one.metrics.setdefault((metric, other), set()).update(steps)
+    return list(found.values())
