@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
+from raysweep.space.measure import Measurement
 from raysweep.store import Store
 from raysweep.training import checkpoint
 from raysweep.training import run as train
@@ -117,7 +118,7 @@ def train_one_of_two(rank: int, folder: str) -> None:
     corpus = TokenizedCorpus(Path((Path(folder) / "corpus").read_text()))
     cell = Cell.model_validate_json((Path(folder) / "cell").read_text())
     make = partial(
-        Run, cell, corpus, rank=rank, workers=2, micro_batch_size=1, distribute=DistributedDataParallel
+        Run, cell, corpus, rank=rank, workers=2, micro_batch_size=1, distribute=DistributedDataParallel, measure=MEASURED
     )  # fmt: skip
     # Stopped between two rows, and gone on from what the first of them wrote.
     run = make()
@@ -130,6 +131,12 @@ def train_one_of_two(rank: int, folder: str) -> None:
     checkpoint.write(run.checkpoint(), Store(folder), str(rank))
     torch.distributed.destroy_process_group()
 
+
+# Of one worker, while the others wait.
+MEASURED = [
+    Measurement(of=("gradients.unembedding", "blocks.1.mlp.up"), metrics=("frobenius_norm",)),
+    Measurement(of=("hidden.2",), metrics=("effective_rank",), sequences=8),
+]
 
 MOVED = {"effective_rank_target": 0.5, "effective_rank_penalty": 10.0, "spectral_norm_cap": 1.0}
 
@@ -145,7 +152,12 @@ def test_two_workers_give_the_losses_of_one(corpus: TokenizedCorpus, tmp_path: P
     assert all(torch.equal(first.model[name], second.model[name]) for name in first.model)
     # Rows are the first worker's: the second has those that it went on from.
     assert second.state.rows == [row for row in first.state.rows if row["step"] <= 6] != []
-    for one, two in zip(trained(Run(cell, corpus)), first.state.rows, strict=True):
+    alone = Run(cell, corpus, measure=MEASURED)
+    rows = trained(alone)
+    assert [row["value"] for row in first.state.measures] == pytest.approx(
+        [row["value"] for row in alone.state.measures], abs=2e-5
+    )
+    for one, two in zip(rows, first.state.rows, strict=True):
         assert two.keys() == one.keys()
         # Isotropy is taken over eigenvectors, and rounding alone chooses those of singular values that are all at the cap.
         determined = [name for name in one if not (changes and name.startswith("isotropy"))]
