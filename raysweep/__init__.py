@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from raysweep.exchange.pretrained import geometry
     from raysweep.space.cell import Cell
     from raysweep.space.corpus import Corpus
+    from raysweep.space.measure import Measurement
     from raysweep.space.read import load
     from raysweep.space.space import Space
     from raysweep.store.results import results
     from raysweep.sweep.cost import plan
     from raysweep.sweep.events import Event
+    from raysweep.sweep.measure import measure
     from raysweep.sweep.runner import SweepResult, evaluate, run
     from raysweep.sweep.state import RunState
     from raysweep.sweep.survey import Survey, status
@@ -35,6 +37,7 @@ _HOMES = {
     "Cell": "raysweep.space.cell",
     "Corpus": "raysweep.space.corpus",
     "Event": "raysweep.sweep.events",
+    "Measurement": "raysweep.space.measure",
     "RunState": "raysweep.sweep.state",
     "Space": "raysweep.space.space",
     "StoreError": "raysweep.errors",
@@ -46,6 +49,7 @@ _HOMES = {
     "export": "raysweep.exchange.export",
     "geometry": "raysweep.exchange.pretrained",
     "load": "raysweep.space.read",
+    "measure": "raysweep.sweep.measure",
     "plan": "raysweep.sweep.cost",
     "results": "raysweep.store.results",
     "run": "raysweep.sweep.runner",
@@ -57,6 +61,7 @@ __all__ = [
     "Cell",
     "Corpus",
     "Event",
+    "Measurement",
     "RunState",
     "Space",
     "StoreError",
@@ -69,6 +74,7 @@ __all__ = [
     "export",
     "geometry",
     "load",
+    "measure",
     "plan",
     "results",
     "run",

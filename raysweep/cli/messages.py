@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raysweep.space.space import Space
     from raysweep.store import Store
     from raysweep.sweep.events import SweepSurveyed
+    from raysweep.sweep.measure import Measured
     from raysweep.sweep.survey import Survey
 
 # What the table on the screen shows of the many columns there are.
@@ -70,6 +71,18 @@ def show_plan(plan: dict[str, Any]) -> None:
     say("[dim]training alone; GPUs estimated from data sheets (raysweep/sweep/cost.py) unless measured[/]")
     longest = [f"{escape(cell['id'])} {cell['share']:.1%}" for cell in plan["most_expensive"][:3]]
     say(f"the longest cells, and their share of all hours: {', '.join(longest)}")
+
+
+def show_measured(measured: Measured, space: Space, store: Store) -> None:
+    """What `raysweep measure` came to."""
+    for cell, error in measured.errors.items():
+        say(f"[red]failed[/] {escape(cell)}: {escape(error)}")
+    say(f"{measured.values:,} numbers of {measured.cells} trained cells measured, in {store.location}/measures")
+    if measured.missing:
+        say(
+            f"{sum(measured.missing.values()):,} reports of {len(measured.missing)} cells are not complete, and their "
+            f"checkpoints are gone: only `resources.train.keep_checkpoints: all` in {space.name} would have kept them"
+        )
 
 
 def announce(event: SweepSurveyed) -> None:

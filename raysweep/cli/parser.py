@@ -99,6 +99,24 @@ def build_parser() -> _Parser:
         space_argument,
         store_option,
     )
+    measured = command(
+        "measure",
+        "measure_commands:measure",
+        "measure matrices of the trained cells, from their checkpoints, and train nothing",
+        space_argument,
+        store_option,
+    )
+    measured.add_argument(
+        "--of", metavar="NAME", action="append",
+        help="a matrix or a pattern, such as 'blocks.*.mlp.up'; repeat it for several (default: what the search space says)",
+    )  # fmt: skip
+    measured.add_argument("--metrics", metavar="NAMES", help="metrics, with commas between: effective_rank,stable_rank")
+    measured.add_argument("--sequences", type=int, help="of hidden states: sequences of held-out text (default 512)")
+    measured.add_argument("--positions", choices=("last", "all"), help="of hidden states: the last token, or all")
+    measured.add_argument(
+        "--tokens", choices=("frequent", "rare", "unseen"), help="of the embedding and unembedding: only these rows"
+    )
+    measured.add_argument("--against", metavar="NAME", help="the other matrix of cka and pwcca")
     command(
         "status",
         "sweep_commands:status",

@@ -22,7 +22,7 @@ position (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -175,6 +175,15 @@ class Wanted:
     def settings(self) -> str:
         """What else changes the numbers."""
         return f"{self.sequences} sequences" if self.sequences else ""
+
+    @staticmethod
+    def name_of(metric: str, other: str) -> str:
+        """A metric in tables: `cka(hidden.final)`."""
+        return f"{metric}({other})" if other else metric
+
+    def only(self, metrics: dict[tuple[str, str], set[int]], spectrum: set[int]) -> Wanted:
+        """The same matrix with less of it."""
+        return replace(self, metrics=metrics, spectrum=spectrum)
 
 
 def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:

@@ -8,8 +8,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from raysweep.space.cell import Cell
-from raysweep.store import Store
-from raysweep.store.schemas import CELLS, MEASURES, SPECTRA, TIMINGS, TRAJECTORIES
+from raysweep.store import Store, measures
+from raysweep.store.schemas import CELLS, TIMINGS, TRAJECTORIES
 from raysweep.store.sessions import now
 from raysweep.store.store import TRAIN
 from raysweep.training import checkpoint
@@ -34,7 +34,7 @@ def write_cell_tables(cell: Cell, store: Store) -> None:
     state = final.state
     last = state.rows[-1]
     store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
-    write_measures(cell, store, state.measures, final.spectra)
+    measures.write(store, cell.id, state.measures, spectra_rows(final.spectra))
     tokens = last["tokens"]
     write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts, state.computed_by)
     row = cell.describe() | {
@@ -49,17 +49,17 @@ def write_cell_tables(cell: Cell, store: Store) -> None:
     store.write_table(store.cell_file(cell.id), [row], CELLS)
 
 
-def write_measures(cell: Cell, store: Store, measures: list[dict[str, Any]], spectra: dict[str, torch.Tensor]) -> None:
-    """The tables of what was measured of a cell, where anything was."""
-    if measures:
-        store.write_table(store.measures_file(cell.id), [{"cell": cell.id, **row} for row in measures], MEASURES)
-    rows = []
-    for step, matrix, settings in sorted(map(of_spectrum_key, spectra)):
-        values = spectra[spectrum_key(step, matrix, settings)]
-        kept = {"step": step, "matrix": matrix, "settings": settings, "singular_values": values.tolist()}
-        rows.append({"cell": cell.id, **kept})
-    if rows:
-        store.write_table(store.spectra_file(cell.id), rows, SPECTRA)
+def spectra_rows(spectra: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+    """The singular values of a checkpoint as rows of `schemas.SPECTRA`, without the cell."""
+    return [
+        {
+            "step": step,
+            "matrix": matrix,
+            "settings": settings,
+            "singular_values": spectra[spectrum_key(step, matrix, settings)].tolist(),
+        }
+        for step, matrix, settings in sorted(map(of_spectrum_key, spectra))
+    ]
 
 
 def write_timing(

@@ -52,7 +52,7 @@ class Measures:
                         {
                             "step": step,
                             "matrix": one.label,
-                            "metric": f"{name}({other})" if other else name,
+                            "metric": one.name_of(name, other),
                             "value": self._value(name, matrix, moment, one, other),
                             "unit": OF_ONE.get(name, ""),
                             "settings": one.settings,

@@ -1,0 +1,209 @@
+"""Measures what a search space asks for of cells that are trained, from their checkpoints; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raysweep.cluster.connection import connected
+from raysweep.cluster.environment import preserved_environment
+from raysweep.errors import UserError
+from raysweep.space.cell import Cell
+from raysweep.space.measure import Measurement, wanted
+from raysweep.space.space import Space
+from raysweep.store import Store
+from raysweep.store import measures as table
+from raysweep.store.checkpoints import names, step_of
+from raysweep.store.lock import Lock
+from raysweep.store.results import finished
+
+if TYPE_CHECKING:
+    from raysweep.space.measure import Wanted
+
+Progress = Callable[[str, float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of it."""
+
+    cells: int
+    """How many are trained."""
+    values: int
+    """Numbers that were measured now."""
+    missing: dict[str, int]
+    """Cell -> reports of which something is still missing, since the store has no checkpoint of them."""
+    errors: dict[str, str]
+    """Cell -> why it could not be measured."""
+
+
+def measure(
+    space: Space,
+    store: str | Path | Store,
+    measurements: Iterable[Measurement] | None = None,
+    progress: Progress = lambda part, done, total, detail: None,
+) -> Measured:
+    """Measure what the store lacks of `measure`, from the checkpoints that it has, as Ray tasks.
+
+    The numbers are those that training would have written, under the same ids. A store keeps the last two checkpoints of a
+    cell unless `resources.train.keep_checkpoints` says otherwise, so that most reports of a cell trained before cannot be
+    measured any more: `missing` counts them.
+
+    Parameters
+    ----------
+    space
+        Which cells, and by default what.
+    store
+        The folder or URI of the results.
+    measurements
+        What, in place of the search space's own.
+    progress
+        Called with what is done, how much of it, of how much, and a detail.
+    Returns
+    -------
+    Measured
+        How many numbers were measured, and what is missing.
+
+    Raises
+    ------
+    UserError
+        Where no cell is trained, nothing is asked for, or a measurement does not fit the cells.
+    KeyboardInterrupt
+        On Ctrl-C. The cells that were measured stay so.
+
+    Examples
+    --------
+    >>> space = raysweep.load("search_spaces/demo.yaml")
+    >>> wanted = raysweep.Measurement(of="blocks.*.mlp.up", metrics=["stable_rank"])
+    >>> raysweep.measure(space, "runs/demo", [wanted]).errors          # doctest: +SKIP
+    {}
+    """
+    chosen = list(space.measure if measurements is None else measurements)
+    store = Store(store.location if isinstance(store, Store) else str(store))
+    rows = finished(store)
+    cells = [cell for cell in space.cells if cell.id in rows and rows[cell.id]["status"] == "done"]
+    if not cells:
+        raise UserError(f"no cell of {space.name} is trained in {store.location}: `raysweep run` trains them")
+    if not chosen:
+        raise UserError(
+            f"{space.name} has no `measure`: add it to the search space, or say what: --of 'blocks.*.mlp.up'"
+        )
+    missing: dict[str, int] = {}
+    jobs: list[tuple[Cell, list[int]]] = []
+    with Lock(store, dict):
+        for done, cell in enumerate(cells):
+            progress("looking for what is missing", done, len(cells), "")
+            try:
+                lacking = lacking_steps(cell, wanted(chosen, cell), store)
+            except ValueError as error:
+                raise UserError(f"{cell.id}: {error}") from None
+            kept = {step_of(name) for name in names(store, store.run_directory(cell.id))}
+            if lacking & kept:
+                jobs.append((cell, sorted(lacking & kept)))
+            if lacking - kept:
+                missing[cell.id] = len(lacking - kept)
+        progress("looking for what is missing", len(cells), len(cells), "")
+        values = 0
+        errors: dict[str, str] = {}
+        if jobs:
+            fingerprints = {cell: str(row["corpus_fingerprint"]) for cell, row in rows.items()}
+            with preserved_environment(), connected():
+                values, errors = _by_ray(jobs, chosen, space, store, fingerprints, progress)
+    return Measured(len(cells), values, missing, errors)
+
+
+def lacking_steps(cell: Cell, measures: list[Wanted], store: Store) -> set[int]:
+    """The reports of a cell of which the store lacks something that is asked for."""
+    return {step for one in _lacking(cell, measures, store) for step in one.spectrum}
+
+
+def _lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
+    """What is asked for and not in the store."""
+    have, spectra = table.keys(store, cell.id)
+    lacking = []
+    for one in measures:
+        metrics = {
+            (name, other): left
+            for (name, other), steps in one.metrics.items()
+            if (left := {s for s in steps if (s, one.label, one.name_of(name, other), one.settings) not in have})
+        }
+        steps = {s for s in one.spectrum if (s, one.label, one.settings) not in spectra}
+        steps = steps.union(*metrics.values())
+        if steps:
+            lacking.append(one.only(metrics, steps))
+    return lacking
+
+
+def _by_ray(
+    jobs: list[tuple[Cell, list[int]]], measurements: list[Measurement], space: Space, store: Store,
+    fingerprints: dict[str, str], progress: Progress,
+) -> tuple[int, dict[str, str]]:  # fmt: skip
+    """Run a task for each cell; how many numbers there are, and what went wrong."""
+    import ray
+
+    from raysweep.errors import first_line
+    from raysweep.sweep.same_code import code
+
+    resources = space.resources.evaluate
+    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)(measure_cell)
+    left = {
+        task.remote(
+            cell, steps, measurements, store.location, fingerprints[cell.id], code(), resources.cpus, resources.gpus
+        ): cell.id
+        for cell, steps in jobs
+    }
+    values, errors = 0, {}
+    while left:
+        progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
+        for answer in ray.wait(list(left), timeout=1.0)[0]:
+            cell = left.pop(answer)
+            try:
+                values += ray.get(answer)
+            except Exception as error:
+                cause = getattr(error, "cause", None) or error
+                errors[cell] = f"{type(cause).__name__}: {first_line(cause)}"
+    progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
+    return values, errors
+
+
+def measure_cell(
+    cell: Cell, steps: list[int], measurements: list[Measurement], location: str, fingerprint: str,
+    code: dict[str, str], cpus: int, gpus: float,
+) -> int:  # fmt: skip
+    """The Ray task: what one cell lacks at these steps, from its checkpoints to its tables. How many numbers that is."""
+    import torch
+
+    from raysweep.corpora.shared import obtain
+    from raysweep.model import olmo
+    from raysweep.model.language_model import LanguageModel, gpu
+    from raysweep.model.metrics import Matrix
+    from raysweep.sweep.cell_tables import spectra_rows
+    from raysweep.sweep.same_code import check_same_code
+    from raysweep.training import checkpoint
+    from raysweep.training.losses import fitting_micro_batch
+    from raysweep.training.measure import Measures
+
+    check_same_code(code)
+    torch.set_num_threads(cpus)
+    store = Store(location, running=True)
+    device = gpu(gpus, "resources.evaluate.gpus") if gpus > 0 else torch.device("cpu")
+    lacking = _lacking(cell, wanted(measurements, cell), store)
+    corpus = obtain(cell.corpus, fingerprint, store)
+    measures = Measures(cell, corpus, lacking, fitting_micro_batch(cell, device, gpus or 1.0))
+    language_model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
+    rows: list[dict[str, Any]] = []
+    spectra: dict[str, torch.Tensor] = {}
+    for name in names(store, store.run_directory(cell.id)):
+        if step_of(name) in steps:
+            try:
+                kept = checkpoint.read(store, f"{store.run_directory(cell.id)}/{name}", optimizer=False)
+            except checkpoint.Damaged:
+                continue  # Its steps stay missing, and are counted the next time.
+            language_model.olmo.load_state_dict(kept.model)
+            more, singular_values = measures.at(step_of(name), language_model, Matrix(language_model.unembedding))
+            rows += more
+            spectra |= singular_values
+    table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
+    return len(rows)
