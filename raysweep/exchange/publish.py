@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import UserError, reason
-from raysweep.exchange.published import SPACE, TABLES, PublishedResults
+from raysweep.exchange.published import LATER, SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
 from raysweep.space.read import hypotheses_file, load
 from raysweep.store import Store, declarations, sessions
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated, results
-from raysweep.store.schemas import TIMINGS, TRAJECTORIES
+from raysweep.store.schemas import MEASURES, SPECTRA, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN
 from raysweep.store.tables import read_parquet
 
@@ -40,6 +40,8 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         "evaluations": [row for cell in finished for task in evaluations for row in task.get(cell, [])],
         "timings": [row for cell in finished for stage in stages for row in timings[stage].get(cell, [])],
         "sessions": sessions.read(store, space.name),
+        "measures": [row for cell in finished for row in store.read_rows(store.measures_file(cell), MEASURES) or []],
+        "spectra": [row for cell in finished for row in store.read_rows(store.spectra_file(cell), SPECTRA) or []],
     }  # fmt: skip
     for row in rows["timings"]:
         if row["finished"] is not None:  # `read_all` gives times as text.
@@ -60,6 +62,9 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
             with put_in_place(folder / declarations.FILE) as unfinished:
                 unfinished.write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")
         for name, content in tables.items():
+            if name in LATER and not content.num_rows:
+                (folder / f"{name}.parquet").unlink(missing_ok=True)
+                continue
             with put_in_place(folder / f"{name}.parquet") as unfinished:
                 pq.write_table(content, unfinished, compression="zstd")
     except OSError as error:

@@ -25,7 +25,17 @@ from raysweep.errors import UserError
 from raysweep.space.read import load
 from raysweep.space.space import Space
 from raysweep.store import declarations
-from raysweep.store.schemas import CELLS, EVALUATIONS, READABLE, SESSIONS, TIMINGS, TRAJECTORIES, defaults
+from raysweep.store.schemas import (
+    CELLS,
+    EVALUATIONS,
+    MEASURES,
+    READABLE,
+    SESSIONS,
+    SPECTRA,
+    TIMINGS,
+    TRAJECTORIES,
+    defaults,
+)
 from raysweep.store.tables import read_parquet, with_defaults
 
 SPACE = "space.yaml"
@@ -35,7 +45,12 @@ TABLES = {
     "evaluations": EVALUATIONS,
     "timings": TIMINGS,
     "sessions": SESSIONS,
+    "measures": MEASURES,
+    "spectra": SPECTRA,
 }
+
+# Which a folder may lack.
+LATER = ("measures", "spectra")
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,8 @@ class PublishedResults:
     evaluations: pa.Table
     timings: pa.Table
     sessions: pa.Table
+    measures: pa.Table = field(default_factory=MEASURES.empty_table)
+    spectra: pa.Table = field(default_factory=SPECTRA.empty_table)
     declared: list[dict[str, Any]] = field(default_factory=list)
     """Which hypotheses were declared, and when (`raysweep.store.declarations`)."""
 
@@ -57,6 +74,9 @@ def read_published(folder: Path) -> PublishedResults:
     read_tables = {}
     for name, schema in TABLES.items():
         path = folder / f"{name}.parquet"
+        if name in LATER and not path.exists():
+            read_tables[name] = schema.empty_table()
+            continue
         try:
             table = read_parquet(path)
         except (OSError, pa.ArrowException) as error:

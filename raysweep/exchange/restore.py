@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from raysweep.exchange.published import PublishedResults, by_cell
-from raysweep.store import Store, corpora_record, declarations, sessions
+from raysweep.store import Store, corpora_record, declarations, measures, sessions
 from raysweep.store.lock import Lock
 from raysweep.store.results import finished
 from raysweep.store.schemas import CELLS, EVALUATIONS, SESSIONS, TIMINGS, TRAJECTORIES
@@ -24,6 +24,7 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
     space = published.space
     rows = {row["id"]: row for row in published.results.to_pylist()}
     parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
+    values, spectra = by_cell(published.measures), by_cell(published.spectra)
     settings_of_space = {(evaluation.task, settings_text(evaluation.model_dump())) for evaluation in space.evaluations}
     store.probe()
     with Lock(store):
@@ -56,6 +57,7 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
             for timing in timings:
                 store.write_table(store.timing_file(cell, timing["stage"]), [timing], TIMINGS)
             store.write_table(store.trajectory_file(cell), trajectory, TRAJECTORIES)
+            measures.write(store, cell, values.get(cell, []), spectra.get(cell, []))
             # Last: it says that the cell is done.
             store.write_table(store.cell_file(cell), [{name: rows[cell][name] for name in CELLS.names}], CELLS)
     return complete, lacked

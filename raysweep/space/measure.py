@@ -21,6 +21,7 @@ position (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -149,6 +150,11 @@ class Measurement(Strict):
         if self.when is None:
             return cell.report_steps
         return sorted({next(s for s in cell.report_steps if s >= share * cell.steps) for share in self.when})
+
+
+def column(metric: str, matrix: str) -> str:
+    """What a metric of a matrix is called in tables with a row for each cell: `stable_rank_blocks_0_mlp_up`."""
+    return re.sub(r"\W+", "_", f"{metric}_{matrix}").strip("_")
 
 
 @dataclass

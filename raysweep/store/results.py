@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from raysweep.space.cell import Cell
+from raysweep.space.measure import column, wanted
 from raysweep.space.space import Space
 from raysweep.store.index import read_all
-from raysweep.store.schemas import CELLS, EVALUATIONS, REAL, TIMINGS, TRAJECTORIES
+from raysweep.store.schemas import CELLS, EVALUATIONS, MEASURES, REAL, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN, Store
 
 TRAINED_ON = "trained_on"
@@ -35,6 +38,18 @@ def _computed_by(timing: dict[str, Any]) -> str | None:
     return f"{timing['device_name']}, {timing['precision']}, {timing['kernels']} blocks{compiled}"
 
 
+def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[tuple[str, float, str]]:
+    """Column, value and unit of what `measure` asks for at the end of a cell's training."""
+    asked = {
+        (one.label, one.name_of(metric, other), one.settings)
+        for one in (wanted(space.measure, cell) if space.measure else ())
+        for metric, other in one.metrics
+    }
+    for row in (store.read_rows(store.measures_file(cell.id), MEASURES) or []) if asked else ():
+        if row["step"] == step and (row["matrix"], row["metric"], row["settings"]) in asked:
+            yield column(row["metric"], row["matrix"]), row["value"], row["unit"]
+
+
 def results(space: Space, store: str | Path | Store) -> pa.Table:
     """The results of a sweep so far, one row per finished cell.
 
@@ -49,8 +64,9 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     -------
     pyarrow.Table
         In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
-        token, geometry of W), every metric of the evaluations, its training time in seconds, and what trained it. The unit
-        of a column is in its field's metadata. A metric that a cell lacks is null.
+        token, geometry of W), every metric of the evaluations, what `measure` asks for at the end of training, its training
+        time in seconds, and what trained it. The unit of a column is in its field's metadata. A metric that a cell lacks is
+        null.
 
     Raises
     ------
@@ -81,6 +97,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
             for metric in task.get(cell.id, []):
                 row[metric["metric"]] = metric["value"]
                 units[metric["metric"]] = metric["unit"]
+        for name, value, unit in _at_the_end(cell, row["steps_trained"], space, store):
+            row[name], units[name] = value, unit
         rows.append(row)
     schema = CELLS
     for name, unit in {"train_seconds": "s", "train_tokens_per_second": "tokens/s", **units}.items():

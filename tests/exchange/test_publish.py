@@ -21,7 +21,7 @@ from raysweep.exchange.published import PublishedResults, read_published
 from raysweep.exchange.restore import restore
 from raysweep.space import read as space
 from raysweep.space.space import Space
-from raysweep.store import Store, corpora_record
+from raysweep.store import Store, corpora_record, measures
 from raysweep.store.schemas import CELLS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.sweep import trial
 from raysweep.sweep.runner import evaluate
@@ -290,3 +290,23 @@ def test_a_publication_does_not_replace_cells_that_the_store_lacks(folder: Path,
     shutil.copy(tmp_path / "other" / "trajectories.parquet", tmp_path / "results")
     with pytest.raises(UserError, match="holds files of two publications"):
         read_published(tmp_path / "results")
+
+
+def test_what_was_measured_is_published_and_restored(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "store", tmp_path / "store")
+    store = Store(str(tmp_path / "store"))
+    cell = example.space().cells[3].id
+    values = {"step": 5, "matrix": "hidden.1", "metric": "gini", "value": 0.5, "unit": "", "settings": "8 sequences"}
+    spectrum = {"step": 5, "matrix": "hidden.1", "settings": "8 sequences", "singular_values": [2.0, 0.1]}
+    measures.write(store, cell, [values], [spectrum])
+    publish(folder / "simulated.yaml", store, tmp_path / "results")
+    published = read_published(tmp_path / "results")
+    assert published.measures.to_pylist() == [{"cell": cell, **values}]
+    again = Store(str(tmp_path / "again"))
+    restore(published, again)
+    for path in (store.measures_file(cell), store.spectra_file(cell)):
+        assert again.read(path) == store.read(path) is not None
+    # A folder without them is one of before.
+    publish(folder / "simulated.yaml", Store(str(folder / "store")), tmp_path / "results")
+    assert not (tmp_path / "results/measures.parquet").exists()
+    assert read_published(tmp_path / "results").spectra.num_rows == 0

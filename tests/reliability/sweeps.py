@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-TABLES = ("cells", "trajectories", "evaluations")
+TABLES = ("cells", "trajectories", "evaluations", "measures", "spectra")
 
 
 class Sweep:

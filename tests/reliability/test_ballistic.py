@@ -84,7 +84,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
     assert calm.process.wait(600) == 0, (tmp_path / "calm.log").read_text()
     calm.sweep_up()
     expected = contents(tmp_path / "calm")
-    assert len(expected) == 4 * 4
+    assert len(expected) == 4 * 5
 
     kills: Counter[str] = Counter()
     restarts = sweeps = starts = trained = wasted = 0

@@ -69,7 +69,7 @@ def test_nodes_that_go_in_mid_training_and_mid_evaluation_and_come_back(cluster:
     calm = Sweep(folder / "nodes.yaml", folder / "calm", calm_log, RAY_ADDRESS="local")
     complete(calm)
     expected = contents(folder / "calm")
-    assert len(expected) == 9
+    assert len(expected) == 12
 
     store = folder / "disturbed"
     nodes = [cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)]

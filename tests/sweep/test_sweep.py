@@ -41,12 +41,13 @@ SPACE: dict[str, Any] = {
     "base": make_cell(tokens=102_400).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
     "cross": {"batch_size": [8, 4]},
     "evaluations": [{"task": "in_distribution", "sequences": 8}],
+    "measure": [{"of": ["blocks.0.*", "hidden.*"], "metrics": ["stable_rank", "isoscore"], "sequences": 8}],
     "resources": {"train": {"cpus": os.cpu_count()}, "evaluate": {"cpus": 1}},
     "loggers": ["tensorboard", "mlflow"],
 }
 
 # What must come out the same; `timings`, by its nature, does not.
-TABLES = ("cells", "trajectories", "evaluations")
+TABLES = ("cells", "trajectories", "evaluations", "measures", "spectra")
 
 
 def start(file: Path, store: Path, *more: str) -> "subprocess.Popen[str]":
