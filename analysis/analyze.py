@@ -6,6 +6,7 @@ claims.csv        the hypotheses with their verdicts; claim_tests.csv has every 
 seed_noise.csv    how much seeds of one configuration differ; effects.csv compares every effect with that
 views.csv         metrics and outcomes at each size, within sizes and settings, and between seeds
 coverage.csv      how often the intervals hold what is planted in simulations of these very cells
+layers.csv        what was measured of each layer, and what it has to do with the loss; empty where nothing was
 interventions.csv what follows when the rank of W alone is moved; empty where no cell has an intervention
 summary.md        the scorecard, Tables 2-9 in one, and the effects, for a README
 tables/           the paper's Tables 2-9 beside this sweep's, as CSV, Markdown and LaTeX
@@ -25,6 +26,7 @@ from raysweep.analysis import (
     claims,
     coverage,
     figures,
+    layers,
     noise,
     regressions,
     report,
@@ -152,6 +154,8 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     moved.to_csv(output / "interventions.csv", index=False)
     further = views.views(loaded)
     further.to_csv(output / "views.csv", index=False)
+    of_layers = layers.layers(design, step=lambda done, of: step("layers", done, of) if of else None)
+    of_layers.to_csv(output / "layers.csv", index=False)
     step("coverage", 0, 1)
     held = coverage.coverage(design)
     held.to_csv(output / "coverage.csv", index=False)
@@ -165,7 +169,9 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     drawn = figures.draw(loaded, drawings, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)
 
-    page = report.render(loaded, card, tests, made, laws, drawn, drawings, shown, further, held)
+    page = report.render(
+        loaded, card, tests, made, laws, drawn, drawings, shown, further, held, layers.explorer(loaded, of_layers)
+    )
     with put_in_place(output / "report.html") as unfinished:
         unfinished.write_text(page, encoding="utf-8")
     now = {*(drawings / file for file in drawn["file"]), *(output / "tables" / f"{table.stem}.csv" for table in made)}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pandas as pd
 
+from raysweep.space.measure import column as measured_column
+from raysweep.space.metrics import METRICS
 from raysweep.text import abbreviate
 
 RANK, COSINE, ISOTROPY = "effective_rank_W", "cosine_W", "isotropy_W"
@@ -34,6 +37,31 @@ BASE_RATE = "base_learning_rate"
 def of_domain(column: str) -> bool:
     """Whether a column is of one domain of a task, whose name may be anything."""
     return column.startswith(("out_of_distribution_loss_", "out_of_distribution_bits_per_byte_"))
+
+
+_LAYER = re.compile(r"(?P<before>(?:gradients\.)?(?:blocks|hidden))\.(?P<layer>\d+|final)(?P<after>.*)")
+
+
+def place(matrix: str) -> tuple[str, str] | None:
+    """The part of a model that a matrix is of, and its layer: `blocks.3.mlp.up` -> (`blocks.*.mlp.up`, `3`).
+
+    None where it is of the whole model, such as the unembedding.
+    """
+    found = _LAYER.fullmatch(matrix)
+    return None if found is None else (f"{found['before']}.*{found['after']}", found["layer"])
+
+
+def of_whole_model(measures: pd.DataFrame) -> list[str]:
+    """The columns of results that are of no layer: they take part in regressions and figures as the paper's metrics do.
+
+    The geometry of the unembedding is left out, which results have as `effective_rank_W` and its like.
+    """
+    pairs = measures[["metric", "matrix"]].drop_duplicates().itertuples(index=False)
+    return [
+        measured_column(metric, matrix)
+        for metric, matrix in pairs
+        if place(matrix) is None and not (matrix == "unembedding" and metric in METRICS)
+    ]
 
 
 def words(name: str) -> str:

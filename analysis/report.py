@@ -31,6 +31,7 @@ from raysweep.analysis.sweep_data import SweepData
 def render(
     sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], laws: pd.DataFrame,
     drawn: pd.DataFrame, drawings: Path, effects: list[Effects], further: pd.DataFrame, held: pd.DataFrame,
+    across_layers: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
     environment = Environment(
@@ -61,6 +62,7 @@ def render(
         figures=_figures(drawn, drawings),
         missing=[row for row in drawn.to_dict("records") if not row["file"]],
         data=_json(_explorer(sweep)),
+        layers=None if across_layers is None else _json(across_layers),
         plotly=Markup(get_plotlyjs()),  # noqa: S704 (the library's own file)
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raysweep.analysis.columns import BASE_RATE, PAPER_METRICS, PAPER_TASKS, of_domain, words
+from raysweep.analysis.columns import BASE_RATE, PAPER_METRICS, PAPER_TASKS, of_domain, of_whole_model, words
 from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults
 from raysweep.space.corpus import OLMO_VOCABULARY
@@ -24,7 +24,7 @@ from raysweep.space.size import SIZES
 from raysweep.space.space import Space
 from raysweep.store import Store, declarations
 from raysweep.store.results import results
-from raysweep.store.schemas import PLAN, TRAJECTORIES
+from raysweep.store.schemas import MEASURES, PLAN, TRAJECTORIES
 
 # What follows from other settings, or names a cell.
 _DERIVED = {"id", "size", "parameters", "steps", "flops", "learning_rate", "validation_sequences", "reports"}
@@ -46,6 +46,8 @@ class SweepData:
     """Ids of cells whose loss became NaN; no statistic includes them."""
     settings: tuple[str, ...] = tuple(PLAN.names)
     """Columns of `cells` that were decided before training."""
+    measures: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=MEASURES.names))
+    """What `measure` asked for: `cell`, `step`, `matrix`, `metric`, `value`."""
     units: dict[str, str] = field(default_factory=dict)
     protocols: dict[str, str] = field(default_factory=dict)
     """Task -> how it was evaluated."""
@@ -79,11 +81,14 @@ class SweepData:
 
     @cached_property
     def metrics(self) -> tuple[str, ...]:
-        """The paper's metrics first. `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's."""
-        columns = [
-            c for c in self.cells if c.endswith(("_W", "_H")) and self.cells[c].notna().any() and not of_domain(c)
-        ]
+        """The paper's metrics first, then what else was measured of the whole model and not of one of its layers.
+
+        `finetune_python_cosine_W` is `cosine_W` of another model, and none of the cell's.
+        """
+        columns = [c for c in self.cells if c.endswith(("_W", "_H")) and not of_domain(c)]
         own = [c for c in columns if not c.startswith(("finetune_", "forgetting_"))]
+        own += [c for c in of_whole_model(self.measures) if c in self.cells]
+        own = [c for c in own if self.cells[c].notna().any()]
         return tuple(c for c in PAPER_METRICS if c in own) + tuple(c for c in own if c not in PAPER_METRICS)
 
     @cached_property
@@ -236,15 +241,19 @@ def load(store: Store, space: Space) -> SweepData:
         raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     cells = table.to_pandas()
     trajectories = []
+    measures = [MEASURES.empty_table()]
     for cell in cells["id"]:
         rows = store.read_table(store.trajectory_file(cell), TRAJECTORIES)
         if rows is not None:
             trajectories.append(rows.to_pandas())
+        if space.measure and (measured := store.read_table(store.measures_file(cell), MEASURES)) is not None:
+            measures.append(measured)
     return from_tables(
         space.name,
         cells,
         pd.concat(trajectories),
         len(space.cells),
+        measures=pa.concat_tables(measures).to_pandas(),
         units=_units(table),
         **_said_of(space, declarations.read(store, space.name)),
     )
@@ -259,6 +268,7 @@ def published(folder: PublishedResults) -> SweepData:
         cells,
         trajectories,
         planned,
+        measures=folder.measures.to_pandas(),
         units=_units(folder.results),
         **_said_of(folder.space, folder.declared),
     )
