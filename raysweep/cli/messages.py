@@ -69,6 +69,13 @@ def show_plan(plan: dict[str, Any]) -> None:
         devices.add_row(name, shown, *dollars, f"{device['utilisation']:.1%}", by_size)
     show(devices)
     say("[dim]training alone; GPUs estimated from data sheets (raysweep/sweep/cost.py) unless measured[/]")
+    for item in plan["measure"]["items"]:
+        first, last, count = item["matrices"][0], item["matrices"][-1], len(item["matrices"])
+        matrices = first if count == 1 else f"{first} ... {last} ({count})"
+        metrics = ", ".join(item["metrics"]) or "singular values alone"
+        say(f"measures {escape(matrices)}: {metrics}, at {item['reports']} reports")
+    if plan["measure"]["items"]:
+        say(f"[dim]which takes {plan['measure']['flops_share']:.2%} of the FLOP of training, most of it in float64[/]")
     longest = [f"{escape(cell['id'])} {cell['share']:.1%}" for cell in plan["most_expensive"][:3]]
     say(f"the longest cells, and their share of all hours: {', '.join(longest)}")
 

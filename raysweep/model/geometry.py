@@ -49,7 +49,7 @@ def measure_with_spectrum(matrix: torch.Tensor) -> tuple[dict[str, float], torch
         log_z = torch.cat([log_z, torch.full_like(log_z[:, :1], math.log(len(matrix)))], dim=1)
     positive = log_z[0]
     values = {
-        "effective_rank": _effective_rank(spectrum, matrix.shape[1]),
+        "effective_rank": effective_rank_of(spectrum, matrix.shape[1]),
         "cosine": mean_cosine(matrix),
         "isotropy": float(torch.exp(positive.min() - positive.max())),
         "isotropy_symmetric": float(torch.exp(log_z.min() - log_z.max())),
@@ -162,7 +162,8 @@ def _project(matrix: torch.Tensor, directions: torch.Tensor, scale: float) -> tu
     return squares.sqrt() * scale, torch.stack(parts).logsumexp(dim=0)
 
 
-def _effective_rank(singular_values: torch.Tensor, columns: int) -> float:
+def effective_rank_of(singular_values: torch.Tensor, columns: int) -> float:
+    """`effective_rank` of a matrix with so many columns, by its singular values."""
     largest = singular_values.max()
     if largest == 0:
         return 0.0

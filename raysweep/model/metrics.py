@@ -13,7 +13,6 @@ from functools import cached_property
 import torch
 
 from raysweep.model import geometry
-from raysweep.space.metrics import METRICS
 
 # Singular values below this share of the largest are rounding.
 _NEGLIGIBLE = 1e-10
@@ -35,9 +34,17 @@ class Matrix:
         return self._geometry[0]
 
     @property
+    def tall(self) -> bool:
+        """Whether it has so many more rows than columns that `raysweep.model.geometry` is faster than LAPACK."""
+        return len(self.values) > 4 * self.values.shape[1]
+
+    @cached_property
     def spectrum(self) -> torch.Tensor:
-        """Its singular values, float64, (k,), the largest first."""
-        return self._geometry[1]
+        """Its singular values, float64, (k,), the largest first; NaN where it is not finite."""
+        if self.tall or not bool(self.values.isfinite().all()):
+            return self._geometry[1]
+        values: torch.Tensor = torch.linalg.svdvals(self.values.to(torch.float64))
+        return values
 
     @property
     def eigenvalues(self) -> torch.Tensor:
@@ -67,12 +74,31 @@ class Matrix:
         return magnitudes / largest.where(largest != 0, 1.0)
 
 
-def _of_geometry(name: str) -> Callable[[Matrix], float]:
-    def metric(matrix: Matrix) -> float:
-        return matrix.geometry[name]
+def effective_rank(matrix: Matrix) -> float:
+    """exp(-sum p_i ln p_i) / d, p_i = s_i / sum(s), in (0, 1]: `raysweep.model.geometry.effective_rank`."""
+    if matrix.tall:
+        return matrix.geometry["effective_rank"]
+    return geometry.effective_rank_of(matrix.spectrum, matrix.values.shape[1])
 
-    metric.__doc__ = getattr(geometry, {"cosine": "mean_cosine"}.get(name, name)).__doc__
-    return metric
+
+def cosine(matrix: Matrix) -> float:
+    """Mean cosine of distinct pairs of rows, in [-1, 1]: `raysweep.model.geometry.mean_cosine`."""
+    return geometry.mean_cosine(matrix.values)
+
+
+def isotropy(matrix: Matrix) -> float:
+    """min Z / max Z over the eigenvectors of W^T W: `raysweep.model.geometry.isotropy`."""
+    return matrix.geometry["isotropy"]
+
+
+def isotropy_symmetric(matrix: Matrix) -> float:
+    """As `isotropy`, over both signs of every eigenvector: `raysweep.model.geometry.isotropy_symmetric`."""
+    return matrix.geometry["isotropy_symmetric"]
+
+
+def spectral_norm(matrix: Matrix) -> float:
+    """s_1."""
+    return float(matrix.spectrum[0])
 
 
 def rankme(matrix: Matrix) -> float:
@@ -206,7 +232,11 @@ def _participation(shares: torch.Tensor) -> float:
 
 
 OF_ONE: dict[str, Callable[[Matrix], float]] = {
-    **{name: _of_geometry(name) for name in METRICS},
+    "effective_rank": effective_rank,
+    "cosine": cosine,
+    "isotropy": isotropy,
+    "isotropy_symmetric": isotropy_symmetric,
+    "spectral_norm": spectral_norm,
     "cosine_centred": cosine_centred,
     "rankme": rankme,
     "stable_rank": stable_rank,

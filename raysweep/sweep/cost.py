@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import UserError, allowed, reason
+from raysweep.sweep.measure_cost import measured
 
 if TYPE_CHECKING:
     from raysweep.space.cell import Cell
@@ -108,8 +109,9 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
         `cells`: the settings of each cell and what follows from them. `totals`: `cells`, `tokens`, and `flops` in FLOP
         (6 N D, Kaplan et al. 2020). `devices`: for each device its `peak` in FLOP/s, the `hours` of one such device, the
         share of its peak that `flops` are then done at (`utilisation`, and for each size `utilisation_of_sizes`), where that
-        is from (`source`), and `dollars` where there is a price. `most_expensive`: the `id` and the `share` of all hours of
-        the five longest cells, on the first device.
+        is from (`source`), and `dollars` where there is a price. `measure`: what the search space measures of its deepest
+        cell, and its share of the FLOP (`raysweep.sweep.measure_cost`). `most_expensive`: the `id` and the `share` of all
+        hours of the five longest cells, on the first device.
 
     Raises
     ------
@@ -137,6 +139,7 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
             "flops": flops,
         },
         "devices": {name: _on(device, space, flops, (prices or {}).get(name)) for name, device in devices.items()},
+        "measure": measured(space),
         "most_expensive": [{"id": cell, "share": seconds / whole} for seconds, cell in longest[:5]],
     }
 

@@ -1,31 +1,56 @@
-"""What Ray Train leaves behind where the workers of a cell are lost while they start: resources that nobody gives back.
+"""What Ray Train leaves behind where a cell's workers, or its controller, are lost while workers start: their resources.
 
-Workers that were given their resources, but could not be made to talk to each other or begin (NCCL is missing, a port is
-closed, a node goes away in that moment), are dropped by Ray Train's controller with their placement group, which outlives
-it. The next attempt, or the next cell, then waits for those resources for ever.
+Workers that were given resources, but could not be made to talk to each other or begin (NCCL is missing, a port is closed, a
+node goes away in that moment), are dropped by Ray Train's controller with their placement group. A controller that goes with
+its node while it waits for workers leaves its placement group, too: Ray removes none before the job ends. The next attempt,
+or the next cell, then waits for those resources for ever.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ray._raylet import PlacementGroupID
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.util import placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 if TYPE_CHECKING:
+    from ray.train.v2._internal.execution.context import TrainRunContext
     from ray.train.v2._internal.execution.worker_group import WorkerGroup
+
+
+def remove_groups(cell: str) -> None:
+    """Give back what earlier controllers of a cell left, of which there is none now."""
+    for group, about in placement_group_table().items():
+        if about["name"].startswith(f"{cell}/") and about["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def _named_group(cell: str, bundles: list[dict[str, float]], **settings: Any) -> PlacementGroup:
+    return placement_group(bundles, name=f"{cell}/{uuid.uuid4().hex}", **settings)
 
 
 class RemoveFailedGroup(WorkerGroupCallback, ControllerCallback):
     """Ends the workers of a group that was started and never shut down, and gives their resources back.
 
-    Ray Train makes one in each controller, by RAY_TRAIN_CALLBACKS (`raysweep.cluster.environment`), before the callbacks
+    Ray Train makes one for each controller, by RAY_TRAIN_CALLBACKS (`raysweep.cluster.environment`), before the callbacks
     of its own that may fail.
     """
 
     def __init__(self) -> None:
         self._workers: Any = None
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        from ray.train.v2._internal.execution.worker_group import worker_group
+
+        # By its name it is found when nobody is left who knows it; Ray Train gives it none, and says it to nobody before it
+        # is there.
+        worker_group.placement_group = partial(_named_group, train_run_context.get_run_config().name)
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:

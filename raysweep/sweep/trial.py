@@ -100,6 +100,7 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from raysweep.sweep.cell_tables import write_cell_tables
+    from raysweep.sweep.failed_group import remove_groups
 
     os.environ.update(TRIAL)
     resources = space.resources.train
@@ -132,7 +133,12 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
             failure_config=ray.train.FailureConfig(max_failures=2),
         ),
     )
-    result: Any = retry_on_node_loss(trainer.fit, several_workers=resources.workers > 1)
+
+    def fit() -> Any:
+        remove_groups(cell.id)
+        return trainer.fit()
+
+    result = retry_on_node_loss(fit, several_workers=resources.workers > 1)
     if result.return_value is not None:
         raise result.return_value
     write_cell_tables(cell, store)

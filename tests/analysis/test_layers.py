@@ -1,0 +1,91 @@
+"""What was measured across layers: planted in one of them, it is found there and nowhere else."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from raysweep.analysis import layers
+from raysweep.analysis import sweep_data as sweep
+from raysweep.analysis.columns import BASE_RATE, of_whole_model, place
+from raysweep.analysis.sweep_data import SweepData
+from raysweep.space.measure import column, matrix_names
+from raysweep.space.size import Size
+
+LAYERS = [f"blocks.{layer}.mlp.up" for layer in range(4)]
+
+
+@pytest.fixture(scope="module")
+def planted(simulated: SweepData) -> SweepData:
+    """`gini` of the third block follows what is left of the loss; that of the others, and of the embedding, is noise."""
+    cells = simulated.cells
+    rng = np.random.default_rng(0)
+    kept = [c for c in cells if not c.endswith(("_loss", "_change", "_W", "_H")) and c != BASE_RATE]
+    own = rng.standard_normal(len(cells))
+    loss = 10 - 0.3 * np.log(cells["parameters"]) + 0.05 * own
+    values = {name: rng.standard_normal(len(cells)) for name in [*LAYERS, "embedding"]}
+    values["blocks.2.mlp.up"] = own + 0.3 * rng.standard_normal(len(cells))
+    wide = {column("gini", matrix): of_cells for matrix, of_cells in values.items()}
+    rows = [
+        {"cell": cell, "step": at, "matrix": matrix, "metric": "gini", "value": float(of_cells[i])}
+        for i, (cell, steps) in enumerate(zip(cells["id"], cells["steps"], strict=True))
+        for matrix, of_cells in values.items()
+        for at in (0, int(steps))
+    ]  # fmt: skip
+    table = cells[kept].assign(in_distribution_loss=loss, **wide)
+    return sweep.from_tables("planted", table, pd.DataFrame({"cell": [], "step": []}), measures=pd.DataFrame(rows))
+
+
+def test_it_is_found_in_its_layer_alone(planted: SweepData) -> None:
+    found = layers.layers(planted, draws=400).set_index("layer")
+    assert list(found.index) == ["0", "1", "2", "3"]
+    assert set(found["part"]) == {"blocks.*.mlp.up"}
+    assert found.loc["2", "partial_low"] > 0.8
+    assert found.loc["2", "added_low"] > 0
+    for layer in ("0", "1", "3"):
+        assert found.loc[layer, "partial_low"] < 0 < found.loc[layer, "partial_high"]
+    values = planted.cells[column("gini", "blocks.1.mlp.up")]
+    assert found.loc["1", "mean"] == pytest.approx(values.mean())
+    assert found.loc["1", "sd"] == pytest.approx(values.std())
+
+
+def test_what_is_of_the_whole_model_takes_part_in_regressions(planted: SweepData) -> None:
+    assert planted.metrics == ("gini_embedding",)
+
+
+def test_the_columns_of_the_unembedding_are_not_there_twice() -> None:
+    pairs = [
+        ("effective_rank", "unembedding"), ("gini", "unembedding"), ("cosine", "unembedding[rare]"),
+        ("cka(hidden.final)", "hidden.0"),
+    ]  # fmt: skip
+    measures = pd.DataFrame(pairs, columns=["metric", "matrix"])
+    assert of_whole_model(measures) == ["gini_unembedding", "cosine_unembedding_rare"]
+
+
+def test_the_place_of_every_matrix() -> None:
+    for name in matrix_names(Size(width=8, depth=2, heads=2)):
+        found = place(name)
+        if "blocks" in name or "hidden" in name:
+            assert found is not None
+            part, layer = found
+            assert part.replace("*", layer, 1) == name
+        else:
+            assert found is None
+    assert place("hidden.final[all]") == ("hidden.*[all]", "final")
+
+
+def test_the_report_draws_every_cell_with_its_values(planted: SweepData) -> None:
+    found = layers.explorer(planted, layers.layers(planted, draws=400))
+    assert found is not None
+    (cell, at), series = planted.cells.loc[5, ["id", "steps"]], found["series"]["blocks.*.mlp.up"]["gini"]
+    assert series.keys() == set(planted.cells["id"])
+    assert series[cell]["layers"] == ["0", "1", "2", "3"]
+    assert series[cell]["at"] == [0, 1]
+    ends = [row[-1] for row in series[cell]["values"]]
+    assert ends == pytest.approx([planted.cells.loc[5, column("gini", m)] for m in LAYERS], rel=1e-4)
+    assert [row["layer"] for row in found["correlations"]["blocks.*.mlp.up|gini"]] == ["0", "1", "2", "3"]
+    assert at > 1
+
+
+def test_nothing_was_measured(simulated: SweepData) -> None:
+    assert layers.layers(simulated).empty
+    assert layers.explorer(simulated, layers.layers(simulated)) is None
