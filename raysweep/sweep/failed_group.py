@@ -32,7 +32,8 @@ def remove_groups(cell: str) -> None:
 
 
 def _named_group(cell: str, bundles: list[dict[str, float]], **settings: Any) -> PlacementGroup:
-    return placement_group(bundles, name=f"{cell}/{uuid.uuid4().hex}", **settings)
+    group: PlacementGroup = placement_group(bundles, name=f"{cell}/{uuid.uuid4().hex}", **settings)
+    return group
 
 
 class RemoveFailedGroup(WorkerGroupCallback, ControllerCallback):
@@ -50,7 +51,8 @@ class RemoveFailedGroup(WorkerGroupCallback, ControllerCallback):
 
         # By its name it is found when nobody is left who knows it; Ray Train gives it none, and says it to nobody before it
         # is there.
-        worker_group.placement_group = partial(_named_group, train_run_context.get_run_config().name)
+        named = partial(_named_group, str(train_run_context.get_run_config().name))
+        worker_group.placement_group = named  # type: ignore[attr-defined]
 
     @contextmanager
     def on_worker_group_start(self) -> Iterator[None]:
