@@ -27,7 +27,7 @@ from raysweep.store import Store
 
 MANIFEST = "manifest.json"
 
-AT_ONCE = 16
+AT_ONCE = 32
 """Files that are copied at the same time."""
 
 

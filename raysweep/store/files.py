@@ -26,7 +26,7 @@ log = logging.getLogger("raysweep")
 MARKER = "plan.parquet"
 
 # So many bytes of a large file are read at once.
-PIECE = 16 << 20
+PIECE = 8 << 20
 
 _T = TypeVar("_T")
 
