@@ -42,8 +42,10 @@ class Connection:
 
 
 @contextmanager
-def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connection]:
+def connected(on_loss: Callable[[str], None] | None = None, code: tuple[str, ...] = ()) -> Iterator[Connection]:
     """Connect to the cluster that somebody has set up, or else to one of this machine's that ends with the context.
+
+    The packages in the folders `code` are there for every worker.
 
     Ray's environment is set while in the context: import Ray's modules inside it, not before. Raises `UserError` where Ray
     was imported too early, where nothing answers at RAY_ADDRESS, or where a cluster of this machine's dies; `on_loss` is
@@ -67,7 +69,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
             check_import_order()
             check_temporary_folder()
         with _own_signals():  # Ray puts a handler of its own in place of whoever's there is.
-            context = _initialized(cluster)
+            context = _initialized(cluster, code)
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if cluster is not None:
@@ -87,7 +89,7 @@ def connected(on_loss: Callable[[str], None] | None = None) -> Iterator[Connecti
         watchdog.check()
 
 
-def _initialized(cluster: str | None) -> Any:
+def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
     """What `ray.init` returns, of the cluster at an address or of a new one on this machine. Raises `UserError`."""
     import ray
     from ray._private.utils import get_num_cpus  # What `ray.init` asks.
@@ -97,6 +99,8 @@ def _initialized(cluster: str | None) -> Any:
         "logging_level": logging.CRITICAL,
         "log_to_driver": False,
     }
+    if code:
+        arguments["runtime_env"] = {"py_modules": list(code)}
     if cluster is None and not get_num_cpus():  # A container's share of less than one.
         arguments["num_cpus"] = 1
     # Ray puts the folder that it is started from first on the path of every worker: from this one they find this raysweep,

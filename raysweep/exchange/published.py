@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.errors import UserError
-from raysweep.space.read import load
+from raysweep.space.read import load_published
 from raysweep.space.space import Space
 from raysweep.store import declarations
 from raysweep.store.schemas import (
@@ -97,7 +97,7 @@ def read_published(folder: Path) -> PublishedResults:
             f"{folder} holds files of two publications: results.parquet and trajectories.parquet have different cells: "
             "publish it again"
         )
-    return PublishedResults(load(folder / SPACE), declared=_declared(folder), **read_tables)
+    return PublishedResults(load_published(folder / SPACE), declared=_declared(folder), **read_tables)
 
 
 def _declared(folder: Path) -> list[dict[str, Any]]:

@@ -30,8 +30,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raysweep.errors import allowed, did_you_mean
-from raysweep.space.fields import Count, Fraction, Strict, unique
+from raysweep.space.fields import Count, Fraction, Positive, Strict, unique
 from raysweep.space.metrics import METRICS, OF_ONE, OF_TWO
+from raysweep.space.plugins import METRICS as METRIC_PLUGINS
+from raysweep.space.plugins import is_plugin, load_function, version
 from raysweep.space.size import Size
 
 if TYPE_CHECKING:
@@ -75,8 +77,13 @@ def _patterns(value: Any) -> Any:
 
 def _known(metrics: tuple[str, ...]) -> tuple[str, ...]:
     for name in metrics:
-        if name not in OF_ONE | OF_TWO:
-            raise ValueError(f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}")
+        if name in OF_ONE | OF_TWO:
+            continue
+        if not is_plugin(name, METRIC_PLUGINS):
+            raise ValueError(
+                f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}; one of your own is package.module:name"
+            )
+        load_function(name, METRIC_PLUGINS)
     return metrics
 
 
@@ -86,7 +93,10 @@ class Measurement(Strict):
     of: Annotated[tuple[str, ...], BeforeValidator(_patterns), Field(min_length=1)]
     """Names of matrices, or patterns: `blocks.*.mlp.up`."""
     metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(_known)] = tuple(METRICS)
-    """By name (`raysweep.space.metrics`). None (`[]`) keeps the singular values alone."""
+    """By name (`raysweep.space.metrics`), or functions of your own (`raysweep.space.plugins`); `[]` keeps the singular
+    values alone."""
+    time_limit: Positive = 60.0
+    """Seconds that a function of your own may take for one matrix."""
     when: Annotated[tuple[Fraction, ...], Field(min_length=1), AfterValidator(unique)] | None = None
     """Shares of training: at the first report from there on. By default at every report."""
     sequences: Count = 512
@@ -170,6 +180,8 @@ class Wanted:
     """(Metric, the other matrix or nothing) -> the steps of its reports."""
     spectrum: set[int] = field(default_factory=set)
     """The steps at which the singular values are kept."""
+    time_limits: dict[str, float] = field(default_factory=dict)
+    """Seconds that each metric may take, if it is of the user's own."""
 
     @property
     def label(self) -> str:
@@ -179,8 +191,14 @@ class Wanted:
 
     @property
     def settings(self) -> str:
-        """What else changes the numbers."""
+        """What else changes the matrix."""
         return f"{self.sequences} sequences" if self.sequences else ""
+
+    def settings_of(self, metric: str) -> str:
+        """What else changes a number: what changes the matrix, and the version of a function of the user's own."""
+        known = metric in OF_ONE or metric in OF_TWO
+        own = "" if known else f"version {version(metric, METRIC_PLUGINS)}"
+        return ", ".join(filter(None, (self.settings, own)))
 
     @staticmethod
     def name_of(metric: str, other: str) -> str:
@@ -211,6 +229,7 @@ def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:
                     f"sequences: {one.label} is measured over {one.sequences} and over {sequences}: choose one"
                 )
             one.spectrum |= steps
+            one.time_limits |= dict.fromkeys(measurement.metrics, measurement.time_limit)
             for metric in measurement.metrics:
                 other = (measurement.against or "") if metric in OF_TWO else ""
                 one.metrics.setdefault((metric, other), set()).update(steps)

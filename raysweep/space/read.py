@@ -8,6 +8,7 @@ counted once, in the order of the file.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,14 +21,17 @@ from raysweep.space.evaluations import Evaluation, settings_class
 from raysweep.space.explain import explain, show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
 from raysweep.space.measure import Measurement, wanted
+from raysweep.space.plugins import add_path
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.space.yaml_file import YamlFile
 
+log = logging.getLogger("raysweep")
+
 # Beyond this an axis is a mistake, and making the cells would only hang.
 MOST_CELLS = 100_000
 
-_KEYS = ("name", "base", "cross", "ablate", "evaluations", "measure", "resources", "loggers", "hypotheses")
+_KEYS = ("name", "base", "cross", "ablate", "evaluations", "code", "measure", "resources", "loggers", "hypotheses")
 
 _Path = tuple[str | int, ...]
 
@@ -59,6 +63,11 @@ def load(path: str | Path) -> Space:
     return _Reader(YamlFile(Path(path))).space()
 
 
+def load_published(path: Path) -> Space:
+    """The search space of published results; functions of its author's own that are not here are left out, with a word."""
+    return _Reader(YamlFile(path), published=True).space()
+
+
 def hypotheses_file(space_file: Path) -> Path | None:
     """The file of hypotheses that a search-space file names, which has been read before; None where it names none."""
     name = YamlFile(space_file).content.get("hypotheses")
@@ -68,8 +77,9 @@ def hypotheses_file(space_file: Path) -> Path | None:
 class _Reader:
     """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
 
-    def __init__(self, file: YamlFile) -> None:
+    def __init__(self, file: YamlFile, published: bool = False) -> None:
         self.file = file
+        self._published = published
 
     def space(self) -> Space:
         content = self._mapping(self.file.content, ())
@@ -85,7 +95,13 @@ class _Reader:
         resources = self._validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
-        values["measure"] = self._measure(content.get("measure"), cells)
+        try:
+            values["code"] = self._code(content.get("code"))
+            values["measure"] = self._measure(content.get("measure"), cells)
+        except UserError as error:
+            if not self._published:
+                raise
+            log.warning("%s; what was measured is read, and cannot be measured again here", error)
         values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())
@@ -174,6 +190,19 @@ class _Reader:
             values = {"task": item} if isinstance(item, str) else item
             evaluations.append(self._validated(kind, values, ("evaluations", i)))
         return tuple(evaluations)
+
+    def _code(self, content: Any) -> tuple[str, ...]:
+        """The folders that `code` names, which this process can import from here on."""
+        if content is None:
+            return ()
+        if not isinstance(content, list) or not all(isinstance(name, str) and name for name in content):
+            raise self.file.error(("code",), f"a list of folders beside this file is needed, not {show(content)}")
+        folders = [(self.file.path.parent / name).resolve() for name in content]
+        for i, folder in enumerate(folders):
+            if not folder.is_dir() or not folder.name.isidentifier():
+                raise self.file.error(("code", i), f"{folder} is not a folder that Python can import as a package")
+            add_path(folder.parent)
+        return tuple(map(str, folders))
 
     def _measure(self, content: Any, cells: tuple[Cell, ...]) -> tuple[Measurement, ...]:
         if content is None:

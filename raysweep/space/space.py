@@ -38,6 +38,8 @@ class Space(Strict):
     loggers: Annotated[tuple[Tracker, ...], AfterValidator(unique)] = ()
     measure: tuple[Measurement, ...] = ()
     """What is measured while a cell trains, beside the geometry of its unembedding."""
+    code: tuple[str, ...] = ()
+    """Folders of packages of the user's own, absolute, which every worker can import."""
     hypotheses: Hypotheses | None = None
     """What is claimed of the results; None for the claims of the paper."""
 

@@ -41,7 +41,7 @@ def _computed_by(timing: dict[str, Any]) -> str | None:
 def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[tuple[str, float, str]]:
     """Column, value and unit of what `measure` asks for at the end of a cell's training."""
     asked = {
-        (one.label, one.name_of(metric, other), one.settings)
+        (one.label, one.name_of(metric, other), one.settings_of(metric))
         for one in (wanted(space.measure, cell) if space.measure else ())
         for metric, other in one.metrics
     }

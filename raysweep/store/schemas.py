@@ -129,6 +129,7 @@ MEASURES = _schema(
     value=(REAL, "the metric's own"),
     unit=(_TEXT, ""),
     settings=(_TEXT, "what else changes the value"),
+    reason=(_TEXT, "why there is no value"),
 )
 
 SPECTRA = _schema(

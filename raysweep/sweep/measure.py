@@ -109,7 +109,7 @@ def measure(
         errors: dict[str, str] = {}
         if jobs:
             fingerprints = {cell: str(row["corpus_fingerprint"]) for cell, row in rows.items()}
-            with preserved_environment(), connected():
+            with preserved_environment(), connected(code=space.code):
                 values, errors = _by_ray(jobs, chosen, space, store, fingerprints, progress)
     return Measured(len(cells), values, missing, errors)
 
@@ -127,7 +127,11 @@ def _lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
         metrics = {
             (name, other): left
             for (name, other), steps in one.metrics.items()
-            if (left := {s for s in steps if (s, one.label, one.name_of(name, other), one.settings) not in have})
+            if (
+                left := {
+                    s for s in steps if (s, one.label, one.name_of(name, other), one.settings_of(name)) not in have
+                }
+            )
         }
         steps = {s for s in one.spectrum if (s, one.label, one.settings) not in spectra}
         steps = steps.union(*metrics.values())

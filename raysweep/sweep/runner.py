@@ -210,7 +210,7 @@ def _train(
             raise _Stopped
 
     corpora = prepare_corpora(before.left, space.evaluations, store, report, space.measure)
-    with connected(on_loss=lambda reason: bus(ClusterLost(reason))) as connection:
+    with connected(lambda reason: bus(ClusterLost(reason)), space.code) as connection:
         from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
         from raysweep.sweep.room import check_room
 

@@ -5,6 +5,7 @@ It is a function of the weights, the corpus and the step: from a checkpoint `ray
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.measure import GRADIENTS, HIDDEN, UNEMBEDDING, Wanted
 from raysweep.space.metrics import OF_ONE
 from raysweep.training.checkpoint import spectrum_key
+from raysweep.training.own_metrics import UNDEFINED, own_metric
 
 TEST, TRAIN = "pretraining/test", "pretraining/train"
 
@@ -48,25 +50,32 @@ class Measures:
             spectra[spectrum_key(step, one.label, one.settings)] = matrix.spectrum.cpu()
             for (name, other), steps in one.metrics.items():
                 if step in steps:
+                    value, reason = self._value(name, matrix, moment, one, other)
                     rows.append(
                         {
                             "step": step,
                             "matrix": one.label,
                             "metric": one.name_of(name, other),
-                            "value": self._value(name, matrix, moment, one, other),
+                            "value": value,
                             "unit": OF_ONE.get(name, ""),
-                            "settings": one.settings,
+                            "settings": one.settings_of(name),
+                            "reason": reason,
                         }
                     )
         return rows, spectra
 
     @staticmethod
-    def _value(name: str, matrix: Matrix, moment: _Moment, one: Wanted, other: str) -> float:
-        if not len(matrix.values):  # No token is unseen, say.
-            return float("nan")
-        if other:
-            return metrics.OF_TWO[name](matrix, moment.matrix(Wanted(other, one.sequences, one.positions)))
-        return metrics.OF_ONE[name](matrix)
+    def _value(name: str, matrix: Matrix, moment: _Moment, one: Wanted, other: str) -> tuple[float, str]:
+        """A metric's value, and the reason where there is none."""
+        if not len(matrix.values):
+            return math.nan, f"no token is {one.tokens}"
+        if name in metrics.OF_ONE:
+            value = metrics.OF_ONE[name](matrix)
+        elif name in metrics.OF_TWO:
+            value = metrics.OF_TWO[name](matrix, moment.matrix(Wanted(other, one.sequences, one.positions)))
+        else:
+            return own_metric(name, matrix.values, one.time_limits[name])
+        return value, UNDEFINED if math.isnan(value) else ""
 
     @cached_property
     def _rows_of_tokens(self) -> dict[str, torch.Tensor]:

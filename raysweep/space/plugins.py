@@ -1,0 +1,94 @@
+"""A user's own functions by name: `my_study.metrics:tail_index`, or what an installed package calls it.
+
+`package.module:name` is imported. A name without a colon is looked up among the entry points of installed packages, group
+`raysweep.metrics`. What a function computes is known by its name and a version: of its source file, or of the installed
+package that has the entry point.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from raysweep.errors import first_line
+
+METRICS = "raysweep.metrics"
+
+
+def is_plugin(name: str, group: str) -> bool:
+    """Whether a name means a user's function."""
+    return ":" in name or _entry_point(name, group) is not None
+
+
+def load_function(name: str, group: str) -> Callable[..., Any]:
+    """The function of that name. Raises `ValueError` in one line: what is wrong, where, and what is asked for."""
+    point = _entry_point(name, group)
+    target = point.value if point is not None else name
+    module_name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # Of any kind: it is the user's code.
+        raise ValueError(f"{name}: {_place(error)}{type(error).__name__}: {first_line(error)}") from None
+    function = getattr(module, attribute, None)
+    where = getattr(module, "__file__", None) or module_name
+    if not callable(function):
+        has = "is not a function" if hasattr(module, attribute) else "is not there"
+        raise ValueError(
+            f"{name}: {attribute} {has} in {where}: a function of one matrix is asked for (docs/measures.md)"
+        )
+    if group == METRICS and not _takes_one(function):
+        line = inspect.getsourcelines(function)[1]
+        raise ValueError(f"{name}: {where}:{line}: {attribute} must take one argument, the matrix (docs/measures.md)")
+    return function  # type: ignore[no-any-return]
+
+
+@cache
+def version(name: str, group: str) -> str:
+    """What tells one version of a function from another: `1.2` of an installed package, or 8 digits of its file's hash."""
+    point = _entry_point(name, group)
+    if point is not None and point.dist is not None:
+        return f"{point.dist.name} {point.dist.version}"
+    file = inspect.getsourcefile(load_function(name, group))
+    content = Path(file).read_bytes() if file else b""
+    return hashlib.sha256(content).hexdigest()[:8]
+
+
+def add_path(folder: Path) -> None:
+    """Have this process import what lies in a folder, after everything that is installed."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+@cache
+def _entry_point(name: str, group: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=group, name=name)), None) if ":" not in name else None
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # Written in C; it says nothing of itself.
+        return True
+    return True
+
+
+def _place(error: BaseException) -> str:
+    """`file.py:12: ` of the line of the user's code that failed, as far as there is one."""
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        trace = trace.tb_next
+    own = [place for place in frames if not place[0].startswith("<") and place[0] not in (__file__, importlib.__file__)]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}: "
+    return f"{own[-1][0]}:{own[-1][1]}: " if own else ""
