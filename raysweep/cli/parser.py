@@ -181,8 +181,26 @@ def build_parser() -> _Parser:
         "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
     )
     exported.add_argument("--step", type=int, help="export an earlier checkpoint, if the store still has it")
+    _new_parser(commands, [shared])
     _corpus_parser(commands, [shared], space_argument, json_option)
     return parser
+
+
+def _new_parser(commands: Any, shared: list[_Parser]) -> None:
+    text = "begin code of your own: a metric, with its test"
+    kinds = commands.add_parser("new", help=text, description=text).add_subparsers(
+        title="kinds", required=True, metavar="KIND"
+    )
+    text = "write a package with a metric for `measure`, and its test"
+    metric: _Parser = kinds.add_parser("metric", help=text, description=text, parents=shared)
+    metric.set_defaults(command="new_commands:metric")
+    metric.add_argument("name", metavar="NAME", help="of the function, such as tail_index")
+    metric.add_argument(
+        "--package",
+        default="my_study",
+        metavar="NAME",
+        help="a new folder here, beside your search space (default my_study)",
+    )
 
 
 def _corpus_parser(

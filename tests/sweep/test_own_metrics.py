@@ -1,6 +1,7 @@
 """A study's own metrics: a package outside of raysweep, through a real sweep, its analysis and its publication."""
 
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,7 @@ def of_two(matrix, other):
     return 0.0
 '''
 
+ROOT = str(Path(raysweep.__file__).parents[1])
 NAMES = ("tail_index", "raises", "text", "nothing", "for_ever", "changes", "exits")
 
 
@@ -180,3 +182,29 @@ def test_it_is_given_a_copy() -> None:
     value, reason = own_metrics.own_metric("torch:sum", matrix, 5.0)
     assert (value, reason) == (6.0, "")
     assert math.isnan(own_metrics.own_metric("torch:transpose", matrix, 5.0)[0])
+
+
+def test_a_new_metric_has_a_test_that_passes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "raysweep.cli", "new", "metric"]
+    here = {
+        "cwd": tmp_path,
+        "capture_output": True,
+        "text": True,
+        "check": False,
+        "env": os.environ | {"PYTHONPATH": ROOT},
+    }
+    made = subprocess.run([*command, "tail_index"], **here)
+    assert made.returncode == 0, made.stderr
+    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", "my_study"], **here)
+    assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
+    # What it says to write is a search space.
+    said = yaml.safe_load(made.stdout.partition("code:")[1] + made.stdout.partition("code:")[2].partition("\n\n")[0])
+    space = {"name": "new", "base": make_cell().model_dump(), **said}
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(space), "utf-8")
+    planned = subprocess.run([*command[:3], "plan", "new.yaml"], **here)
+    assert "measures unembedding: my_study.metrics:tail_index" in planned.stdout, planned.stderr
+    again = subprocess.run([*command, "tail_index"], **here)
+    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
+    assert "__init__.py is there already" in again.stderr
+    wrong = subprocess.run([*command, "tail-index"], **here)
+    assert "NAME tail-index: Python needs a name of letters" in wrong.stderr
