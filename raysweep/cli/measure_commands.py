@@ -22,16 +22,16 @@ def measure(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
-    asked = _asked(options)
+    measurements = asked(options)
     with ProgressBars() as bars:
-        measured = measure(space, store, asked, bars.step)
+        measured = measure(space, store, measurements, bars.step)
     messages.show_measured(measured, space, store)
     return 1 if measured.errors else 0
 
 
-def _asked(options: argparse.Namespace) -> list[Measurement] | None:
+def asked(options: argparse.Namespace) -> list[Measurement] | None:
     """What the options ask for, in place of the search space's `measure`; None where they ask for nothing."""
-    settings = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
+    settings = {name: value for name in _SETTINGS if (value := getattr(options, name, None)) is not None}
     if options.of is None:
         if settings:
             raise UserError(f"--{min(settings)} is of --of: say of which matrices, such as --of unembedding")

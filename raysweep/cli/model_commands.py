@@ -13,6 +13,8 @@ def geometry(options: argparse.Namespace) -> int:
     """`raysweep geometry`."""
     from raysweep.exchange import pretrained
 
+    if options.of is not None or options.metrics is not None:
+        return _matrices(options)
     figure = local_path(options.figure, "--figure") if options.figure is not None else None
     answers = []
     for revision in options.revision or [None]:
@@ -32,6 +34,26 @@ def geometry(options: argparse.Namespace) -> int:
             raise UserError(f"--figure: {error}") from None
         except (OSError, ValueError) as error:
             raise UserError(f"{figure} cannot be written: {error}") from None
+    return 0
+
+
+def _matrices(options: argparse.Namespace) -> int:
+    """`raysweep geometry --of`."""
+    from raysweep.cli.measure_commands import asked
+    from raysweep.exchange.pretrained import matrices
+
+    for name in ("corpus", "figure"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} goes with the geometry of the unembedding alone: leave --of out")
+    answers = []
+    for revision in options.revision or [None]:
+        rows = matrices(options.model, revision, asked(options) or [])
+        answers += [row if revision is None else {"revision": revision} | row for row in rows]
+    if options.json:
+        print_json(answers)
+    else:
+        for row in answers:
+            print(f"{row.get('revision', '')} {row['matrix']:32} {row['metric']:20} {row['value']:.6g}".lstrip())
     return 0
 
 

@@ -170,6 +170,12 @@ def build_parser() -> _Parser:
     measured.add_argument(
         "--revision", action="append", help="revision of a model on the hub; repeat it for a trajectory"
     )
+    measured.add_argument(
+        "--of", metavar="NAME", action="append", help="other weight matrices, by name or pattern: 'blocks.*.mlp.up'"
+    )
+    measured.add_argument(
+        "--metrics", metavar="NAMES", help="of those, with commas between: effective_rank,stable_rank"
+    )
     measured.add_argument("--corpus", help="also measure the loss on the in-distribution test text of this corpus")
     measured.add_argument("--figure", metavar="FILE.png", help="plot several revisions against their training steps")
     exported = command(

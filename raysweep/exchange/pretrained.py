@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,10 +12,12 @@ from pydantic import ValidationError
 from raysweep.corpora.build import open_corpus
 from raysweep.errors import UserError
 from raysweep.exchange.hub import find_on_hub
+from raysweep.exchange.model_matrices import measured
 from raysweep.exchange.text_loss import loss_on_text
 from raysweep.exchange.unembedding import load, loaded_unembedding, of_file, of_folder
 from raysweep.model.geometry import measure
 from raysweep.space.corpus import Corpus
+from raysweep.space.measure import Measurement
 
 
 def geometry(model: str, revision: str | None = None, corpus: str | None = None) -> dict[str, float]:
@@ -53,6 +56,22 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
         find_on_hub(model, revision)
     loaded = load(model, revision)
     return measure(unembedding(model, revision)) | loss_on_text(model, loaded, revision, text)
+
+
+def matrices(model: str, revision: str | None, measurements: list[Measurement]) -> list[dict[str, Any]]:
+    """What is asked for of the weight matrices of any causal language model: `matrix`, `metric` and `value` of each.
+
+    The names are those of `raysweep.space.measure`, without hidden states and gradients. Raises `UserError` where there is
+    no such model or matrix.
+    """
+    path = Path(model)
+    if path.is_file():
+        raise UserError(f"--of needs the whole model: give the folder of {model}")
+    if not path.exists():
+        find_on_hub(model, revision)
+    elif revision is not None:
+        raise UserError(f"{model} is on disk and has no revisions; --revision is for models on the hub")
+    return measured(model, load(model, revision), measurements)
 
 
 def _test_text(name: str) -> list[str]:

@@ -123,22 +123,7 @@ class Measurement(Strict):
     def names(self, size: Size) -> list[str]:
         """The matrices of a model of this size that `of` means. Raises `ValueError` where a pattern means none."""
         there = matrix_names(size)
-        chosen: dict[str, None] = {}
-        for pattern in self.of:
-            matching = [name for name in there if fnmatchcase(name, pattern)]
-            if not matching:
-                raise ValueError(
-                    f"of: {pattern} is no matrix of a model of {size.depth} blocks and {size.heads} heads"
-                    f"{did_you_mean(pattern, there) or '; `raysweep plan` lists what there is for *'}"
-                )
-            # `*` is not to mean every head and gradient too: a pattern that does not begin so leaves them out.
-            wanted = [
-                name
-                for name in matching
-                if (".heads." not in name or "heads" in pattern)
-                and (not name.startswith(GRADIENTS) or pattern.startswith("gradients"))
-            ]
-            chosen |= dict.fromkeys(wanted or matching)
+        chosen = self.select(there, f"of a model of {size.depth} blocks and {size.heads} heads")
         if self.against is not None and self.against not in there:
             raise ValueError(f"against: no matrix {self.against}{did_you_mean(self.against, there)}")
         for name in chosen:
@@ -148,6 +133,23 @@ class Measurement(Strict):
                 raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
             if self.against is not None and _rows(name, size) != _rows(self.against, size):
                 raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
+        return chosen
+
+    def select(self, there: list[str], of_what: str) -> list[str]:
+        """The names out of those that are there. Raises `ValueError` where a pattern means none."""
+        chosen: dict[str, None] = {}
+        for pattern in self.of:
+            matching = [name for name in there if fnmatchcase(name, pattern)]
+            if not matching:
+                raise ValueError(f"of: {pattern} is no matrix {of_what}{did_you_mean(pattern, there)}")
+            # `*` is not to mean every head and gradient too: a pattern that does not name them leaves them out.
+            wanted = [
+                name
+                for name in matching
+                if (".heads." not in name or "heads" in pattern)
+                and (not name.startswith(GRADIENTS) or pattern.startswith("gradients"))
+            ]
+            chosen |= dict.fromkeys(wanted or matching)
         return list(chosen)
 
     @property
