@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
@@ -24,6 +24,9 @@ PREFIX = "out_of_distribution/"
 class Averaging(Evaluation):
     """Which domains count in a mean over them, and as what."""
 
+    usual: ClassVar[dict[str, Any]] = {"average": "domains", "exclude": ()}
+    """Settings that came later, and what was done before: results of those have none of the name."""
+
     average: Literal["domains", "collections"] = "domains"
     """What counts once: each domain, or each collection of domains, which is what their names have before a dot."""
     exclude: tuple[str, ...] = ()
@@ -35,12 +38,9 @@ class Averaging(Evaluation):
 
     @model_serializer(mode="wrap")
     def _as_first_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Results are found by their settings: those of the usual mean have what they had when there was no other."""
-        usual = {"average": "domains", "exclude": ()}
+        """Results are found by their settings: those of the usual way have what they had when there was no other."""
         settings: dict[str, Any] = serialized(self)
-        return {
-            name: value for name, value in settings.items() if name not in usual or getattr(self, name) != usual[name]
-        }
+        return {k: v for k, v in settings.items() if k not in self.usual or getattr(self, k) != self.usual[k]}
 
     def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
         names = [shard.removeprefix(PREFIX) for shard in present(corpus, sequence_length)]

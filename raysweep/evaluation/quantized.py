@@ -2,8 +2,9 @@
 
 GPTQ (Frantar et al. 2023) through auto-gptq's solver, per output channel and asymmetric, columns in the order of their
 activations; round-to-nearest on the same grid beside it. Blocks are done from the first to the last and the layers of a
-block in the order of the data, each calibrated on inputs that have passed through its quantized predecessors. The norms,
-embedding and unembedding stay as they are.
+block in the order of the data, each calibrated on inputs that have passed through its quantized predecessors. The norms and
+the embedding stay as they are, and the unembedding W too unless `layers` says otherwise: what the losses then tell of W's
+geometry is how well W goes with quantized blocks, not how well W is quantized.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 
 class Settings(Averaging):
+    usual = Averaging.usual | {"layers": "blocks"}
     task: Literal["quantized"] = "quantized"
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(unique)] = (4, 3)
     """Widths of the quantized weights, each evaluated on its own."""
@@ -42,6 +44,8 @@ class Settings(Averaging):
     """Share of the mean of the Hessian's diagonal that is added to it."""
     sequences: Count = 512
     """Sequences for the loss in distribution, and in each domain out of it."""
+    layers: Literal["blocks", "blocks+unembedding"] = "blocks"
+    """What is quantized: the blocks' linear layers, or W after them as well."""
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -76,8 +80,8 @@ def _losses(subject: Subject, settings: Settings) -> dict[str, float]:
 
 
 def gptq(subject: Subject, bits: int, settings: Settings) -> None:
-    """Quantize the blocks of the subject's model in place, by GPTQ."""
-    for layer, inputs in _calibrated_layers(subject, settings.calibration_sequences):
+    """Quantize the subject's model in place, by GPTQ."""
+    for layer, inputs in _calibrated_layers(subject, settings.calibration_sequences, settings.layers != "blocks"):
         solve(layer, inputs, bits, settings.damping)
 
 
@@ -108,7 +112,9 @@ def solve(layer: nn.Linear, inputs: list[torch.Tensor], bits: int, damping: floa
 
 
 def round_to_nearest(subject: Subject, bits: int, settings: Settings) -> None:
-    """Quantize the blocks in place to the nearest point of the grid that GPTQ uses; needs no calibration."""
+    """Quantize the model in place to the nearest point of the grid that GPTQ uses; needs no calibration."""
+    if settings.layers != "blocks":
+        round_layer(_unembedding(subject), bits)
     for block in subject.language_model.olmo.transformer.blocks:  # type: ignore[union-attr]
         for name in LAYERS:
             round_layer(getattr(block, name), bits)
@@ -125,8 +131,20 @@ def round_layer(layer: nn.Linear, bits: int) -> None:
     layer.weight.data = quantizer.quantize(weight).to(weight.dtype)
 
 
-def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
-    """Each linear layer with its inputs, computed with the earlier layers in their current state.
+def _unembedding(subject: Subject) -> nn.Linear:
+    """W as a linear layer: the model's own parameter."""
+    from torch import nn
+
+    weight = subject.language_model.unembedding
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    layer.weight = weight  # type: ignore[assignment]
+    return layer
+
+
+def _calibrated_layers(
+    subject: Subject, sequences: int, unembedding: bool = False
+) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
+    """Each linear layer with its inputs, computed with the earlier layers in their current state; W last, where asked for.
 
     Only the layer's own block is run again for it, as far as the layer: its inputs are kept from the block before.
     """
@@ -153,6 +171,10 @@ def _calibrated_layers(subject: Subject, sequences: int) -> Iterator[tuple[nn.Li
                 yield layer, inputs
             with precision(subject.device):
                 states = [block(state)[0] for state in states]
+        if unembedding:
+            with precision(subject.device):
+                inputs = [olmo.transformer.ln_f(state) for state in states]  # type: ignore[union-attr, operator]
+            yield _unembedding(subject), inputs
 
 
 class _Reached(Exception):

@@ -147,6 +147,43 @@ def test_gptq_leaves_less_error_in_each_layer_than_rounding(
     assert layers == 4 * 6
 
 
+def test_the_unembedding_is_quantized_where_that_is_asked_for(
+    trained: Trained, corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    """|| H (W - Q)^T || on the final states of calibration text, and nothing of W's own changes otherwise."""
+    settings = quantized.Settings(bits=(3,), calibration_sequences=32, sequences=8, layers="blocks+unembedding")
+    before = trained.weights["transformer.ff_out.weight"]
+    after = {}
+    for name, quantize in (("gptq", quantized.gptq), ("rounded", quantized.round_to_nearest)):
+        for layers in ("blocks", "blocks+unembedding"):
+            subject = trained.subject(corpus, tmp_path)
+            quantize(subject, 3, settings.model_copy(update={"layers": layers}))
+            after[name, layers] = subject.language_model.unembedding.detach()
+    assert torch.equal(after["gptq", "blocks"], before)
+    assert torch.equal(after["rounded", "blocks"], before)
+    for name in ("gptq", "rounded"):
+        assert all(len(set(row)) <= 2**3 for row in after[name, "blocks+unembedding"].tolist())
+    subject = trained.subject(corpus, tmp_path)
+    (*_, (_, inputs)) = quantized._calibrated_layers(subject, 32, True)
+    states = torch.cat([h.flatten(0, 1) for h in inputs])
+    assert torch.allclose(states[:32], subject.language_model.hidden(shard_start(corpus))[0], atol=1e-5)
+    errors = {name: float((states @ (q - before).T).norm()) for (name, layers), q in after.items() if "+" in layers}
+    assert errors["gptq"] < errors["rounded"]
+    found = metrics(trained.subject(corpus, tmp_path), settings)
+    assert found["quantized_3bit_in_distribution_loss"] < found["round_to_nearest_3bit_in_distribution_loss"]
+
+
+def shard_start(corpus: TokenizedCorpus) -> torch.Tensor:
+    """The inputs of the first calibration sequence."""
+    shard = corpus.sequences("pretraining/train", 32)
+    return torch.from_numpy(shard.read(shard.sample(32)[:1])[:, :-1])
+
+
+def test_results_of_the_blocks_alone_are_found_as_before() -> None:
+    assert "layers" not in quantized.Settings().model_dump()
+    assert quantized.Settings(layers="blocks+unembedding").model_dump()["layers"] == "blocks+unembedding"
+
+
 @pytest.mark.parametrize("kind", ["dead columns", "all dead", "constant", "one token"])
 def test_gptq_of_inputs_that_say_little(kind: str) -> None:
     """With the usual damping the weights stay within a step of the grid, or, where an input is always 0, do not matter."""
