@@ -20,6 +20,7 @@ from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults
 from raysweep.space.corpus import OLMO_VOCABULARY
 from raysweep.space.hypotheses import Hypotheses, paper_hypotheses
+from raysweep.space.measure import wanted
 from raysweep.space.size import SIZES
 from raysweep.space.space import Space
 from raysweep.store import Store, declarations
@@ -253,7 +254,7 @@ def load(store: Store, space: Space) -> SweepData:
         cells,
         pd.concat(trajectories),
         len(space.cells),
-        measures=pa.concat_tables(measures).to_pandas(),
+        measures=_asked(pa.concat_tables(measures).to_pandas(), space),
         units=_units(table),
         **_said_of(space, declarations.read(store, space.name)),
     )
@@ -268,10 +269,22 @@ def published(folder: PublishedResults) -> SweepData:
         cells,
         trajectories,
         planned,
-        measures=folder.measures.to_pandas(),
+        measures=_asked(folder.measures.to_pandas(), folder.space),
         units=_units(folder.results),
         **_said_of(folder.space, folder.declared),
     )
+
+
+def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
+    """The rows of what the search space asks for: a store may also have other settings, and other versions of functions."""
+    asked = {
+        (cell.id, one.label, one.name_of(metric, other), one.settings_of(metric))
+        for cell in (space.cells if space.measure else ())
+        for one in wanted(space.measure, cell)
+        for metric, other in one.metrics
+    }
+    columns = [measures[name] for name in ("cell", "matrix", "metric", "settings")]
+    return measures[np.array([key in asked for key in zip(*columns, strict=True)], dtype=bool)]
 
 
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(f"the longest cells, and their share of all hours: {', '.join(longest)}")
 
 
-def show_measured(measured: Measured, space: Space, store: Store) -> None:
+def show_measured(measured: Measured, store: Store) -> None:
     """What `raysweep measure` came to."""
     for cell, error in measured.errors.items():
         say(f"[red]failed[/] {escape(cell)}: {escape(error)}")
@@ -88,7 +88,7 @@ def show_measured(measured: Measured, space: Space, store: Store) -> None:
     if measured.missing:
         say(
             f"{sum(measured.missing.values()):,} reports of {len(measured.missing)} cells are not complete, and their "
-            f"checkpoints are gone: only `resources.train.keep_checkpoints: all` in {space.name} would have kept them"
+            "checkpoints are gone or damaged: `resources.train.keep_checkpoints: all` keeps one for each report"
         )
 
 

@@ -62,7 +62,8 @@ def _of_head(parts: Parts, head: int, heads: int, of_keys: int) -> Parts:
     key, value = (parts[f"attention.{name}"].chunk(of_keys)[shared] for name in ("key", "value"))
     output = parts["attention.output"].chunk(heads)[head]
     own = {"query": query, "key": key, "value": value, "output": output}
-    return own | {"ov": value.T @ output, "qk": query.T @ key}
+    exact = {name: part.double() for name, part in own.items()}
+    return own | {"ov": exact["value"].T @ exact["output"], "qk": exact["query"].T @ exact["key"]}
 
 
 def _blocks(loaded: Any) -> tuple[Any, Callable[[Any, int], Parts]]:

@@ -1,4 +1,4 @@
-"""A sweep's results as a folder of a few small files, to commit and to hand on.
+"""A sweep's results as a folder of a few files, to commit and to hand on.
 
     space.yaml             the search space
     results.parquet        one row per finished cell: settings, last row of training, every metric (`raysweep results`)
@@ -6,6 +6,8 @@
     evaluations.parquet    every metric, with its task and settings
     timings.parquet        seconds of every training and evaluation
     hypotheses.json        which hypotheses were declared, and how many cells were finished then; their file is beside it
+    measures.parquet       what `measure` asked for, where it asked for anything
+    spectra.parquet        singular values, where they were kept: the largest of these files where many matrices are measured
     sessions.parquet       when the sweep was worked on, where, under which versions
 
 `raysweep analyze` takes such a folder in place of a search space, `raysweep reproduce` trains a cell of it again, and
@@ -49,7 +51,7 @@ TABLES = {
     "spectra": SPECTRA,
 }
 
-# Which a folder may lack.
+# Which a folder may lack: it was published before there were any, or nothing was measured.
 LATER = ("measures", "spectra")
 
 

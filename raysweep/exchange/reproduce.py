@@ -11,10 +11,11 @@ from typing import Any
 
 from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults, by_cell
+from raysweep.space.measure import column as named
 from raysweep.space.space import Space, find_cell
 from raysweep.store import Store
 from raysweep.store.results import results
-from raysweep.store.schemas import TRAJECTORIES
+from raysweep.store.schemas import MEASURES, TRAJECTORIES
 from raysweep.sweep.events import Event
 from raysweep.sweep.runner import SweepResult, run
 
@@ -66,15 +67,16 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
     Raises `UserError` where the store lacks a cell.
     """
     theirs_by_id = {row["id"]: row for row in published.results.to_pylist()}
-    trajectories = by_cell(published.trajectories)
+    trajectories, of_cells = by_cell(published.trajectories), by_cell(published.measures)
     here = {row["id"]: row for row in results(space, store).to_pylist()}
+    measured = {named(metric, matrix) for metric, matrix in _pairs(published)}
     count, differences = 0, []
 
     def compare_row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         nonlocal count
         for column, value in theirs.items():
-            # What was not measured yet when it was published is no difference.
-            if column not in _NOT_COMPARED and value is not None:
+            # What was not measured yet when it was published is no difference; nor are functions that are not here.
+            if column not in _NOT_COMPARED and value is not None and not (column in measured and column not in ours):
                 count += 1
                 if not _same(ours.get(column), value):
                     differences.append(Difference(f"{name}{column}", value, ours.get(column)))
@@ -90,7 +92,24 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
         for ours, row in zip(rows, theirs, strict=False):
             compare_row(f"step {row['step']}: ", ours, row)
         compare_row("", here[cell.id], theirs_by_id[cell.id])
+        values = {_key(row): row["value"] for row in store.read_rows(store.measures_file(cell.id), MEASURES) or []}
+        for row in of_cells.get(cell.id, []):
+            if _key(row) in values:
+                compare_row(
+                    f"step {row['step']}, {row['matrix']}: ",
+                    {row["metric"]: values[_key(row)]},
+                    {row["metric"]: row["value"]},
+                )
     return Comparison(count, differences)
+
+
+def _pairs(published: PublishedResults) -> set[tuple[str, str]]:
+    columns = [published.measures[name].to_pylist() for name in ("metric", "matrix")]
+    return set(zip(*columns, strict=True))
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["step"], row["matrix"], row["metric"], row["settings"]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -28,8 +28,9 @@ def weight(name: str, parameters: Mapping[str, torch.Tensor], size: Size) -> tor
         return of_attention[part[1]]
     head, kind = int(part[1]), part[2]
     rows = slice(head * (size.width // size.heads), (head + 1) * (size.width // size.heads))
+    # In float64: of a product of float32 the singular values that are 0 would be its rounding.
     if kind == "ov":
-        return of_attention["value"][rows].T @ of_attention["output"][rows]
+        return of_attention["value"][rows].double().T @ of_attention["output"][rows].double()
     if kind == "qk":
-        return query[rows].T @ key[rows]
+        return query[rows].double().T @ key[rows].double()
     return of_attention[kind][rows]

@@ -207,13 +207,16 @@ def pwcca(matrix: Matrix, other: Matrix) -> float:
     """Projection-weighted canonical correlation of two matrices of as many rows, in [0, 1]. Morcos et al. 2018.
 
     Their equation 2: the canonical correlations of centred rows, weighted by how much of the first matrix each canonical
-    direction accounts for. 0 where the rows of one do not vary.
+    direction accounts for. 0 where the rows of one do not vary. NaN where there are so few rows that some correlations are 1
+    whatever the matrices: fewer than their ranks together.
     """
     if not bool(matrix.centred.isfinite().all() and other.centred.isfinite().all()):
         return math.nan
     of_first, of_second = _orthonormal(matrix.centred), _orthonormal(other.centred)
     if not of_first.shape[1] or not of_second.shape[1]:
         return 0.0
+    if of_first.shape[1] + of_second.shape[1] >= len(of_first):
+        return math.nan
     left, correlations, _ = torch.linalg.svd(of_first.T @ of_second, full_matrices=False)
     weights = ((of_first @ left).T @ matrix.centred).abs().sum(dim=1)
     return float((weights * correlations.clamp_max(1)).sum() / weights.sum())

@@ -25,12 +25,14 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from raysweep.errors import allowed, did_you_mean
-from raysweep.space.fields import Count, Fraction, Positive, Strict, unique
+from raysweep.space.fields import Count, Positive, Strict, unique
+from raysweep.space.fields import Fraction as Share
 from raysweep.space.metrics import METRICS, OF_ONE, OF_TWO
 from raysweep.space.plugins import METRICS as METRIC_PLUGINS
 from raysweep.space.plugins import is_plugin, load_function, version
@@ -43,6 +45,8 @@ IN_BLOCK = (
     "attention.query", "attention.key", "attention.value", "attention.output", "mlp.up", "mlp.gate", "mlp.down",
 )  # fmt: skip
 IN_HEAD = ("query", "key", "value", "output", "ov", "qk")
+# Of hidden states that are held together; each metric needs some five times what one layer takes of it.
+MOST_BYTES = 4e9
 HIDDEN, GRADIENTS = "hidden.", "gradients."
 UNEMBEDDING = "unembedding"
 OF_TOKENS = ("embedding", UNEMBEDDING)
@@ -75,15 +79,18 @@ def _patterns(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def _known(metrics: tuple[str, ...]) -> tuple[str, ...]:
+def known(metrics: Iterable[str]) -> tuple[str, ...]:
+    """The names of metrics. Raises `ValueError` where one is of none, or of a function that cannot be used."""
+    metrics = tuple(metrics)
     for name in metrics:
-        if name in OF_ONE | OF_TWO:
+        if name in OF_ONE or name in OF_TWO:
             continue
         if not is_plugin(name, METRIC_PLUGINS):
             raise ValueError(
                 f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}; one of your own is package.module:name"
             )
         load_function(name, METRIC_PLUGINS)
+        version(name, METRIC_PLUGINS)
     return metrics
 
 
@@ -92,20 +99,20 @@ class Measurement(Strict):
 
     of: Annotated[tuple[str, ...], BeforeValidator(_patterns), Field(min_length=1)]
     """Names of matrices, or patterns: `blocks.*.mlp.up`."""
-    metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(_known)] = tuple(METRICS)
+    metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(known)] = tuple(METRICS)
     """By name (`raysweep.space.metrics`), or functions of your own (`raysweep.space.plugins`); `[]` keeps the singular
     values alone."""
     time_limit: Positive = 60.0
     """Seconds that a function of your own may take for one matrix."""
-    when: Annotated[tuple[Fraction, ...], Field(min_length=1), AfterValidator(unique)] | None = None
+    when: Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(unique)] | None = None
     """Shares of training: at the first report from there on. By default at every report."""
     sequences: Count = 512
     """Of hidden states: sequences of the in-distribution test split; all where there are fewer."""
     positions: Literal["last", "all"] = "last"
     """Of hidden states: a row for the last token of each sequence, or for every token."""
     tokens: Literal["frequent", "rare", "unseen"] | None = None
-    """Of the embedding and the unembedding: only the rows of the most frequent tenth of the tokens that the training text
-    has, of the others that it has, or of those that it lacks."""
+    """Of the embedding and the unembedding: only the rows of the most frequent tenth of the tokens that occur in a sample of
+    the training text (20 million tokens), of the others that occur there, or of those that do not."""
     against: str | None = None
     """The other matrix of `cka` and `pwcca`."""
 
@@ -152,16 +159,13 @@ class Measurement(Strict):
             chosen |= dict.fromkeys(wanted or matching)
         return list(chosen)
 
-    @property
-    def of_hidden(self) -> bool:
-        """Whether it may be of hidden states, which need text."""
-        return any(fnmatchcase(f"{HIDDEN}final", pattern) or pattern.startswith("hidden") for pattern in self.of)
-
     def steps(self, cell: Cell) -> list[int]:
         """The reports at which it is measured, by their steps."""
         if self.when is None:
             return cell.report_steps
-        return sorted({next(s for s in cell.report_steps if s >= share * cell.steps) for share in self.when})
+        # As they are written: 0.55 of 100 steps is 55.
+        shares = [Fraction(str(share)) * cell.steps for share in self.when]
+        return sorted({next(s for s in cell.report_steps if s >= share) for share in shares})
 
 
 def column(metric: str, matrix: str) -> str:
@@ -202,6 +206,11 @@ class Wanted:
         own = "" if known else f"version {version(metric, METRIC_PLUGINS)}"
         return ", ".join(filter(None, (self.settings, own)))
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether it is more than a function of the weights."""
+        return self.matrix.startswith((HIDDEN, GRADIENTS)) or bool(self.tokens)
+
     @staticmethod
     def name_of(metric: str, other: str) -> str:
         """A metric in tables: `cka(hidden.final)`."""
@@ -235,4 +244,30 @@ def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:
             for metric in measurement.metrics:
                 other = (measurement.against or "") if metric in OF_TWO else ""
                 one.metrics.setdefault((metric, other), set()).update(steps)
+    _check_columns(found.values())
+    _check_memory(found.values(), cell)
     return list(found.values())
+
+
+def _check_columns(measures: Iterable[Wanted]) -> None:
+    """Raise `ValueError` where two metrics would share a column of the results."""
+    seen: dict[str, str] = {}
+    for one in measures:
+        for metric, other in one.metrics:
+            name = one.name_of(metric, other)
+            taken = seen.setdefault(column(name, one.label), name)
+            if taken != name:
+                raise ValueError(
+                    f"metrics: {taken} and {name} would share the column {column(name, one.label)}: rename one"
+                )
+
+
+def _check_memory(measures: Iterable[Wanted], cell: Cell) -> None:
+    """Raise `ValueError` where the states of all positions do not fit in memory."""
+    everywhere = {one.sequences for one in measures if one.positions == "all"}
+    numbers = sum(everywhere) * cell.sequence_length * cell.size.width * (cell.size.depth + 2)
+    if 4 * numbers > MOST_BYTES:
+        raise ValueError(
+            f"sequences: the states of all positions of {sum(everywhere):,} sequences take {4 * numbers / 1e9:.3g} GB, "
+            f"more than {MOST_BYTES / 1e9:.3g}: lower sequences"
+        )

@@ -44,7 +44,7 @@ def load_function(name: str, group: str) -> Callable[..., Any]:
             f"{name}: {attribute} {has} in {where}: a function of one matrix is asked for (docs/measures.md)"
         )
     if group == METRICS and not _takes_one(function):
-        line = inspect.getsourcelines(function)[1]
+        line = getattr(getattr(function, "__code__", None), "co_firstlineno", "")
         raise ValueError(f"{name}: {where}:{line}: {attribute} must take one argument, the matrix (docs/measures.md)")
     return function  # type: ignore[no-any-return]
 
@@ -55,9 +55,14 @@ def version(name: str, group: str) -> str:
     point = _entry_point(name, group)
     if point is not None and point.dist is not None:
         return f"{point.dist.name} {point.dist.version}"
-    file = inspect.getsourcefile(load_function(name, group))
-    content = Path(file).read_bytes() if file else b""
-    return hashlib.sha256(content).hexdigest()[:8]
+    load_function(name, group)
+    module = sys.modules[name.partition(":")[0]]
+    file = getattr(module, "__file__", None)
+    if file is None:
+        raise ValueError(
+            f"{name}: {module.__name__} has no file by which its version could be known: write a function around it"
+        )
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
 
 
 def add_path(folder: Path) -> None:

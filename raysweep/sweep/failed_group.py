@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray._raylet import PlacementGroupID
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util import placement_group, placement_group_table, remove_placement_group
@@ -27,12 +28,17 @@ if TYPE_CHECKING:
 def remove_groups(cell: str) -> None:
     """Give back what earlier controllers of a cell left, of which there is none now."""
     for group, about in placement_group_table().items():
-        if about["name"].startswith(f"{cell}/") and about["state"] != "REMOVED":
+        if about["name"].startswith(_prefix(cell)) and about["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
+def _prefix(cell: str) -> str:
+    # Another sweep on the cluster may train the same cell.
+    return f"{cell}/{ray.get_runtime_context().get_job_id()}/"
+
+
 def _named_group(cell: str, bundles: list[dict[str, float]], **settings: Any) -> PlacementGroup:
-    group: PlacementGroup = placement_group(bundles, name=f"{cell}/{uuid.uuid4().hex}", **settings)
+    group: PlacementGroup = placement_group(bundles, name=f"{_prefix(cell)}{uuid.uuid4().hex}", **settings)
     return group
 
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raysweep.cluster.capacity import autoscaler_limits, autoscaling_configuration, max_concurrent_cells, nodes
 from raysweep.cluster.connection import connected
 from raysweep.cluster.environment import preserved_environment
+from raysweep.corpora.progress import CorpusProgress
+from raysweep.corpora.shared import upload
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.measure import Measurement, wanted
@@ -18,6 +21,10 @@ from raysweep.store import measures as table
 from raysweep.store.checkpoints import names, step_of
 from raysweep.store.lock import Lock
 from raysweep.store.results import finished
+from raysweep.store.schemas import TIMINGS
+from raysweep.store.store import TRAIN
+from raysweep.sweep.failures import describe, innermost_cause
+from raysweep.sweep.prepare_corpora import opened_corpus
 
 if TYPE_CHECKING:
     from raysweep.space.measure import Wanted
@@ -34,7 +41,7 @@ class Measured:
     values: int
     """Numbers that were measured now."""
     missing: dict[str, int]
-    """Cell -> reports of which something is still missing, since the store has no checkpoint of them."""
+    """Cell -> reports of which something is still missing, since the store has no checkpoint of them, or a damaged one."""
     errors: dict[str, str]
     """Cell -> why it could not be measured."""
 
@@ -47,9 +54,9 @@ def measure(
 ) -> Measured:
     """Measure what the store lacks of `measure`, from the checkpoints that it has, as Ray tasks.
 
-    The numbers are those that training would have written, under the same ids. A store keeps the last two checkpoints of a
-    cell unless `resources.train.keep_checkpoints` says otherwise, so that most reports of a cell trained before cannot be
-    measured any more: `missing` counts them.
+    The numbers are those that training would have written (on CPUs to the last bit), under `resources.train`. A store keeps
+    the last two checkpoints of a cell unless `keep_checkpoints` there says otherwise, so that most reports of a cell trained
+    before cannot be measured any more: `missing` counts them.
 
     Parameters
     ----------
@@ -108,10 +115,33 @@ def measure(
         values = 0
         errors: dict[str, str] = {}
         if jobs:
+            corpora = {
+                cell.corpus: opened_corpus(cell.corpus, store, _shown(progress))
+                for cell, _ in jobs
+                if any(one.needs_text for one in wanted(chosen, cell))
+            }
             fingerprints = {cell: str(row["corpus_fingerprint"]) for cell, row in rows.items()}
-            with preserved_environment(), connected(code=space.code):
-                values, errors = _by_ray(jobs, chosen, space, store, fingerprints, progress)
+            with preserved_environment(), connected(code=space.code) as connection:
+                if connection.shared:
+                    for corpus in corpora.values():
+                        upload(corpus, store, _shown(progress))
+                _check_capacity(space, connection.shared)
+                values, unreadable, errors = _by_ray(jobs, chosen, space, store, fingerprints, progress)
+            for cell_id, steps in unreadable.items():
+                missing[cell_id] = missing.get(cell_id, 0) + len(steps)
     return Measured(len(cells), values, missing, errors)
+
+
+def _shown(progress: Progress) -> Callable[[CorpusProgress], None]:
+    return lambda of_corpus: progress(of_corpus.phase, of_corpus.done, of_corpus.total, of_corpus.corpus)
+
+
+def _check_capacity(space: Space, shared: bool) -> None:
+    """Raise `UserError` where the cluster can never hold a task."""
+    limits = autoscaler_limits(autoscaling_configuration()) if shared else None
+    capacity = max_concurrent_cells(space, list(nodes().values()), limits)
+    if capacity.why_none and not capacity.grows:
+        raise UserError(f"{capacity.why_none}: add nodes, or lower resources.train in the search space")
 
 
 def lacking_steps(cell: Cell, measures: list[Wanted], store: Store) -> set[int]:
@@ -143,40 +173,47 @@ def _lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
 def _by_ray(
     jobs: list[tuple[Cell, list[int]]], measurements: list[Measurement], space: Space, store: Store,
     fingerprints: dict[str, str], progress: Progress,
-) -> tuple[int, dict[str, str]]:  # fmt: skip
-    """Run a task for each cell; how many numbers there are, and what went wrong."""
+) -> tuple[int, dict[str, list[int]], dict[str, str]]:  # fmt: skip
+    """Run a task for each cell: how many numbers there are, steps whose checkpoints are damaged, and what went wrong."""
     import ray
 
-    from raysweep.errors import first_line
     from raysweep.sweep.same_code import code
 
-    resources = space.resources.evaluate
-    task = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=2)(measure_cell)
+    # As in training, so that the numbers are those of training.
+    resources = space.resources.train
+    task = ray.remote(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0, max_calls=1 if resources.gpus else 0
+    )(measure_cell)
+    settings = resources.model_dump()
     left = {
-        task.remote(
-            cell, steps, measurements, store.location, fingerprints[cell.id], code(), resources.cpus, resources.gpus
-        ): cell.id
+        task.remote(cell, steps, measurements, store.location, fingerprints[cell.id], code(), settings): cell.id
         for cell, steps in jobs
     }
-    values, errors = 0, {}
+    values, unreadable, errors = 0, {}, {}
     while left:
         progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
         for answer in ray.wait(list(left), timeout=1.0)[0]:
             cell = left.pop(answer)
             try:
-                values += ray.get(answer)
+                measured, damaged = ray.get(answer)
+                values += measured
+                if damaged:
+                    unreadable[cell] = damaged
             except Exception as error:
-                cause = getattr(error, "cause", None) or error
-                errors[cell] = f"{type(cause).__name__}: {first_line(cause)}"
+                errors[cell] = describe(innermost_cause(error))
     progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
-    return values, errors
+    return values, unreadable, errors
 
 
 def measure_cell(
     cell: Cell, steps: list[int], measurements: list[Measurement], location: str, fingerprint: str,
-    code: dict[str, str], cpus: int, gpus: float,
-) -> int:  # fmt: skip
-    """The Ray task: what one cell lacks at these steps, from its checkpoints to its tables. How many numbers that is."""
+    code: dict[str, str], resources: dict[str, Any],
+) -> tuple[int, list[int]]:  # fmt: skip
+    """The Ray task: what one cell lacks at these steps, from its checkpoints to its tables.
+
+    How many numbers that is, and the steps whose checkpoints are damaged. Raises `UserError` where the cell was trained on
+    another kind of device, and hidden states or gradients would be of another precision.
+    """
     import torch
 
     from raysweep.corpora.shared import obtain
@@ -185,29 +222,49 @@ def measure_cell(
     from raysweep.model.metrics import Matrix
     from raysweep.sweep.cell_tables import spectra_rows
     from raysweep.sweep.same_code import check_same_code
-    from raysweep.training import checkpoint
+    from raysweep.training import checkpoint, own_metrics
     from raysweep.training.losses import fitting_micro_batch
     from raysweep.training.measure import Measures
 
     check_same_code(code)
-    torch.set_num_threads(cpus)
+    own_metrics.forget()  # Of another cell, in this process.
+    torch.set_num_threads(resources["cpus"])
     store = Store(location, running=True)
-    device = gpu(gpus, "resources.evaluate.gpus") if gpus > 0 else torch.device("cpu")
+    gpus = resources["gpus"]
+    device = gpu(gpus, "resources.train.gpus") if gpus > 0 else torch.device("cpu")
     lacking = _lacking(cell, wanted(measurements, cell), store)
-    corpus = obtain(cell.corpus, fingerprint, store)
-    measures = Measures(cell, corpus, lacking, fitting_micro_batch(cell, device, gpus or 1.0))
+    needs_text = any(one.needs_text for one in lacking)
+    if needs_text:
+        _check_device(cell, device.type, store)
+    corpus = obtain(cell.corpus, fingerprint, store) if needs_text else None
+    size = resources["micro_batch_size"] or fitting_micro_batch(cell, device, gpus or 1.0)
+    measures = Measures(cell, corpus, lacking, size)
     language_model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
     rows: list[dict[str, Any]] = []
     spectra: dict[str, torch.Tensor] = {}
+    damaged = []
     for name in names(store, store.run_directory(cell.id)):
-        if step_of(name) in steps:
-            try:
-                kept = checkpoint.read(store, f"{store.run_directory(cell.id)}/{name}", optimizer=False)
-            except checkpoint.Damaged:
-                continue  # Its steps stay missing, and are counted the next time.
-            language_model.olmo.load_state_dict(kept.model)
-            more, singular_values = measures.at(step_of(name), language_model, Matrix(language_model.unembedding))
-            rows += more
-            spectra |= singular_values
+        step = step_of(name)
+        if step not in steps:
+            continue
+        try:
+            kept = checkpoint.read(store, f"{store.run_directory(cell.id)}/{name}", optimizer=False)
+        except checkpoint.Damaged:
+            damaged.append(step)
+            continue
+        language_model.olmo.load_state_dict(kept.model)
+        more, singular_values = measures.at(step, language_model, Matrix(language_model.unembedding))
+        rows += more
+        spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
-    return len(rows)
+    return len(rows), damaged
+
+
+def _check_device(cell: Cell, device: str, store: Store) -> None:
+    timing = store.read_rows(store.timing_file(cell.id, TRAIN), TIMINGS)
+    trained_on = timing[0]["device"] if timing else None
+    if trained_on is not None and trained_on != device:
+        raise UserError(
+            f"it was trained on {trained_on}, and would be measured on {device}, in another precision: set "
+            f"resources.train.gpus {'above 0' if trained_on == 'cuda' else 'to 0'}, or measure weights alone"
+        )

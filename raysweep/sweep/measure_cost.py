@@ -38,8 +38,9 @@ def _flops(cell: Cell, space: Space) -> float:
     everything = wanted(space.measure, cell)
     total = sum(4.0 * _rows(one, cell) * cell.size.width**2 * len(one.spectrum) for one in everything)
     # Layers share a forward pass, and gradients a backward one.
-    passes = {(one.sequences, step) for one in everything if one.matrix.startswith(HIDDEN) for step in one.spectrum}
-    total += sum(2.0 * cell.shape.parameters * sequences * cell.sequence_length for sequences, _ in passes)
+    hidden = [one for one in everything if one.matrix.startswith(HIDDEN)]
+    passes = {(one.sequences, one.positions, step) for one in hidden for step in one.spectrum}
+    total += sum(2.0 * cell.shape.parameters * sequences * cell.sequence_length for sequences, _, _ in passes)
     steps = {step for one in everything if one.matrix.startswith(GRADIENTS) for step in one.spectrum}
     return total + 6.0 * cell.shape.parameters * cell.tokens_per_step * len(steps)
 
@@ -49,4 +50,6 @@ def _rows(one: Wanted, cell: Cell) -> int:
         return one.sequences * (cell.sequence_length if one.positions == "all" else 1)
     if one.matrix.removeprefix(GRADIENTS) in OF_TOKENS:
         return cell.shape.vocabulary
+    if ".heads." in one.matrix:
+        return cell.size.width if one.matrix.endswith((".ov", ".qk")) else cell.size.width // cell.size.heads
     return 2 * cell.size.width

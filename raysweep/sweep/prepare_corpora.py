@@ -10,9 +10,10 @@ from raysweep.corpora.progress import Report
 from raysweep.corpora.shared import obtain
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.space.cell import Cell
 from raysweep.space.corpus import Corpus
 from raysweep.space.evaluations import Evaluation
-from raysweep.space.measure import Measurement
+from raysweep.space.measure import Measurement, wanted
 from raysweep.store import Store, corpora_record
 from raysweep.sweep.survey import CellState
 
@@ -33,28 +34,46 @@ def prepare_corpora(
     holds less than was asked for, that is said. Raises `UserError`.
     """
     evaluations = list(evaluations)
-    states_of = [one.sequences for one in measure if one.of_hidden]
+    measure = list(measure)
     lengths: dict[Corpus, int] = {}
     for state in left:
         cell = state.cell
         lengths[cell.corpus] = max(cell.sequence_length, lengths.get(cell.corpus, 0))
     built = {}
     for corpus, length in lengths.items():
-        opened = built[corpus] = _opened(corpus, store, report)
+        opened = built[corpus] = opened_corpus(corpus, store, report)
         for shard in required_shards(evaluations):
             opened.sequences(shard, length)
-        for sequences in states_of:
-            if (held := len(opened.sequences(IN_DISTRIBUTION, length))) < sequences:
-                log.warning(
-                    "corpus %s: measure asks for %s sequences of %s, which has %s of %s tokens",
-                    corpus.name, f"{sequences:,}", IN_DISTRIBUTION, f"{held:,}", f"{length:,}",
-                )  # fmt: skip
+        _check_states([state.cell for state in left if state.cell.corpus == corpus], opened, measure)
         for evaluation in evaluations:
             evaluation.check_corpus(opened, length)
     for said in _shortfalls(left, evaluations, built):
         log.warning("%s", said)
     corpora_record.record(store, {corpus.key: opened.fingerprint for corpus, opened in built.items()})
     return built
+
+
+def _check_states(cells: list[Cell], corpus: TokenizedCorpus, measure: list[Measurement]) -> None:
+    """Raise `UserError` where hidden states are to be of more sequences than there are; say where they are of few."""
+    few: dict[int, int] = {}
+    for cell in cells if measure else ():
+        for one in wanted(measure, cell):
+            if not one.sequences:
+                continue
+            held = len(corpus.sequences(IN_DISTRIBUTION, cell.sequence_length))
+            if held < one.sequences:
+                raise UserError(
+                    f"measure asks for {one.sequences:,} sequences of {cell.sequence_length:,} tokens for {one.matrix}, and "
+                    f"{IN_DISTRIBUTION} of the corpus {corpus.folder.name} has {held:,}: set sequences to no more"
+                )
+            if one.positions == "last" and one.sequences < 4 * cell.size.width:
+                few[cell.size.width] = one.sequences
+    if few:
+        width = max(few)
+        log.warning(
+            "measure takes hidden states of %s sequences at width %s: ranks and isotropy of so few rows are low by the "
+            "sampling alone, more so in wide models; take four times the width or more", f"{few[width]:,}", f"{width:,}",
+        )  # fmt: skip
 
 
 def _shortfalls(
@@ -89,7 +108,7 @@ def required_shards(evaluations: Iterable[Evaluation]) -> list[str]:
     return list(dict.fromkeys([*_TRAINING_SHARDS, *shards]))
 
 
-def _opened(corpus: Corpus, store: Store, report: Report) -> TokenizedCorpus:
+def opened_corpus(corpus: Corpus, store: Store, report: Report) -> TokenizedCorpus:
     """The corpus, built if need be; where its text is gone, as it was built for this store."""
     try:
         return open_corpus(corpus, report=report)

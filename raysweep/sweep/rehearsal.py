@@ -66,6 +66,10 @@ def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
         name=f"{space.name}-rehearsal",
         cells=(cell.model_copy(update=changes),),
         evaluations=tuple(evaluations),
+        measure=tuple(
+            one.model_copy(update={"sequences": 2} | ({"when": (1.0,)} if one.when else {})) for one in space.measure
+        ),
+        code=space.code,
         resources=Resources(),
     )
 

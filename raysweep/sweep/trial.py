@@ -118,7 +118,10 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
             "measure": [one.model_dump() for one in space.measure],
         },
         # A lone worker talks to nobody, and NCCL cannot start where there is no GPU: what the worker says of that is a line.
-        torch_config=TorchConfig(backend="gloo" if resources.workers == 1 else None),
+        # The others wait while the first measures.
+        torch_config=TorchConfig(
+            backend="gloo" if resources.workers == 1 else None, timeout_s=1800 if not space.measure else 4 * 3600
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.gpus > 0,

@@ -16,6 +16,7 @@ import torch
 from raysweep.corpora.sequences import Sequences
 from raysweep.corpora.token_counts import token_counts
 from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
 from raysweep.model import matrices, metrics
 from raysweep.model.language_model import LanguageModel, precision
 from raysweep.model.metrics import Matrix
@@ -31,9 +32,15 @@ TEST, TRAIN = "pretraining/test", "pretraining/train"
 class Measures:
     """Measures a cell's model at its steps."""
 
-    def __init__(self, cell: Cell, corpus: TokenizedCorpus, wanted: list[Wanted], micro_batch_size: int) -> None:
-        self.cell, self.corpus = cell, corpus
+    def __init__(self, cell: Cell, corpus: TokenizedCorpus | None, wanted: list[Wanted], micro_batch_size: int) -> None:
+        self.cell, self._corpus = cell, corpus
         self.wanted, self.micro_batch_size = wanted, micro_batch_size
+
+    @property
+    def corpus(self) -> TokenizedCorpus:
+        """The text, which is there where something `needs_text`."""
+        assert self._corpus is not None
+        return self._corpus
 
     def at(
         self, step: int, language_model: LanguageModel, unembedding: Matrix
@@ -62,6 +69,7 @@ class Measures:
                             "reason": reason,
                         }
                     )
+            moment.drop(one)
         return rows, spectra
 
     @staticmethod
@@ -97,6 +105,7 @@ class _Moment:
     def __init__(self, measures: Measures, step: int, language_model: LanguageModel, unembedding: Matrix) -> None:
         self._measures, self._step, self._language_model = measures, step, language_model
         self._states_by_settings: dict[tuple[int, str], dict[str, torch.Tensor]] = {}
+        self._others = {other for one in measures.wanted for _, other in one.metrics if other} | {UNEMBEDDING}
         self._made: dict[tuple[str, int, str, str], Matrix] = {(UNEMBEDDING, 0, "", ""): unembedding}
 
     def matrix(self, one: Wanted) -> Matrix:
@@ -104,6 +113,11 @@ class _Moment:
         if key not in self._made:
             self._made[key] = Matrix(self._values(one))
         return self._made[key]
+
+    def drop(self, one: Wanted) -> None:
+        """Forget a matrix with what was computed of it, unless others are held against it."""
+        if one.matrix not in self._others:
+            self._made.pop((one.matrix, one.sequences, one.positions, one.tokens), None)
 
     def _values(self, one: Wanted) -> torch.Tensor:
         size = self._measures.cell.size
@@ -124,6 +138,11 @@ class _Moment:
         if key not in self._states_by_settings:
             measures = self._measures
             shard = measures.corpus.sequences(TEST, measures.cell.sequence_length)
+            if len(shard) < sequences:
+                raise UserError(
+                    f"measure asks for {sequences:,} sequences of {TEST}, and the corpus {measures.corpus.folder.name} has "
+                    f"{len(shard):,}: set sequences to no more"
+                )
             kept: list[list[torch.Tensor]] = []
             device = self._language_model.unembedding.device
             with torch.no_grad(), precision(device):

@@ -11,6 +11,7 @@ import torch
 
 from raysweep.errors import first_line
 from raysweep.space.plugins import METRICS, load_function
+from raysweep.store.measures import FAILED
 
 UNDEFINED = "it is not defined for this matrix"
 
@@ -25,7 +26,7 @@ def own_metric(name: str, matrix: torch.Tensor, time_limit: float) -> tuple[floa
     takes longer than `time_limit` seconds has none.
     """
     if name in _too_long:
-        return math.nan, "it took too long for another matrix"
+        return math.nan, f"{FAILED}it took too long for another matrix"
     answer: list[Any] = []
     failed: list[BaseException] = []
 
@@ -41,12 +42,21 @@ def own_metric(name: str, matrix: torch.Tensor, time_limit: float) -> tuple[floa
     thread.join(time_limit)
     if thread.is_alive():
         _too_long.add(name)
-        return math.nan, f"it took longer than time_limit, {time_limit:g} s"
+        return math.nan, f"{FAILED}it took longer than time_limit, {time_limit:g} s"
     if failed:
-        return math.nan, f"{type(failed[0]).__name__}: {first_line(failed[0])}"
+        return math.nan, f"{FAILED}{type(failed[0]).__name__}: {first_line(failed[0])}"
     value = answer[0]
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
-        return math.nan, f"it returned {type(value).__name__}, not a number"
-    return float(value), "" if not math.isnan(value) else UNDEFINED
+        return math.nan, f"{FAILED}it returned {type(value).__name__}, not a number"
+    try:
+        number = float(value)
+    except OverflowError:
+        return math.nan, f"{FAILED}it returned a number that is too large"
+    return number, UNDEFINED if math.isnan(number) else ""
+
+
+def forget() -> None:
+    """Have functions that took too long called again."""
+    _too_long.clear()

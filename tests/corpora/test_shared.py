@@ -176,6 +176,6 @@ def test_what_was_built_here_is_found_whatever_became_of_its_text(
     # A driver that goes on needs its text no more than a worker does.
     store = Store(str(tmp_path / "begun"))
     with pytest.raises(UserError, match="no such folder"):
-        prepare_corpora._opened(gone, store, quiet)
+        prepare_corpora.opened_corpus(gone, store, quiet)
     corpora_record.record(store, {gone.key: corpus.fingerprint})
-    assert prepare_corpora._opened(gone, store, quiet).folder == relative
+    assert prepare_corpora.opened_corpus(gone, store, quiet).folder == relative

@@ -108,7 +108,7 @@ def test_heads_that_share_keys_read_the_same() -> None:
     assert torch.equal(found["blocks.0.heads.3.query"], found["blocks.0.attention.query"][3 * size :])
     whole = sum(found[f"blocks.0.heads.{head}.ov"] for head in range(HEADS))
     values = torch.cat([found[f"blocks.0.heads.{head}.value"] for head in range(HEADS)])
-    assert torch.allclose(whole, values.T @ found["blocks.0.attention.output"], atol=1e-6)
+    assert torch.allclose(whole, (values.T @ found["blocks.0.attention.output"]).double(), atol=1e-6)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -296,7 +296,8 @@ def test_what_was_measured_is_published_and_restored(folder: Path, tmp_path: Pat
     shutil.copytree(folder / "store", tmp_path / "store")
     store = Store(str(tmp_path / "store"))
     cell = example.space().cells[3].id
-    values = {"step": 5, "matrix": "hidden.1", "metric": "gini", "value": 0.5, "unit": "", "settings": "8 sequences"}
+    values = {"step": 5, "matrix": "hidden.1", "metric": "gini", "value": 0.5, "unit": "", "settings": "8 sequences",
+              "reason": ""}  # fmt: skip
     spectrum = {"step": 5, "matrix": "hidden.1", "settings": "8 sequences", "singular_values": [2.0, 0.1]}
     measures.write(store, cell, [values], [spectrum])
     publish(folder / "simulated.yaml", store, tmp_path / "results")

@@ -145,6 +145,12 @@ def slow_pwcca(x: Array, y: Array) -> float:
     return float((weights * np.sqrt(squares[order].clip(0, 1))).sum() / weights.sum())
 
 
+def test_what_too_few_rows_make_alike_has_no_number() -> None:
+    """Independent matrices of 12 rows and 8 columns each: some canonical correlations are 1 whatever they are."""
+    assert math.isnan(metrics.pwcca(Matrix(random(12, 8)), Matrix(random(12, 8, 1))))
+    assert metrics.pwcca(Matrix(random(400, 8)), Matrix(random(400, 8, 1))) < 0.3
+
+
 def test_likeness_of_two_matrices() -> None:
     x = random(50, 6)
     y = torch.cat([x[:, :3] @ random(3, 3, 3), torch.zeros(50, 4)], dim=1) + 0.5 * random(50, 7, 4)

@@ -57,6 +57,19 @@ def test_it_changes_no_id_and_each_matrix_comes_once() -> None:
     assert found[0].metrics["stable_rank", ""] == found[1].spectrum == {half, last}
 
 
+def test_when_is_as_it_is_written() -> None:
+    """0.55 x 100 is a little more than 55 in floats."""
+    cell = make_cell(tokens=100 * 128)
+    assert cell.steps == 100
+    assert Measurement(of=("embedding",), when=(0.55,)).steps(cell) == [55]
+
+
+def test_states_that_fit_in_no_memory_are_refused() -> None:
+    cell = make_cell(sequence_length=2048, batch_size=4, tokens=10**6, size={"width": 768})
+    with pytest.raises(ValueError, match=r"sequences: the states of all positions of 512 sequences take 25\.8 GB"):
+        wanted([Measurement(of=("hidden.1",), positions="all")], cell)
+
+
 SPACE = {
     "name": "x",
     "base": {"size": {"width": 8}, "corpus": "installed", "tokens": 4096, "batch_size": 4, "sequence_length": 32},

@@ -17,10 +17,12 @@ from raysweep.errors import UserError
 from raysweep.exchange.publish import publish
 from raysweep.exchange.published import read_published
 from raysweep.space import plugins
+from raysweep.space.measure import wanted
 from raysweep.space.read import load
 from raysweep.store import Store
 from raysweep.store.schemas import MEASURES
 from raysweep.sweep.cell_tables import final_checkpoint
+from raysweep.sweep.measure import _lacking
 from raysweep.training import own_metrics
 
 METRICS = '''
@@ -108,15 +110,19 @@ def test_a_metric_costs_no_more_than_its_own_row(study: Path) -> None:
     assert last["changes"]["value"] == 0
     assert {name: row["reason"] for name, row in last.items()} == {
         "tail_index": "", "changes": "",
-        "raises": "ValueError: no such thing",
-        "text": "it returned str, not a number",
+        "raises": "failed: ValueError: no such thing",
+        "text": "failed: it returned str, not a number",
         "nothing": "it is not defined for this matrix",
-        "for_ever": "it took too long for another matrix",
-        "exits": "SystemExit: 3",
+        "for_ever": "failed: it took too long for another matrix",
+        "exits": "failed: SystemExit: 3",
     }  # fmt: skip
-    assert (
-        next(r["reason"] for r in rows if r["metric"].endswith("for_ever")) == "it took longer than time_limit, 0.5 s"
-    )
+    first = next(r["reason"] for r in rows if r["metric"].endswith("for_ever"))
+    assert first == "failed: it took longer than time_limit, 0.5 s"
+    # What failed may be there the next time; what is not defined is not asked for again.
+    lacking = _lacking(cell, wanted(space.measure, cell), store)
+    assert {metric.partition(":")[2] for one in lacking for metric, _ in one.metrics} == {
+        "raises", "text", "for_ever", "exits",
+    }  # fmt: skip
     version = plugins.version("own_study.metrics:tail_index", plugins.METRICS)
     assert {row["settings"] for row in rows} == {f"version {version}"}
     # What one did to its matrix is not the model's.
@@ -133,6 +139,9 @@ def test_a_metric_costs_no_more_than_its_own_row(study: Path) -> None:
 
     # Where the package is not, its numbers are still read.
     publish(study / "own.yaml", store, study / "elsewhere/results")
+    sys.path.remove(str(study))
+    for name in [name for name in sys.modules if name.startswith("own_study")]:
+        del sys.modules[name]
     published = read_published(study / "elsewhere/results")
     assert published.space.measure == ()
     assert len(published.measures) == len(rows)
@@ -182,6 +191,16 @@ def test_it_is_given_a_copy() -> None:
     value, reason = own_metrics.own_metric("torch:sum", matrix, 5.0)
     assert (value, reason) == (6.0, "")
     assert math.isnan(own_metrics.own_metric("torch:transpose", matrix, 5.0)[0])
+
+
+def test_what_has_no_file_and_what_is_too_large(study: Path) -> None:
+    with pytest.raises(ValueError, match="builtins has no file by which its version could be known: write a function around it"):
+        plugins.version("builtins:abs", plugins.METRICS)
+    (study / "own_study/large.py").write_text("def large(matrix):\n    return 10**400\n", "utf-8")
+    load(study / "own.yaml")
+    value, reason = own_metrics.own_metric("own_study.large:large", torch.ones(2, 2), 5.0)
+    assert math.isnan(value)
+    assert reason == "failed: it returned a number that is too large"
 
 
 def test_a_new_metric_has_a_test_that_passes(tmp_path: Path) -> None:

@@ -298,7 +298,7 @@ def test_stopped_and_killed_the_tables_are_the_same_to_the_last_bit(
     undisturbed: tuple[Path, str], disturbed: Path
 ) -> None:
     assert contents(disturbed) == contents(undisturbed[0])
-    assert len(contents(disturbed)) == 6
+    assert len(contents(disturbed)) == 10
 
 
 MORE_TASKS = [
