@@ -146,6 +146,7 @@ def test_what_answers_and_is_no_cluster(web_server: int, tmp_path: Path, monkeyp
     assert address() is None
 
 
+@pytest.mark.slow
 def test_what_listens_and_says_nothing_is_neither_waited_for_nor_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +227,7 @@ def test_modules_that_lie_where_a_sweep_is_started_are_not_the_workers(tmp_path:
     assert cache == str(folder / "own" / "cache")
 
 
+@pytest.mark.slow
 def test_ray_s_folder_that_is_deleted_ends_what_runs_in_it(tmp_path: Path) -> None:
     begun = time.monotonic()
     (tmp_path / "mine").mkdir()

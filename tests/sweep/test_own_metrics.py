@@ -194,7 +194,9 @@ def test_it_is_given_a_copy() -> None:
 
 
 def test_what_has_no_file_and_what_is_too_large(study: Path) -> None:
-    with pytest.raises(ValueError, match="builtins has no file by which its version could be known: write a function around it"):
+    with pytest.raises(
+        ValueError, match="builtins has no file by which its version could be known: write a function around it"
+    ):
         plugins.version("builtins:abs", plugins.METRICS)
     (study / "own_study/large.py").write_text("def large(matrix):\n    return 10**400\n", "utf-8")
     load(study / "own.yaml")

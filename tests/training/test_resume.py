@@ -97,6 +97,6 @@ def test_what_training_does_while_it_writes_is_bit_equal(corpus: TokenizedCorpus
     for _ in plain.rows():
         pass
     written = Run(make_cell(), corpus)
-    train_to_end(written, SlowStore(str(tmp_path), wait=0.02), DIRECTORY, None, 2, 0.0)
+    train_to_end(written, SlowStore(str(tmp_path), wait=0.005), DIRECTORY, None, 2, 0.0)
     assert written.state.rows == plain.state.rows
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters.values(), written.parameters.values(), strict=True))
