@@ -325,7 +325,7 @@ def from_tables(
         base = kept["learning_rate"] / kept["learning_rate_factor"]
         kept = kept.assign(**{BASE_RATE: [float(f"{rate:.9g}") for rate in base]})
     return SweepData(
-        name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),
+        name=name, cells=kept.copy(), trajectories=_finite(trajectories.reset_index(drop=True)),
         planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
     )  # fmt: skip
 

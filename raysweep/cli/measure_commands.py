@@ -25,7 +25,7 @@ def measure(options: argparse.Namespace) -> int:
     measurements = asked(options)
     with ProgressBars() as bars:
         measured = measure(space, store, measurements, bars.step)
-    messages.show_measured(measured, store)
+    messages.show_measured(measured, store, asked_for=measurements is not None)
     return 1 if measured.errors else 0
 
 

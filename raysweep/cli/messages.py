@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from raysweep.cli.console import console, escape, say, show
+from raysweep.store.measures import reports_without
 from raysweep.store.results import results
 from raysweep.text import abbreviate, duration
 
@@ -70,21 +73,28 @@ def show_plan(plan: dict[str, Any]) -> None:
     show(devices)
     say("[dim]training alone; GPUs estimated from data sheets (raysweep/sweep/cost.py) unless measured[/]")
     for item in plan["measure"]["items"]:
-        first, last, count = item["matrices"][0], item["matrices"][-1], len(item["matrices"])
-        matrices = first if count == 1 else f"{first} ... {last} ({count})"
+        # `blocks.0.mlp.up`, `blocks.1.mlp.up` -> `blocks.*.mlp.up (2)`
+        families = Counter(re.sub(r"\.(\d+|final)(?=\.|$)", ".*", name) for name in item["matrices"])
+        matrices = ", ".join(f"{name} ({count})" if count > 1 else name for name, count in families.items())
         metrics = ", ".join(item["metrics"]) or "singular values alone"
-        say(f"measures {escape(matrices)}: {metrics}, at {item['reports']} reports")
+        settings = "".join(f", {name} {value}" for name, value in item["settings"].items())
+        reports = "1 report" if item["reports"] == 1 else f"{item['reports']} reports"
+        say(f"measures {escape(matrices)}: {escape(metrics)}{escape(settings)}, at {reports}")
     if plan["measure"]["items"]:
         say(f"[dim]which takes {plan['measure']['flops_share']:.2%} of the FLOP of training, most of it in float64[/]")
     longest = [f"{escape(cell['id'])} {cell['share']:.1%}" for cell in plan["most_expensive"][:3]]
     say(f"the longest cells, and their share of all hours: {', '.join(longest)}")
 
 
-def show_measured(measured: Measured, store: Store) -> None:
-    """What `raysweep measure` came to."""
+def show_measured(measured: Measured, store: Store, asked_for: bool) -> None:
+    """What `raysweep measure` came to; `asked_for` by options, and not by the search space."""
     for cell, error in measured.errors.items():
         say(f"[red]failed[/] {escape(cell)}: {escape(error)}")
     say(f"{measured.values:,} numbers of {measured.cells} trained cells measured, in {store.location}/measures")
+    for failed in measured.failures.values():
+        say(f"[yellow]without a value[/] {escape(failed)}")
+    if measured.values and asked_for:
+        say("`raysweep results` and `analyze` show what the search space's `measure` asks for: add it there to see it")
     if measured.missing:
         say(
             f"{sum(measured.missing.values()):,} reports of {len(measured.missing)} cells are not complete, and their "
@@ -114,7 +124,18 @@ def announce(event: SweepSurveyed) -> None:
 def conclude(space: Space, store: Store, after: Survey, retry: str) -> None:
     """The results as a table, then what failed; `retry` says what does what is left."""
     show_table(results(space, store))
+    show_missing_measures(space, store, after)
     show_outcome(after, retry)
+
+
+def show_missing_measures(space: Space, store: Store, now: Survey) -> None:
+    """Say where trained cells lack what `measure` asks for: they were trained before it did, or something failed."""
+    trained = {state.cell.id for state in now.states if state.training == "done"}
+    if missing := reports_without(space, store, trained):
+        say(
+            f"[yellow]{missing:,} reports lack something that `measure` asks for[/]: `raysweep measure` takes it from the "
+            "checkpoints that are there"
+        )
 
 
 def show_outcome(after: Survey, retry: str) -> None:
@@ -164,6 +185,7 @@ def show_status(
             say(f"[yellow]waiting[/] {escape(live['waiting'])}")
         for cell in live.get("running", {}).values():
             say("  " + cell_line(cell))
+    show_missing_measures(space, store, now)
     for state in now.states:
         for stage, error in state.errors.items():
             say(f"[red]failed[/] {stage} of {state.cell.id}: {escape(error)}")

@@ -7,11 +7,12 @@ import json
 import math
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from raysweep.cache import CACHE
 from raysweep.errors import UserError, allowed
-from raysweep.space.read import load
+from raysweep.space.read import load, load_to_read
 from raysweep.space.space import Space
 from raysweep.store import Store
 
@@ -21,9 +22,9 @@ STORE = "RAYSWEEP_STORE"
 VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE)
 
 
-def load_space(options: argparse.Namespace) -> Space:
-    """The search space that was named."""
-    return load(options.space)
+def load_space(options: argparse.Namespace, reading: bool = False) -> Space:
+    """The search space that was named; for commands that only read, whether or not its own metrics can be imported."""
+    return load_to_read(Path(options.space)) if reading else load(options.space)
 
 
 def open_store(options: argparse.Namespace, space: Space) -> Store:

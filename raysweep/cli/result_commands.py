@@ -16,7 +16,7 @@ from raysweep.store.results import results as results_table
 
 def results(options: argparse.Namespace) -> int:
     """`raysweep results`."""
-    space = load_space(options)
+    space = load_space(options, reading=True)
     store = open_store(options, space)
     table = results_table(space, store)
     if options.output is None:
@@ -43,10 +43,12 @@ def publish(options: argparse.Namespace) -> int:
     from raysweep.exchange.account import account
     from raysweep.exchange.publish import publish
 
-    space = load_space(options)
+    space = load_space(options, reading=True)
     output = local_path(options.output, "--output")
     published = publish(Path(options.space), open_store(options, space), output)
     print(f"{len(published.results)} of {len(space.cells)} cells published in {output}")
+    if space.code:
+        print(f"the search space's own code is not published: {', '.join(space.code)}")
     messages.show_account(account(published))
     return 0
 
@@ -101,7 +103,7 @@ def analyze(options: argparse.Namespace) -> int:
     published = Path(options.space).is_dir()
     if published and options.store:
         raise UserError(f"{options.space} already contains its results: leave --store out")
-    space = options.space if published else load_space(options)
+    space = options.space if published else load_space(options, reading=True)
     store = None if published else open_store(options, space)
     with ProgressBars() as bars:
         summary = analyze(space, store, output, options.where, bars.step)

@@ -190,7 +190,7 @@ def status(options: argparse.Namespace) -> int:
         from raysweep.cli import cluster_commands
 
         return cluster_commands.status(options.cluster, options.space, options.store, options.json)
-    space = load_space(options)
+    space = load_space(options, reading=True)
     store = open_store(options, space)
     now = survey(store, space)
     driver = lock.holder(store)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from raysweep.errors import UserError, reason
 from raysweep.exchange.published import LATER, SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
-from raysweep.space.read import hypotheses_file, load
+from raysweep.space.read import hypotheses_file, load_to_read
 from raysweep.store import Store, declarations, sessions
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated, results
@@ -24,7 +24,7 @@ from raysweep.store.tables import read_parquet
 
 def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     """Write what is finished of a sweep to a folder, in place of what was published there."""
-    space = load(space_file)
+    space = load_to_read(space_file)
     table = results(space, store)
     if not len(table):
         raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")

@@ -32,7 +32,7 @@ def explain(error: ValidationError, kind: Any) -> tuple[tuple[str | int, ...], s
         message = "a list is needed"
     else:
         message = first["msg"][:1].lower() + first["msg"][1:]
-    if first["type"] == "value_error" and isinstance(value, BaseModel | dict):
+    if first["type"] == "value_error" and isinstance(value, BaseModel | dict | list | tuple):
         return where, message
     return where, f"{message}, not {show(value)}"
 

@@ -28,8 +28,9 @@ def _share_of_one(gpus: float) -> float:
 
 def unique(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values; refuses one that is there twice."""
-    if len(set(values)) < len(values):
-        raise ValueError("one is there twice")
+    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is there twice")
     return values
 
 

@@ -140,6 +140,10 @@ class Measurement(Strict):
                 raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
             if self.against is not None and _rows(name, size) != _rows(self.against, size):
                 raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
+        if "sequences" in self.model_fields_set and not any(name.startswith(HIDDEN) for name in chosen):
+            raise ValueError(f"sequences: {self.sequences} is of hidden states, not of {chosen[0]}")
+        if "time_limit" in self.model_fields_set and all(name in OF_ONE or name in OF_TWO for name in self.metrics):
+            raise ValueError("time_limit: it is for functions of your own, of which there is none in metrics")
         return chosen
 
     def select(self, there: list[str], of_what: str) -> list[str]:

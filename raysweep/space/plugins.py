@@ -1,8 +1,8 @@
 """A user's own functions by name: `my_study.metrics:tail_index`, or what an installed package calls it.
 
-`package.module:name` is imported. A name without a colon is looked up among the entry points of installed packages, group
-`raysweep.metrics`. What a function computes is known by its name and a version: of its source file, or of the installed
-package that has the entry point.
+`package.module:name` is imported. A name without a colon is an entry point of an installed package, of the group
+`raysweep.metrics`. What a function computes is known by its name and a version: a hash of the Python files of its
+package, or the version of the installed package that has the entry point.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ def load_function(name: str, group: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # Of any kind: it is the user's code.
-        raise ValueError(f"{name}: {_place(error)}{type(error).__name__}: {first_line(error)}") from None
+        top = module_name.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == top
+        hint = f"; where it is a folder beside the search space, add code: [{top}]" if missing else ""
+        raise ValueError(f"{name}: {_place(error)}{type(error).__name__}: {first_line(error)}{hint}") from None
     function = getattr(module, attribute, None)
     where = getattr(module, "__file__", None) or module_name
     if not callable(function):
@@ -51,7 +54,7 @@ def load_function(name: str, group: str) -> Callable[..., Any]:
 
 @cache
 def version(name: str, group: str) -> str:
-    """What tells one version of a function from another: `1.2` of an installed package, or 8 digits of its file's hash."""
+    """What tells one version of a function from another: `my-package 1.2`, or 8 digits of a hash of its package's files."""
     point = _entry_point(name, group)
     if point is not None and point.dist is not None:
         return f"{point.dist.name} {point.dist.version}"
@@ -62,7 +65,11 @@ def version(name: str, group: str) -> str:
         raise ValueError(
             f"{name}: {module.__name__} has no file by which its version could be known: write a function around it"
         )
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
+    # What it imports from its own package counts too.
+    package = sys.modules.get(module.__name__.partition(".")[0])
+    folders = list(getattr(package, "__path__", ()))
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*.py")) or [Path(file)]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def add_path(folder: Path) -> None:

@@ -63,9 +63,14 @@ def load(path: str | Path) -> Space:
     return _Reader(YamlFile(Path(path))).space()
 
 
+def load_to_read(path: Path) -> Space:
+    """As `load`, for what only reads results: functions of one's own that are not here are left out, with a word."""
+    return _Reader(YamlFile(path), tolerant=True).space()
+
+
 def load_published(path: Path) -> Space:
-    """The search space of published results; functions of its author's own that are not here are left out, with a word."""
-    return _Reader(YamlFile(path), published=True).space()
+    """The search space of published results, as `load_to_read` has it; code that lies beside it is not imported."""
+    return _Reader(YamlFile(path), tolerant=True, code=False).space()
 
 
 def hypotheses_file(space_file: Path) -> Path | None:
@@ -77,9 +82,9 @@ def hypotheses_file(space_file: Path) -> Path | None:
 class _Reader:
     """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
 
-    def __init__(self, file: YamlFile, published: bool = False) -> None:
+    def __init__(self, file: YamlFile, tolerant: bool = False, code: bool = True) -> None:
         self.file = file
-        self._published = published
+        self._tolerant, self._with_code = tolerant, code
 
     def space(self) -> Space:
         content = self._mapping(self.file.content, ())
@@ -95,11 +100,14 @@ class _Reader:
         resources = self._validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
-        if self._published:
-            values["measure"] = self._measure(self._importable(content.get("measure")), cells)
-        else:
-            values["code"] = self._code(content.get("code"))
-            values["measure"] = self._measure(content.get("measure"), cells)
+        try:
+            values["code"] = self._code(content.get("code")) if self._with_code else ()
+        except UserError as error:
+            if not self._tolerant:
+                raise
+            log.warning("%s", error)
+        measure = content.get("measure")
+        values["measure"] = self._measure(self._importable(measure) if self._tolerant else measure, cells)
         values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())

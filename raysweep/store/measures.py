@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from raysweep.space.cell import Cell
+from raysweep.space.measure import Wanted, wanted
+from raysweep.space.space import Space
 from raysweep.store.schemas import MEASURES, SPECTRA
 from raysweep.store.store import Store
 
@@ -36,7 +40,41 @@ def write(store: Store, cell: str, values: Rows, spectra: Rows, add: bool = Fals
         if not whole:
             store.delete(path)  # It would be of weights that are gone.
         else:
-            store.write_table(path, sorted(whole.values(), key=lambda row: int(row["step"])), schema)
+            store.write_table(path, [whole[key] for key in sorted(whole)], schema)
+
+
+def reports_without(space: Space, store: Store, trained: Collection[str]) -> int:
+    """How many reports of the trained cells lack something that `measure` asks for."""
+    if not space.measure:
+        return 0
+    cells = [cell for cell in space.cells if cell.id in trained]
+    return sum(len(lacking_steps(cell, wanted(space.measure, cell), store)) for cell in cells)
+
+
+def lacking_steps(cell: Cell, measures: list[Wanted], store: Store) -> set[int]:
+    """The reports of a cell of which the store lacks something that is asked for."""
+    return {step for one in lacking(cell, measures, store) for step in one.spectrum}
+
+
+def lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
+    """What is asked for and not in the store."""
+    have, spectra = keys(store, cell.id)
+    found = []
+    for one in measures:
+        metrics = {
+            (name, other): left
+            for (name, other), steps in one.metrics.items()
+            if (
+                left := {
+                    s for s in steps if (s, one.label, one.name_of(name, other), one.settings_of(name)) not in have
+                }
+            )
+        }
+        steps = {s for s in one.spectrum if (s, one.label, one.settings) not in spectra}
+        steps = steps.union(*metrics.values())
+        if steps:
+            found.append(one.only(metrics, steps))
+    return found
 
 
 def _key(row: dict[str, Any], names: tuple[str, ...]) -> tuple[Any, ...]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysweep.cluster.capacity import autoscaler_limits, autoscaling_configuration, max_concurrent_cells, nodes
 from raysweep.cluster.connection import connected
@@ -26,9 +26,6 @@ from raysweep.store.store import TRAIN
 from raysweep.sweep.failures import describe, innermost_cause
 from raysweep.sweep.prepare_corpora import opened_corpus
 
-if TYPE_CHECKING:
-    from raysweep.space.measure import Wanted
-
 Progress = Callable[[str, float, float, str], None]
 
 
@@ -44,6 +41,8 @@ class Measured:
     """Cell -> reports of which something is still missing, since the store has no checkpoint of them, or a damaged one."""
     errors: dict[str, str]
     """Cell -> why it could not be measured."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """The user's own metrics that failed -> the first failure of each."""
 
 
 def measure(
@@ -103,7 +102,7 @@ def measure(
         for done, cell in enumerate(cells):
             progress("looking for what is missing", done, len(cells), "")
             try:
-                lacking = lacking_steps(cell, wanted(chosen, cell), store)
+                lacking = table.lacking_steps(cell, wanted(chosen, cell), store)
             except ValueError as error:
                 raise UserError(f"{cell.id}: {error}") from None
             kept = {step_of(name) for name in names(store, store.run_directory(cell.id))}
@@ -114,6 +113,7 @@ def measure(
         progress("looking for what is missing", len(cells), len(cells), "")
         values = 0
         errors: dict[str, str] = {}
+        failures: dict[str, str] = {}
         if jobs:
             corpora = {
                 cell.corpus: opened_corpus(cell.corpus, store, _shown(progress))
@@ -126,10 +126,10 @@ def measure(
                     for corpus in corpora.values():
                         upload(corpus, store, _shown(progress))
                 _check_capacity(space, connection.shared)
-                values, unreadable, errors = _by_ray(jobs, chosen, space, store, fingerprints, progress)
+                values, unreadable, errors, failures = _by_ray(jobs, chosen, space, store, fingerprints, progress)
             for cell_id, steps in unreadable.items():
                 missing[cell_id] = missing.get(cell_id, 0) + len(steps)
-    return Measured(len(cells), values, missing, errors)
+    return Measured(len(cells), values, missing, errors, failures)
 
 
 def _shown(progress: Progress) -> Callable[[CorpusProgress], None]:
@@ -144,37 +144,11 @@ def _check_capacity(space: Space, shared: bool) -> None:
         raise UserError(f"{capacity.why_none}: add nodes, or lower resources.train in the search space")
 
 
-def lacking_steps(cell: Cell, measures: list[Wanted], store: Store) -> set[int]:
-    """The reports of a cell of which the store lacks something that is asked for."""
-    return {step for one in _lacking(cell, measures, store) for step in one.spectrum}
-
-
-def _lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
-    """What is asked for and not in the store."""
-    have, spectra = table.keys(store, cell.id)
-    lacking = []
-    for one in measures:
-        metrics = {
-            (name, other): left
-            for (name, other), steps in one.metrics.items()
-            if (
-                left := {
-                    s for s in steps if (s, one.label, one.name_of(name, other), one.settings_of(name)) not in have
-                }
-            )
-        }
-        steps = {s for s in one.spectrum if (s, one.label, one.settings) not in spectra}
-        steps = steps.union(*metrics.values())
-        if steps:
-            lacking.append(one.only(metrics, steps))
-    return lacking
-
-
 def _by_ray(
     jobs: list[tuple[Cell, list[int]]], measurements: list[Measurement], space: Space, store: Store,
     fingerprints: dict[str, str], progress: Progress,
-) -> tuple[int, dict[str, list[int]], dict[str, str]]:  # fmt: skip
-    """Run a task for each cell: how many numbers there are, steps whose checkpoints are damaged, and what went wrong."""
+) -> tuple[int, dict[str, list[int]], dict[str, str], dict[str, str]]:  # fmt: skip
+    """Run a task for each cell: how many numbers there are, damaged checkpoints, errors, and metrics that failed."""
     import ray
 
     from raysweep.sweep.same_code import code
@@ -190,29 +164,32 @@ def _by_ray(
         for cell, steps in jobs
     }
     values, unreadable, errors = 0, {}, {}
+    failures: dict[str, str] = {}
     while left:
         progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
         for answer in ray.wait(list(left), timeout=1.0)[0]:
             cell = left.pop(answer)
             try:
-                measured, damaged = ray.get(answer)
+                measured, damaged, failed = ray.get(answer)
                 values += measured
+                failures = failed | failures
                 if damaged:
                     unreadable[cell] = damaged
             except Exception as error:
                 errors[cell] = describe(innermost_cause(error))
     progress("measuring", len(jobs) - len(left), len(jobs), f"{values:,} numbers")
-    return values, unreadable, errors
+    return values, unreadable, errors, failures
 
 
 def measure_cell(
     cell: Cell, steps: list[int], measurements: list[Measurement], location: str, fingerprint: str,
     code: dict[str, str], resources: dict[str, Any],
-) -> tuple[int, list[int]]:  # fmt: skip
+) -> tuple[int, list[int], dict[str, str]]:  # fmt: skip
     """The Ray task: what one cell lacks at these steps, from its checkpoints to its tables.
 
-    How many numbers that is, and the steps whose checkpoints are damaged. Raises `UserError` where the cell was trained on
-    another kind of device, and hidden states or gradients would be of another precision.
+    How many numbers that is, the steps whose checkpoints are damaged, and the first failure of each metric. Raises
+    `UserError` where the cell was trained on another kind of device, and hidden states or gradients would be of another
+    precision.
     """
     import torch
 
@@ -232,7 +209,7 @@ def measure_cell(
     store = Store(location, running=True)
     gpus = resources["gpus"]
     device = gpu(gpus, "resources.train.gpus") if gpus > 0 else torch.device("cpu")
-    lacking = _lacking(cell, wanted(measurements, cell), store)
+    lacking = table.lacking(cell, wanted(measurements, cell), store)
     needs_text = any(one.needs_text for one in lacking)
     if needs_text:
         _check_device(cell, device.type, store)
@@ -257,7 +234,8 @@ def measure_cell(
         rows += more
         spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
-    return len(rows), damaged
+    measured = sum(not (row["reason"] or "").startswith(table.FAILED) for row in rows)
+    return measured, damaged, measures.failures
 
 
 def _check_device(cell: Cell, device: str, store: Store) -> None:

@@ -27,6 +27,7 @@ def measured(space: Space) -> dict[str, Any]:
             "matrices": one.names(deepest.size),
             "metrics": list(one.metrics),
             "reports": len(one.steps(deepest)),
+            "settings": one.model_dump(exclude={"of", "metrics", "when"}, exclude_unset=True),
         }
         for one in space.measure
     ]

@@ -22,6 +22,7 @@ from raysweep.corpora.source_files import MIRROR, opened, reading, resolve
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.corpus import Corpus, Source
+from raysweep.space.measure import HIDDEN, Measurement
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.sweep.events import Event
@@ -66,12 +67,16 @@ def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
         name=f"{space.name}-rehearsal",
         cells=(cell.model_copy(update=changes),),
         evaluations=tuple(evaluations),
-        measure=tuple(
-            one.model_copy(update={"sequences": 2} | ({"when": (1.0,)} if one.when else {})) for one in space.measure
-        ),
+        measure=tuple(_shorter(one, cell) for one in space.measure),
         code=space.code,
         resources=Resources(),
     )
+
+
+def _shorter(measurement: Measurement, cell: Cell) -> Measurement:
+    """The same matrices, of two sequences."""
+    hidden = any(name.startswith(HIDDEN) for name in measurement.names(cell.size))
+    return measurement.model_copy(update={"sequences": 2} if hidden else {})
 
 
 def _corpus(corpus: Corpus, folder: Path) -> Corpus:

@@ -115,7 +115,7 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
             "fingerprint": fingerprint,
             "code": code,
             "resources": resources.model_dump(),
-            "measure": [one.model_dump() for one in space.measure],
+            "measure": [one.model_dump(exclude_unset=True) for one in space.measure],
         },
         # A lone worker talks to nobody, and NCCL cannot start where there is no GPU: what the worker says of that is a line.
         # The others wait while the first measures.

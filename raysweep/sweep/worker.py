@@ -77,9 +77,12 @@ def _train(config: dict[str, Any]) -> None:
             "about half as fast, and their numbers round differently"
         )
     started, first_step = time.monotonic(), run.state.step
+    told: set[str] = set()
 
     def report(row: dict[str, Any] | None) -> None:
         step = run.state.step
+        warnings.extend(said for name, said in run.failed_metrics.items() if name not in told)
+        told.update(run.failed_metrics)
         progress = {
             "cell": cell.id,
             "step": step,

@@ -23,6 +23,7 @@ from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
 from raysweep.space.measure import GRADIENTS, HIDDEN, UNEMBEDDING, Wanted
 from raysweep.space.metrics import OF_ONE
+from raysweep.store.measures import FAILED
 from raysweep.training.checkpoint import spectrum_key
 from raysweep.training.own_metrics import UNDEFINED, own_metric
 
@@ -35,6 +36,8 @@ class Measures:
     def __init__(self, cell: Cell, corpus: TokenizedCorpus | None, wanted: list[Wanted], micro_batch_size: int) -> None:
         self.cell, self._corpus = cell, corpus
         self.wanted, self.micro_batch_size = wanted, micro_batch_size
+        self.failures: dict[str, str] = {}
+        """The first failure of each of the user's own metrics."""
 
     @property
     def corpus(self) -> TokenizedCorpus:
@@ -58,6 +61,8 @@ class Measures:
             for (name, other), steps in one.metrics.items():
                 if step in steps:
                     value, reason = self._value(name, matrix, moment, one, other)
+                    if reason.startswith(FAILED):
+                        self.failures.setdefault(name, f"{name} of {one.label}, step {step}: {reason}")
                     rows.append(
                         {
                             "step": step,

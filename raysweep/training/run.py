@@ -105,6 +105,11 @@ class Run:
             self.state.computed_by.append(here)
 
     @property
+    def failed_metrics(self) -> dict[str, str]:
+        """The first failure of each of the user's own metrics, by its name."""
+        return self._measures.failures
+
+    @property
     def finished(self) -> bool:
         return self.state.ends(self.cell.steps)
 

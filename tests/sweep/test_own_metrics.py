@@ -19,10 +19,9 @@ from raysweep.exchange.published import read_published
 from raysweep.space import plugins
 from raysweep.space.measure import wanted
 from raysweep.space.read import load
-from raysweep.store import Store
+from raysweep.store import Store, measures
 from raysweep.store.schemas import MEASURES
 from raysweep.sweep.cell_tables import final_checkpoint
-from raysweep.sweep.measure import _lacking
 from raysweep.training import own_metrics
 
 METRICS = '''
@@ -119,7 +118,7 @@ def test_a_metric_costs_no_more_than_its_own_row(study: Path) -> None:
     first = next(r["reason"] for r in rows if r["metric"].endswith("for_ever"))
     assert first == "failed: it took longer than time_limit, 0.5 s"
     # What failed may be there the next time; what is not defined is not asked for again.
-    lacking = _lacking(cell, wanted(space.measure, cell), store)
+    lacking = measures.lacking(cell, wanted(space.measure, cell), store)
     assert {metric.partition(":")[2] for one in lacking for metric, _ in one.metrics} == {
         "raises", "text", "for_ever", "exits",
     }  # fmt: skip
