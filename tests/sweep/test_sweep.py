@@ -41,7 +41,7 @@ SPACE: dict[str, Any] = {
     "base": make_cell(tokens=102_400).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
     "cross": {"batch_size": [8, 4]},
     "evaluations": [{"task": "in_distribution", "sequences": 8}],
-    "measure": [{"of": ["blocks.0.*", "hidden.*"], "metrics": ["stable_rank", "isoscore"], "sequences": 8}],
+    "measure": [{"of": ["blocks.0.*", "hidden.*"], "metrics": ["stable_rank", "isoscore"], "sequences": 32}],
     "resources": {"train": {"cpus": os.cpu_count()}, "evaluate": {"cpus": 1}},
     "loggers": ["tensorboard", "mlflow"],
 }
