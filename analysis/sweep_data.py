@@ -325,7 +325,7 @@ def from_tables(
         base = kept["learning_rate"] / kept["learning_rate_factor"]
         kept = kept.assign(**{BASE_RATE: [float(f"{rate:.9g}") for rate in base]})
     return SweepData(
-        name=name, cells=kept.copy(), trajectories=_finite(trajectories.reset_index(drop=True)),
+        name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),
         planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
     )  # fmt: skip
 
@@ -333,4 +333,5 @@ def from_tables(
 def _finite(table: pd.DataFrame) -> pd.DataFrame:
     """The table with nothing where a number is infinite: a loss that overflowed was not measured."""
     real = table.select_dtypes("float").columns
-    return table.assign(**{c: table[c].where(np.isfinite(table[c])) for c in real})
+    finite = table.assign(**{c: table[c].where(np.isfinite(table[c])) for c in real})
+    return finite.copy()  # In one piece: with hundreds of columns pandas warns of many.
