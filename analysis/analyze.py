@@ -154,7 +154,7 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     moved.to_csv(output / "interventions.csv", index=False)
     further = views.views(loaded)
     further.to_csv(output / "views.csv", index=False)
-    of_layers = layers.layers(design, step=lambda done, of: step("layers", done, of) if of else None)
+    of_layers = layers.layers(design, step=lambda done, of: step("layers", done, of))
     of_layers.to_csv(output / "layers.csv", index=False)
     step("coverage", 0, 1)
     held = coverage.coverage(design)

@@ -36,6 +36,8 @@ def layers(
         for metric, matrix in sweep.measures[["metric", "matrix"]].drop_duplicates().itertuples(index=False)
         if place(matrix) is not None and column(metric, matrix) in cells
     ]
+    if not pairs:
+        return pd.DataFrame(columns=COLUMNS)
     loss_column = sweep.tasks.get(sweep.main_task)
     rows = []
     for done, (metric, matrix, name) in enumerate(pairs):

@@ -20,10 +20,10 @@ from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults
 from raysweep.space.corpus import OLMO_VOCABULARY
 from raysweep.space.hypotheses import Hypotheses, paper_hypotheses
-from raysweep.space.measure import wanted
 from raysweep.space.size import SIZES
 from raysweep.space.space import Space
 from raysweep.store import Store, declarations
+from raysweep.store import measures as measures_table
 from raysweep.store.results import results
 from raysweep.store.schemas import MEASURES, PLAN, TRAJECTORIES
 
@@ -276,15 +276,11 @@ def published(folder: PublishedResults) -> SweepData:
 
 
 def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
-    """The rows of what the search space asks for: a store may also have other settings, and other versions of functions."""
-    asked = {
-        (cell.id, one.label, one.name_of(metric, other), one.settings_of(metric))
-        for cell in (space.cells if space.measure else ())
-        for one in wanted(space.measure, cell)
-        for metric, other in one.metrics
-    }
+    """The rows of what the search space asks for."""
+    asked = {cell.id: measures_table.asked(space, cell) for cell in space.cells}
     columns = [measures[name] for name in ("cell", "matrix", "metric", "settings")]
-    return measures[np.array([key in asked for key in zip(*columns, strict=True)], dtype=bool)]
+    kept = [key[1:] in asked.get(key[0], ()) for key in zip(*columns, strict=True)]
+    return measures[np.array(kept, dtype=bool)]
 
 
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 
 from raysweep.errors import UserError
 from raysweep.exchange.unembedding import loaded_unembedding
+from raysweep.model.matrices import product
 from raysweep.model.metrics import OF_ONE, Matrix
 from raysweep.space.measure import Measurement
 
@@ -62,8 +63,7 @@ def _of_head(parts: Parts, head: int, heads: int, of_keys: int) -> Parts:
     key, value = (parts[f"attention.{name}"].chunk(of_keys)[shared] for name in ("key", "value"))
     output = parts["attention.output"].chunk(heads)[head]
     own = {"query": query, "key": key, "value": value, "output": output}
-    exact = {name: part.double() for name, part in own.items()}
-    return own | {"ov": exact["value"].T @ exact["output"], "qk": exact["query"].T @ exact["key"]}
+    return own | {"ov": product(value, output), "qk": product(query, key)}
 
 
 def _blocks(loaded: Any) -> tuple[Any, Callable[[Any, int], Parts]]:

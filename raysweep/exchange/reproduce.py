@@ -14,6 +14,7 @@ from raysweep.exchange.published import PublishedResults, by_cell
 from raysweep.space.measure import column as named
 from raysweep.space.space import Space, find_cell
 from raysweep.store import Store
+from raysweep.store.measures import value_key
 from raysweep.store.results import results
 from raysweep.store.schemas import MEASURES, TRAJECTORIES
 from raysweep.sweep.events import Event
@@ -69,7 +70,7 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
     theirs_by_id = {row["id"]: row for row in published.results.to_pylist()}
     trajectories, of_cells = by_cell(published.trajectories), by_cell(published.measures)
     here = {row["id"]: row for row in results(space, store).to_pylist()}
-    measured = {named(metric, matrix) for metric, matrix in _pairs(published)}
+    measured = {named(row["metric"], row["matrix"]) for rows in of_cells.values() for row in rows}
     count, differences = 0, []
 
     def compare_row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -92,24 +93,12 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
         for ours, row in zip(rows, theirs, strict=False):
             compare_row(f"step {row['step']}: ", ours, row)
         compare_row("", here[cell.id], theirs_by_id[cell.id])
-        values = {_key(row): row["value"] for row in store.read_rows(store.measures_file(cell.id), MEASURES) or []}
+        values = {value_key(row): row["value"] for row in store.read_rows(store.measures_file(cell.id), MEASURES) or []}
         for row in of_cells.get(cell.id, []):
-            if _key(row) in values:
-                compare_row(
-                    f"step {row['step']}, {row['matrix']}: ",
-                    {row["metric"]: values[_key(row)]},
-                    {row["metric"]: row["value"]},
-                )
+            if (key := value_key(row)) in values:
+                where, metric = f"step {row['step']}, {row['matrix']}: ", row["metric"]
+                compare_row(where, {metric: values[key]}, {metric: row["value"]})
     return Comparison(count, differences)
-
-
-def _pairs(published: PublishedResults) -> set[tuple[str, str]]:
-    columns = [published.measures[name].to_pylist() for name in ("metric", "matrix")]
-    return set(zip(*columns, strict=True))
-
-
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["step"], row["matrix"], row["metric"], row["settings"]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -28,9 +28,13 @@ def weight(name: str, parameters: Mapping[str, torch.Tensor], size: Size) -> tor
         return of_attention[part[1]]
     head, kind = int(part[1]), part[2]
     rows = slice(head * (size.width // size.heads), (head + 1) * (size.width // size.heads))
-    # In float64: of a product of float32 the singular values that are 0 would be its rounding.
     if kind == "ov":
-        return of_attention["value"][rows].double().T @ of_attention["output"][rows].double()
+        return product(value[rows], of_attention["output"][rows])
     if kind == "qk":
-        return query[rows].double().T @ key[rows].double()
+        return product(query[rows], key[rows])
     return of_attention[kind][rows]
+
+
+def product(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """first^T second of two parts of a head, (width, width), in float64: float32 would round the zeros of its spectrum."""
+    return first.double().T @ second.double()

@@ -23,14 +23,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from raysweep.errors import allowed, did_you_mean
+from raysweep.errors import UserError, allowed, did_you_mean
 from raysweep.space.fields import Count, Positive, Strict, unique
 from raysweep.space.fields import Fraction as Share
 from raysweep.space.metrics import METRICS, OF_ONE, OF_TWO
@@ -63,7 +63,7 @@ def matrix_names(size: Size) -> list[str]:
     return [*weights, *hidden, *(f"{GRADIENTS}{name}" for name in weights if not name.endswith((".ov", ".qk")))]
 
 
-def _rows(name: str, size: Size) -> str | int:
+def rows(name: str, size: Size) -> str | int:
     """How many rows a matrix has; a word for what the text or the vocabulary decides."""
     name = name.removeprefix(GRADIENTS)
     if name in OF_TOKENS:
@@ -79,19 +79,33 @@ def _patterns(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-def known(metrics: Iterable[str]) -> tuple[str, ...]:
-    """The names of metrics. Raises `ValueError` where one is of none, or of a function that cannot be used."""
-    metrics = tuple(metrics)
+def _built_in(metric: str) -> bool:
+    return metric in OF_ONE or metric in OF_TWO
+
+
+def check_metric(name: str) -> None:
+    """Raise `ValueError` where a name is of no metric, or of a function that cannot be used."""
+    if _built_in(name):
+        return
+    if not is_plugin(name, METRIC_PLUGINS):
+        raise ValueError(f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}; one of your own is package.module:name")
+    load_function(name, METRIC_PLUGINS)
+    version(name, METRIC_PLUGINS)
+
+
+def _known(metrics: tuple[str, ...]) -> tuple[str, ...]:
     for name in metrics:
-        if name in OF_ONE or name in OF_TWO:
-            continue
-        if not is_plugin(name, METRIC_PLUGINS):
-            raise ValueError(
-                f"no metric {name}; {allowed(name, OF_ONE | OF_TWO)}; one of your own is package.module:name"
-            )
-        load_function(name, METRIC_PLUGINS)
-        version(name, METRIC_PLUGINS)
+        check_metric(name)
     return metrics
+
+
+def check_sequences(asked: int, held: int, length: int, corpus: str) -> None:
+    """Raise `UserError` where hidden states are asked of more held-out sequences than a corpus has."""
+    if held < asked:
+        raise UserError(
+            f"measure asks for hidden states of {asked:,} sequences of {length:,} tokens, and the in-distribution test text "
+            f"of the corpus {corpus} has {held:,}: set sequences to no more"
+        )
 
 
 class Measurement(Strict):
@@ -99,7 +113,7 @@ class Measurement(Strict):
 
     of: Annotated[tuple[str, ...], BeforeValidator(_patterns), Field(min_length=1)]
     """Names of matrices, or patterns: `blocks.*.mlp.up`."""
-    metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(known)] = tuple(METRICS)
+    metrics: Annotated[tuple[str, ...], AfterValidator(unique), AfterValidator(_known)] = tuple(METRICS)
     """By name (`raysweep.space.metrics`), or functions of your own (`raysweep.space.plugins`); `[]` keeps the singular
     values alone."""
     time_limit: Positive = 60.0
@@ -107,7 +121,7 @@ class Measurement(Strict):
     when: Annotated[tuple[Share, ...], Field(min_length=1), AfterValidator(unique)] | None = None
     """Shares of training: at the first report from there on. By default at every report."""
     sequences: Count = 512
-    """Of hidden states: sequences of the in-distribution test split; all where there are fewer."""
+    """Of hidden states: sequences of the in-distribution test split, which must have as many."""
     positions: Literal["last", "all"] = "last"
     """Of hidden states: a row for the last token of each sequence, or for every token."""
     tokens: Literal["frequent", "rare", "unseen"] | None = None
@@ -138,11 +152,11 @@ class Measurement(Strict):
                 raise ValueError(f"tokens: {self.tokens} is of the embedding and the unembedding, not of {name}")
             if self.positions != "last" and not name.startswith(HIDDEN):
                 raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
-            if self.against is not None and _rows(name, size) != _rows(self.against, size):
+            if self.against is not None and rows(name, size) != rows(self.against, size):
                 raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
         if "sequences" in self.model_fields_set and not any(name.startswith(HIDDEN) for name in chosen):
             raise ValueError(f"sequences: {self.sequences} is of hidden states, not of {chosen[0]}")
-        if "time_limit" in self.model_fields_set and all(name in OF_ONE or name in OF_TWO for name in self.metrics):
+        if "time_limit" in self.model_fields_set and all(map(_built_in, self.metrics)):
             raise ValueError("time_limit: it is for functions of your own, of which there is none in metrics")
         return chosen
 
@@ -206,8 +220,7 @@ class Wanted:
 
     def settings_of(self, metric: str) -> str:
         """What else changes a number: what changes the matrix, and the version of a function of the user's own."""
-        known = metric in OF_ONE or metric in OF_TWO
-        own = "" if known else f"version {version(metric, METRIC_PLUGINS)}"
+        own = "" if _built_in(metric) else f"version {version(metric, METRIC_PLUGINS)}"
         return ", ".join(filter(None, (self.settings, own)))
 
     @property
@@ -219,10 +232,6 @@ class Wanted:
     def name_of(metric: str, other: str) -> str:
         """A metric in tables: `cka(hidden.final)`."""
         return f"{metric}({other})" if other else metric
-
-    def only(self, metrics: dict[tuple[str, str], set[int]], spectrum: set[int]) -> Wanted:
-        """The same matrix with less of it."""
-        return replace(self, metrics=metrics, spectrum=spectrum)
 
 
 def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:

@@ -20,7 +20,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation, settings_class
 from raysweep.space.explain import explain, show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
-from raysweep.space.measure import Measurement, known, wanted
+from raysweep.space.measure import Measurement, check_metric, wanted
 from raysweep.space.plugins import add_path
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
@@ -212,24 +212,25 @@ class _Reader:
 
     def _importable(self, content: Any) -> Any:
         """`measure` without its author's own functions that are not here; each is named."""
-        if not isinstance(content, list):
-            return content
+
+        def usable(name: Any) -> bool:
+            if not isinstance(name, str):
+                return True  # For the check of types to refuse.
+            try:
+                check_metric(name)
+            except ValueError as error:
+                log.warning("%s: measure: %s; its numbers are left out", self.file.path, error)
+                return False
+            return True
+
         kept = []
-        for item in content:
-            names = item.get("metrics") if isinstance(item, dict) else None
-            if isinstance(names, list):
-                left = []
-                for name in names:
-                    try:
-                        known([name])
-                        left.append(name)
-                    except ValueError as error:
-                        log.warning("%s: measure: %s; its numbers are left out", self.file.path, error)
-                if not left and names:
-                    continue
-                item = item | {"metrics": left}
-            kept.append(item)
-        return kept
+        for item in content if isinstance(content, list) else ():
+            metrics = item.get("metrics") if isinstance(item, dict) else None
+            if not isinstance(metrics, list) or not metrics:
+                kept.append(item)
+            elif left := [name for name in metrics if usable(name)]:
+                kept.append(item | {"metrics": left})
+        return kept if isinstance(content, list) else content
 
     def _measure(self, content: Any, cells: tuple[Cell, ...]) -> tuple[Measurement, ...]:
         if content is None:
@@ -239,8 +240,8 @@ class _Reader:
         measure: list[Measurement] = []
         for i, item in enumerate(content):
             measure.append(self._validated(Measurement, item, ("measure", i)))
-            # Of each size one cell: the names depend on nothing else.
-            for cell in {cell.size: cell for cell in cells}.values():
+            # Of each size and length one cell: nothing else counts.
+            for cell in {(cell.size, cell.sequence_length): cell for cell in cells}.values():
                 try:
                     wanted(measure, cell)
                 except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 from raysweep.space.cell import Cell
@@ -21,12 +22,30 @@ _OF_VALUE = ("step", "matrix", "metric", "settings")
 _OF_SPECTRUM = ("step", "matrix", "settings")
 
 
+def failed(row: dict[str, Any]) -> bool:
+    """Whether a number is not there, and may be the next time."""
+    return (row["reason"] or "").startswith(FAILED)
+
+
+def value_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells the rows of numbers of one cell apart."""
+    return _key(row, _OF_VALUE)
+
+
+def asked(space: Space, cell: Cell) -> set[tuple[str, str, str]]:
+    """The (matrix, metric, settings) of what `measure` asks for; a store may have others, such as older versions."""
+    return {
+        (one.label, one.name_of(metric, other), one.settings_of(metric))
+        for one in (wanted(space.measure, cell) if space.measure else ())
+        for metric, other in one.metrics
+    }
+
+
 def keys(store: Store, cell: str) -> tuple[set[tuple[Any, ...]], set[tuple[Any, ...]]]:
     """What there is: (step, matrix, metric, settings) of the numbers, (step, matrix, settings) of the singular values."""
     values = store.read_rows(store.measures_file(cell), MEASURES) or []
     spectra = store.read_rows(store.spectra_file(cell), SPECTRA) or []
-    there = [row for row in values if not (row["reason"] or "").startswith(FAILED)]
-    return {_key(row, _OF_VALUE) for row in there}, {_key(row, _OF_SPECTRUM) for row in spectra}
+    return {value_key(row) for row in values if not failed(row)}, {_key(row, _OF_SPECTRUM) for row in spectra}
 
 
 def write(store: Store, cell: str, values: Rows, spectra: Rows, add: bool = False) -> None:
@@ -48,12 +67,12 @@ def reports_without(space: Space, store: Store, trained: Collection[str]) -> int
     if not space.measure:
         return 0
     cells = [cell for cell in space.cells if cell.id in trained]
-    return sum(len(lacking_steps(cell, wanted(space.measure, cell), store)) for cell in cells)
+    return sum(len(steps_of(lacking(cell, wanted(space.measure, cell), store))) for cell in cells)
 
 
-def lacking_steps(cell: Cell, measures: list[Wanted], store: Store) -> set[int]:
-    """The reports of a cell of which the store lacks something that is asked for."""
-    return {step for one in lacking(cell, measures, store) for step in one.spectrum}
+def steps_of(measures: list[Wanted]) -> set[int]:
+    """The steps of the reports at which something of it is measured."""
+    return set().union(*(one.spectrum for one in measures))
 
 
 def lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
@@ -73,7 +92,7 @@ def lacking(cell: Cell, measures: list[Wanted], store: Store) -> list[Wanted]:
         steps = {s for s in one.spectrum if (s, one.label, one.settings) not in spectra}
         steps = steps.union(*metrics.values())
         if steps:
-            found.append(one.only(metrics, steps))
+            found.append(replace(one, metrics=metrics, spectrum=steps))
     return found
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from raysweep.space.cell import Cell
-from raysweep.space.measure import column, wanted
+from raysweep.space.measure import column
 from raysweep.space.space import Space
 from raysweep.store.index import read_all
+from raysweep.store.measures import asked
 from raysweep.store.schemas import CELLS, EVALUATIONS, MEASURES, REAL, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN, Store
 
@@ -40,13 +41,9 @@ def _computed_by(timing: dict[str, Any]) -> str | None:
 
 def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[tuple[str, float, str]]:
     """Column, value and unit of what `measure` asks for at the end of a cell's training."""
-    asked = {
-        (one.label, one.name_of(metric, other), one.settings_of(metric))
-        for one in (wanted(space.measure, cell) if space.measure else ())
-        for metric, other in one.metrics
-    }
-    for row in (store.read_rows(store.measures_file(cell.id), MEASURES) or []) if asked else ():
-        if row["step"] == step and (row["matrix"], row["metric"], row["settings"]) in asked:
+    wanted = asked(space, cell)
+    for row in (store.read_rows(store.measures_file(cell.id), MEASURES) or []) if wanted else ():
+        if row["step"] == step and (row["matrix"], row["metric"], row["settings"]) in wanted:
             yield column(row["metric"], row["matrix"]), row["value"], row["unit"]
 
 

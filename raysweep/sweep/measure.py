@@ -14,6 +14,7 @@ from raysweep.corpora.progress import CorpusProgress
 from raysweep.corpora.shared import upload
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
+from raysweep.space.corpus import Corpus
 from raysweep.space.measure import Measurement, wanted
 from raysweep.space.space import Space
 from raysweep.store import Store
@@ -67,6 +68,7 @@ def measure(
         What, in place of the search space's own.
     progress
         Called with what is done, how much of it, of how much, and a detail.
+
     Returns
     -------
     Measured
@@ -98,37 +100,37 @@ def measure(
         )
     missing: dict[str, int] = {}
     jobs: list[tuple[Cell, list[int]]] = []
+    corpora: set[Corpus] = set()
     with Lock(store, dict):
         for done, cell in enumerate(cells):
             progress("looking for what is missing", done, len(cells), "")
             try:
-                lacking = table.lacking_steps(cell, wanted(chosen, cell), store)
+                lacking = table.lacking(cell, wanted(chosen, cell), store)
             except ValueError as error:
                 raise UserError(f"{cell.id}: {error}") from None
+            steps = table.steps_of(lacking)
             kept = {step_of(name) for name in names(store, store.run_directory(cell.id))}
-            if lacking & kept:
-                jobs.append((cell, sorted(lacking & kept)))
-            if lacking - kept:
-                missing[cell.id] = len(lacking - kept)
+            if steps & kept:
+                jobs.append((cell, sorted(steps & kept)))
+                if any(one.needs_text for one in lacking):
+                    corpora.add(cell.corpus)
+            if steps - kept:
+                missing[cell.id] = len(steps - kept)
         progress("looking for what is missing", len(cells), len(cells), "")
         values = 0
         errors: dict[str, str] = {}
         failures: dict[str, str] = {}
         if jobs:
-            corpora = {
-                cell.corpus: opened_corpus(cell.corpus, store, _shown(progress))
-                for cell, _ in jobs
-                if any(one.needs_text for one in wanted(chosen, cell))
-            }
+            opened = [opened_corpus(corpus, store, _shown(progress)) for corpus in corpora]
             fingerprints = {cell: str(row["corpus_fingerprint"]) for cell, row in rows.items()}
             with preserved_environment(), connected(code=space.code) as connection:
                 if connection.shared:
-                    for corpus in corpora.values():
+                    for corpus in opened:
                         upload(corpus, store, _shown(progress))
                 _check_capacity(space, connection.shared)
                 values, unreadable, errors, failures = _by_ray(jobs, chosen, space, store, fingerprints, progress)
-            for cell_id, steps in unreadable.items():
-                missing[cell_id] = missing.get(cell_id, 0) + len(steps)
+            for cell_id, damaged in unreadable.items():
+                missing[cell_id] = missing.get(cell_id, 0) + len(damaged)
     return Measured(len(cells), values, missing, errors, failures)
 
 
@@ -234,8 +236,7 @@ def measure_cell(
         rows += more
         spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
-    measured = sum(not (row["reason"] or "").startswith(table.FAILED) for row in rows)
-    return measured, damaged, measures.failures
+    return sum(not table.failed(row) for row in rows), damaged, measures.failures
 
 
 def _check_device(cell: Cell, device: str, store: Store) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from raysweep.space.measure import GRADIENTS, HIDDEN, OF_TOKENS, wanted
+from raysweep.space.measure import GRADIENTS, HIDDEN, rows, wanted
 
 if TYPE_CHECKING:
     from raysweep.space.cell import Cell
@@ -49,8 +49,5 @@ def _flops(cell: Cell, space: Space) -> float:
 def _rows(one: Wanted, cell: Cell) -> int:
     if one.matrix.startswith(HIDDEN):
         return one.sequences * (cell.sequence_length if one.positions == "all" else 1)
-    if one.matrix.removeprefix(GRADIENTS) in OF_TOKENS:
-        return cell.shape.vocabulary
-    if ".heads." in one.matrix:
-        return cell.size.width if one.matrix.endswith((".ov", ".qk")) else cell.size.width // cell.size.heads
-    return 2 * cell.size.width
+    number = rows(one.matrix, cell.size)
+    return number if isinstance(number, int) else cell.shape.vocabulary

@@ -10,17 +10,17 @@ from raysweep.corpora.progress import Report
 from raysweep.corpora.shared import obtain
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.evaluation import in_distribution
 from raysweep.space.cell import Cell
 from raysweep.space.corpus import Corpus
 from raysweep.space.evaluations import Evaluation
-from raysweep.space.measure import Measurement, wanted
+from raysweep.space.measure import Measurement, check_sequences, wanted
 from raysweep.store import Store, corpora_record
 from raysweep.sweep.survey import CellState
 
 log = logging.getLogger("raysweep")
 
 # What training reads.
-IN_DISTRIBUTION = "pretraining/test"
 _TRAINING_SHARDS = ("pretraining/train", "pretraining/validation")
 
 
@@ -60,12 +60,8 @@ def _check_states(cells: list[Cell], corpus: TokenizedCorpus, measure: list[Meas
         for one in wanted(measure, cell):
             if not one.sequences:
                 continue
-            held = len(corpus.sequences(IN_DISTRIBUTION, cell.sequence_length))
-            if held < one.sequences:
-                raise UserError(
-                    f"measure asks for {one.sequences:,} sequences of {cell.sequence_length:,} tokens for {one.matrix}, and "
-                    f"{IN_DISTRIBUTION} of the corpus {corpus.folder.name} has {held:,}: set sequences to no more"
-                )
+            held = len(corpus.sequences(in_distribution.SHARD, cell.sequence_length))
+            check_sequences(one.sequences, held, cell.sequence_length, corpus.folder.name)
             if one.positions == "last" and one.sequences < 4 * cell.size.width:
                 few[cell.size.width] = one.sequences
     if few:

@@ -16,12 +16,11 @@ import torch
 from raysweep.corpora.sequences import Sequences
 from raysweep.corpora.token_counts import token_counts
 from raysweep.corpora.tokenized import TokenizedCorpus
-from raysweep.errors import UserError
 from raysweep.model import matrices, metrics
 from raysweep.model.language_model import LanguageModel, precision
 from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
-from raysweep.space.measure import GRADIENTS, HIDDEN, UNEMBEDDING, Wanted
+from raysweep.space.measure import GRADIENTS, HIDDEN, UNEMBEDDING, Wanted, check_sequences
 from raysweep.space.metrics import OF_ONE
 from raysweep.store.measures import FAILED
 from raysweep.training.checkpoint import spectrum_key
@@ -143,11 +142,7 @@ class _Moment:
         if key not in self._states_by_settings:
             measures = self._measures
             shard = measures.corpus.sequences(TEST, measures.cell.sequence_length)
-            if len(shard) < sequences:
-                raise UserError(
-                    f"measure asks for {sequences:,} sequences of {TEST}, and the corpus {measures.corpus.folder.name} has "
-                    f"{len(shard):,}: set sequences to no more"
-                )
+            check_sequences(sequences, len(shard), measures.cell.sequence_length, measures.corpus.folder.name)
             kept: list[list[torch.Tensor]] = []
             device = self._language_model.unembedding.device
             with torch.no_grad(), precision(device):
