@@ -286,10 +286,10 @@ def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """What the search space says of the results: how they were evaluated, and what was claimed of them."""
     hypotheses = space.hypotheses or paper_hypotheses()
-    steps = {evaluation.task: evaluation.training_steps(space.cells) for evaluation in space.evaluations}
+    steps = {evaluation.label: evaluation.training_steps(space.cells) for evaluation in space.evaluations}
     return {
         "fine_tuning_steps": {task: fewest for task, fewest in steps.items() if fewest},
-        "protocols": {evaluation.task: evaluation.protocol(space.cells) for evaluation in space.evaluations},
+        "protocols": {evaluation.label: evaluation.protocol(space.cells) for evaluation in space.evaluations},
         "hypotheses": hypotheses,
         "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",
     }

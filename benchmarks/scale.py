@@ -57,11 +57,17 @@ def fill(store: Store, space: Space) -> None:
         store.write_table(store.timing_file(cell.id, TRAIN), [timing], TIMINGS)
         for evaluation in space.evaluations:
             metrics = [
-                {"cell": cell.id, "task": evaluation.task, "metric": f"{evaluation.task}_{k}", "value": 1.0, "unit": ""}
+                {
+                    "cell": cell.id,
+                    "task": evaluation.label,
+                    "metric": f"{evaluation.label}_{k}",
+                    "value": 1.0,
+                    "unit": "",
+                }
                 for k in range(4)
             ]
             store.write_table(
-                store.evaluation_file(cell.id, evaluation.task, evaluation.model_dump()), metrics, EVALUATIONS
+                store.evaluation_file(cell.id, evaluation.label, evaluation.identity), metrics, EVALUATIONS
             )
 
     with ThreadPoolExecutor(16) as threads:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from raysweep.corpora.contamination import Grams
 from raysweep.corpora.files import Malformed, read, unit
 from raysweep.corpora.source_files import File, Resolved, opened, reading
-from raysweep.corpora.split import TEST_SHARE, domain_name, shard_of, share
+from raysweep.corpora.split import BY_DOMAIN, TEST_SHARE, domain_name, shard_of, share
 from raysweep.corpora.tokenizer import END_OF_TEXT, encode
 from raysweep.errors import UserError
 
@@ -80,8 +80,8 @@ class Part:
 
     def shard(self, domain: str, digest: bytes) -> str:
         """The shard of a document, by its domain and its hash."""
-        if self.role == "out_of_distribution":
-            return f"out_of_distribution/{domain_name(domain)}"
+        if self.role in BY_DOMAIN:
+            return f"{self.role}/{domain_name(domain)}"
         return SHARDS.get(self.role) or shard_of(self.role, share(digest), self.test, self.validation)
 
     def trains(self, shard: str) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 from raysweep.corpora.blocks import LISTED, Part
 from raysweep.corpora.contamination import Grams
+from raysweep.corpora.split import BY_DOMAIN
 from raysweep.errors import UserError
-from raysweep.space.corpus import Corpus
+from raysweep.space.corpus import Sourced
 
 
 def block_name(record: dict[str, Any]) -> str:
@@ -19,7 +20,7 @@ def block_name(record: dict[str, Any]) -> str:
     return f"{record['part']}-{record['block']:05}"
 
 
-def about_shards(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
+def about_shards(corpus: Sourced, parts: list[Part], records: list[dict[str, Any]], dtype: str) -> dict[str, Any]:
     """What the manifest says of shards, their files and mixture, and of what was left out."""
     sources = {part.key.partition("-")[0]: part for part in parts}
     shards: dict[str, dict[str, Any]] = {}
@@ -41,8 +42,6 @@ def about_shards(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]
         shard["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         if weights:
             shard["mixture"] = weights
-    if "pretraining/train" not in shards:
-        raise UserError(f"the corpus {corpus.name} has no document to train on")
     with_tokens = {record["part"].partition("-")[0] for record in records if record["files"] or record["dropped"]}
     for source, part in sources.items():
         if source not in with_tokens:
@@ -82,19 +81,20 @@ def about_decontamination(records: list[dict[str, Any]], grams: Grams) -> dict[s
     }
 
 
-def check_domain_names(corpus: Corpus, records: list[dict[str, Any]]) -> None:
+def check_domain_names(corpus: Sourced, records: list[dict[str, Any]]) -> None:
     """Raise `UserError` where two domains would be one in tables and files, which have a domain's name without blanks."""
     of_shard: dict[str, str] = {}
     for record in records:
         for entry in record["files"]:
             # A disk may not tell upper from lower case.
             shard = entry["shard"].casefold()
-            for domain in entry["domains"] if entry["shard"].startswith("out_of_distribution/") else ():
+            role, _, named = entry["shard"].partition("/")
+            for domain in entry["domains"] if role in BY_DOMAIN else ():
                 other = of_shard.setdefault(shard, domain)
                 if other != domain:
                     raise UserError(
-                        f"out_of_distribution of the corpus {corpus.name} has the domains {other!r} and {domain!r}, which "
-                        f"would both be called {entry['shard'].partition('/')[2]!r}: rename one of them in the text"
+                        f"{role} of the corpus {corpus.name} has the domains {other!r} and {domain!r}, which "
+                        f"would both be called {named!r}: rename one of them in the text"
                     )
 
 

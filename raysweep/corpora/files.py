@@ -52,10 +52,13 @@ def unit(name: str) -> str:
     return "row" if name.endswith(".parquet") else "line"
 
 
-def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int = 1) -> Iterator[Document | Malformed]:
+def read(
+    stream: BinaryIO, name: str, text: str | None, domain: str | None, start: int = 1
+) -> Iterator[Document | Malformed]:
     """The documents of a file from place `start` on, in its order; `text` and `domain` are fields, dotted where nested.
 
-    The file's format is that of its name. What cannot be read comes as `Malformed`, in its place.
+    Where `text` is None the whole row is the document, as JSON. The file's format is that of its name. What cannot be read
+    comes as `Malformed`, in its place.
     """
     if is_lfs_pointer(stream):
         reason = "a pointer of git-lfs, not the file itself: run `git lfs pull` in its folder"
@@ -76,7 +79,7 @@ def read(stream: BinaryIO, name: str, text: str, domain: str | None, start: int 
 
 
 def _json_lines(
-    stream: BinaryIO, name: str, text: str, domain: str | None, start: int
+    stream: BinaryIO, name: str, text: str | None, domain: str | None, start: int
 ) -> Iterator[Document | Malformed]:
     place = 0
     used = {part for field in (text, domain) if field is not None for part in (field, *field.split("."))}
@@ -85,7 +88,8 @@ def _json_lines(
         row = dict(pairs)
         if len(row) < len(pairs):  # Python would take the last of them.
             names = [name for name, _ in pairs]
-            if twice := next((name for name in names if name in used and names.count(name) > 1), None):
+            counted = [name for name in names if text is None or name in used]
+            if twice := next((name for name in counted if names.count(name) > 1), None):
                 raise ValueError(f"the field {twice!r} is there twice")
         return row
 
@@ -112,11 +116,11 @@ def _json_lines(
             yield Malformed(place + 1, f"the file is damaged or ends early ({error})", fatal=True)
 
 
-def _document(place: int, row: Any, text: str, domain: str | None) -> Document | Malformed:
+def _document(place: int, row: Any, text: str | None, domain: str | None) -> Document | Malformed:
     if not isinstance(row, dict):
         return Malformed(place, f"no JSON object but {_kind(row)}")
-    content = _field(row, text)
-    if content is None:
+    content = json.dumps(row, default=str) if text is None else _field(row, text)
+    if content is None and text is not None:
         if _present(row, text):
             return Malformed(place, f"the field {text!r} is null")
         return Malformed(place, f"no field {text!r}; there is {', '.join(map(str, row)) or 'none'}")
@@ -191,7 +195,7 @@ def _lines(stream: Any) -> Iterator[bytes]:
         yield b"".join(begun)
 
 
-def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Iterator[Document | Malformed]:
+def _parquet(stream: BinaryIO, text: str | None, domain: str | None, start: int) -> Iterator[Document | Malformed]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -200,10 +204,10 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
         file = pq.ParquetFile(stream)
         names = file.schema_arrow.names
         columns = [_column(field, names) for field in (text, domain) if field is not None]
-        if _column(text, names) is None:
+        if text is not None and _column(text, names) is None:
             yield Malformed(1, f"no column {text!r}; there is {', '.join(file.schema_arrow.names)}", fatal=True)
             return
-        if twice := next((column for column in columns if names.count(column) > 1), None):
+        if twice := next((c for c in (names if text is None else columns) if names.count(c) > 1), None):
             yield Malformed(1, f"two columns are called {twice!r}: rename one", fatal=True)
             return
         for group in range(file.num_row_groups):
@@ -211,7 +215,7 @@ def _parquet(stream: BinaryIO, text: str, domain: str | None, start: int) -> Ite
             if place + rows < start:
                 place += rows
                 continue
-            read = sorted({column for column in columns if column is not None})
+            read = None if text is None else sorted({column for column in columns if column is not None})
             for batch in file.iter_batches(_ROWS, row_groups=[group], columns=read):
                 for i in range(batch.num_rows):
                     place += 1

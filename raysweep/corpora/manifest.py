@@ -31,6 +31,8 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     """16 hex digits that change when any token, or the tokenizer, does."""
     content = [manifest["tokenizer_sha256"], manifest["end_of_text"]]
     content += [[name, shard["tokens"], shard["sha256"]] for name, shard in sorted(manifest["shards"].items())]
+    # Of an evaluation's text: what training has seen of it depends on the corpus too.
+    content += [["seen_by", manifest["seen_by"]]] if "seen_by" in manifest else []
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 

@@ -17,10 +17,10 @@ from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.source_files import opened, reading
 from raysweep.corpora.split import TEST_SHARE
 from raysweep.errors import UserError
-from raysweep.space.corpus import Corpus
+from raysweep.space.corpus import Sourced
 
 
-def check_files(corpus: Corpus, parts: list[Part], report: Report) -> None:
+def check_files(corpus: Sourced, parts: list[Part], report: Report) -> None:
     """Raise `UserError` where a file is for two purposes, or the same field of it twice for one.
 
     A copy for two purposes is refused too, unless decontamination leaves it out of the training documents.
@@ -38,7 +38,7 @@ def check_files(corpus: Corpus, parts: list[Part], report: Report) -> None:
         _check_copies(corpus, parts, report)
 
 
-def _check_copies(corpus: Corpus, parts: list[Part], report: Report) -> None:
+def _check_copies(corpus: Sourced, parts: list[Part], report: Report) -> None:
     """Raise `UserError` where the content of a file is there for two purposes; only files of equal size are read."""
     here = [part for part in parts if part.file.size and not part.file.path.startswith("hf://")]
     roles_of_size: dict[int, set[str]] = {}
@@ -60,7 +60,7 @@ def _check_copies(corpus: Corpus, parts: list[Part], report: Report) -> None:
         report(CorpusProgress(corpus.name, "look for copies of files", done, total))
 
 
-def check_documents(corpus: Corpus, parts: list[Part], records: list[dict[str, Any]]) -> NDArray[np.uint64]:
+def check_documents(corpus: Sourced, parts: list[Part], records: list[dict[str, Any]]) -> NDArray[np.uint64]:
     """The hashes of all documents of these records, sorted. Raises `UserError` where two roles share a document."""
     roles = {part.key: part.role for part in parts}
     by_role: dict[str, list[NDArray[np.uint64]]] = {}
@@ -76,7 +76,7 @@ def check_documents(corpus: Corpus, parts: list[Part], records: list[dict[str, A
     return together
 
 
-def refusal(corpus: Corpus, parts: list[Part], records: Iterable[dict[str, Any]], document: int) -> UserError:
+def refusal(corpus: Sourced, parts: list[Part], records: Iterable[dict[str, Any]], document: int) -> UserError:
     """Says where two documents of this hash stand."""
     by_key = {part.key: part for part in parts}
     places: dict[str, str] = {}

@@ -22,7 +22,6 @@ from raysweep.corpora.exclusive import exclusive
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.space.corpus import Corpus
 from raysweep.store import Store
 
 MANIFEST = "manifest.json"
@@ -57,31 +56,31 @@ def _at_once(copy: Callable[[str], None], files: list[str]) -> Iterator[int]:
         pool.shutdown(cancel_futures=True)
 
 
-def obtain(corpus: Corpus, fingerprint: str, store: Store) -> TokenizedCorpus:
-    """The corpus of that fingerprint on this node: as built here, as copied before, or copied from the store now.
+def obtain(name: str, fingerprint: str, store: Store) -> TokenizedCorpus:
+    """The corpus, or text, of that name and fingerprint on this node: as built, as copied before, or copied from the store.
 
     What it was built of is not looked at: that may have changed or gone since. Raises `UserError` where it cannot be had.
     """
-    for built in folders(corpus.name):
+    for built in folders(name):
         if _fingerprint(built) == fingerprint:
             return TokenizedCorpus(built)
-    folder = _copied(corpus, fingerprint)
+    folder = _copied(name, fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(Path(f"{folder}.lock")):
         # Copied before; in a power cut its last files may have come to nothing.
         with suppress(UserError):
             if _fingerprint(folder) == fingerprint:
                 return TokenizedCorpus(folder)
-        _copy(corpus, fingerprint, store, folder)
+        _copy(name, fingerprint, store, folder)
     return TokenizedCorpus(folder)
 
 
-def lack_of_room(corpora: Iterable[tuple[Corpus, str, int]]) -> str:
+def lack_of_room(corpora: Iterable[tuple[str, str, int]]) -> str:
     """Why this node cannot hold corpora, each with its fingerprint and bytes, which it would copy; empty where it can."""
     missing = {
         fingerprint: size
-        for corpus, fingerprint, size in corpora
-        if all(_fingerprint(built) != fingerprint for built in (*folders(corpus.name), _copied(corpus, fingerprint)))
+        for name, fingerprint, size in corpora
+        if all(_fingerprint(built) != fingerprint for built in (*folders(name), _copied(name, fingerprint)))
     }
     there = cache()
     while not there.exists() and there != there.parent:
@@ -99,9 +98,9 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.3g} GB"
 
 
-def _copied(corpus: Corpus, fingerprint: str) -> Path:
+def _copied(name: str, fingerprint: str) -> Path:
     """Where a node keeps its copy."""
-    return cache() / "corpora" / f"{corpus.name}-{fingerprint}"
+    return cache() / "corpora" / f"{name}-{fingerprint}"
 
 
 def directory(fingerprint: str) -> str:
@@ -116,18 +115,18 @@ def _fingerprint(folder: Path) -> str | None:
         return None
 
 
-def _copy(corpus: Corpus, fingerprint: str, store: Store, folder: Path) -> None:
+def _copy(name: str, fingerprint: str, store: Store, folder: Path) -> None:
     there = directory(fingerprint)
     if store.read(f"{there}/{MANIFEST}") is None:
         raise UserError(
-            f"{socket.gethostname()} does not have the corpus {corpus.name} that the sweep was started with "
+            f"{socket.gethostname()} does not have the corpus {name} that the sweep was started with "
             f"({fingerprint}) in {cache()}, nor does the store: start the sweep again to upload it"
         )
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         shutil.rmtree(folder, ignore_errors=True)
         files = {file: size for file, size in store.tree(there).items() if not file.endswith(".unfinished")}
-        if lack := lack_of_room([(corpus, fingerprint, sum(files.values()))]):
+        if lack := lack_of_room([(name, fingerprint, sum(files.values()))]):
             raise UserError(lack)
         for file in files:
             if not (unfinished / file).resolve().is_relative_to(unfinished.resolve()):

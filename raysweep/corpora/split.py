@@ -6,7 +6,10 @@ import re
 
 # Of a role's documents; pretraining has many, a fine-tuning subject few.
 VALIDATION_SHARE = {"pretraining": 0.02}
-TEST_SHARE = {"pretraining": 0.02, "finetune_python": 0.1, "finetune_math": 0.1}
+TEST_SHARE = {"pretraining": 0.02, "finetune_python": 0.1, "finetune_math": 0.1, "finetune": 0.1}
+
+# Roles whose documents are never trained on, a shard for each domain.
+BY_DOMAIN = ("out_of_distribution", "evaluation")
 
 
 def share(digest: bytes) -> float:

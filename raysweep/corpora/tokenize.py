@@ -50,7 +50,7 @@ from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
 from raysweep.errors import UserError
 from raysweep.files import put_in_place
-from raysweep.space.corpus import ROLES, Corpus
+from raysweep.space.corpus import Sourced
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +77,7 @@ PEEKED = 100_000
 AHEAD = 4
 
 
-def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[str, Any]:
+def write(corpus: Sourced, folder: Path, stream: bool, report: Report) -> dict[str, Any]:
     """Write the token files of a corpus into `folder`, resuming where an earlier call was killed.
 
     Returns what a manifest says of them. Raises `UserError` naming file and line where a document cannot be read, and what
@@ -105,21 +105,29 @@ def write(corpus: Corpus, folder: Path, stream: bool, report: Report) -> dict[st
                 raise overlap.refusal(corpus, parts, [record, *saved.values()], record["repeated"])
 
         records += _pass(corpus, pretraining, replace(settings, elsewhere=elsewhere), folder, report, check)
-        return about_shards(corpus, parts, records, dtype)
+        return _trainable(corpus, about_shards(corpus, parts, records, dtype))
     held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
     records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder, report)
     check_domain_names(corpus, records)
     grams = _grams(records, folder, text, dtype, corpus.decontaminate)
     training = [part for part in parts if part.role in TEST_SHARE]
     records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder, report)
-    return about_shards(corpus, parts, records, dtype) | {"decontamination": about_decontamination(records, grams)}
+    about = _trainable(corpus, about_shards(corpus, parts, records, dtype))
+    return about | {"decontamination": about_decontamination(records, grams)}
 
 
-def _parts(corpus: Corpus) -> list[Part]:
+def _trainable(corpus: Sourced, about: dict[str, Any]) -> dict[str, Any]:
+    """What was built; raises `UserError` where it was to be trained on and has no document for that."""
+    if "pretraining" in corpus.sources() and "pretraining/train" not in about["shards"]:
+        raise UserError(f"the corpus {corpus.name} has no document to train on")
+    return about
+
+
+def _parts(corpus: Sourced) -> list[Part]:
     """Every file of every source, resolved."""
     sources = corpus.sources()
     parts = []
-    numbered = [(role, source) for role in ROLES for source in sources.get(role, ())]
+    numbered = [(role, source) for role, each in sources.items() for source in each]
     for number, (role, source) in enumerate(numbered):
         resolved = resolve(source)
         test, validation = TEST_SHARE.get(role, 0.0), VALIDATION_SHARE.get(role, 0.0)
@@ -136,7 +144,7 @@ def _parts(corpus: Corpus) -> list[Part]:
     return parts
 
 
-def _check_domains(corpus: Corpus, parts: list[Part], report: Report) -> None:
+def _check_domains(corpus: Sourced, parts: list[Part], report: Report) -> None:
     """Raise `UserError` where no document of a source has the field of its domain, before anything is tokenized.
 
     Nearly always the first one has it, and no more is read; of each file no more than PEEKED documents are.
@@ -172,7 +180,7 @@ def _first_with_domain(documents: Iterable[Document]) -> tuple[int, Document | N
     return read, None
 
 
-def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) -> None:
+def _tokenizer(corpus: Sourced, parts: list[Part], folder: Path, stream: bool) -> None:
     path = folder / "tokenizer.json"
     if path.exists():
         return
@@ -181,7 +189,7 @@ def _tokenizer(corpus: Corpus, parts: list[Part], folder: Path, stream: bool) ->
         tokenizer.save(str(unfinished))
 
 
-def _sample(corpus: Corpus, parts: list[Part], stream: bool) -> Iterator[str]:
+def _sample(corpus: Sourced, parts: list[Part], stream: bool) -> Iterator[str]:
     """The first training documents of each source."""
     training = [part for part in parts if part.role == "pretraining"]
     sources = {part.key.partition("-")[0] for part in training}
@@ -210,7 +218,7 @@ def _documents(part: Part, stream: bool) -> Generator[Document]:
 
 
 def _pass(
-    corpus: Corpus,
+    corpus: Sourced,
     parts: list[Part],
     settings: Settings,
     folder: Path,

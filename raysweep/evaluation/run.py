@@ -11,27 +11,27 @@ from raysweep.evaluation.task import Metric, Subject
 from raysweep.model import olmo
 from raysweep.model.language_model import LanguageModel, computed_by
 from raysweep.space.cell import Cell
-from raysweep.space.evaluations import Evaluation, task_module
+from raysweep.space.evaluations import Evaluation
 from raysweep.store import Store
 from raysweep.store.store import settings_text
 
 
 def run(
-    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, store: Store,
-    device: torch.device, gpu_share: float = 1.0,
+    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus,
+    text: TokenizedCorpus | None, store: Store, device: torch.device, gpu_share: float = 1.0,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `schemas.EVALUATIONS`, and what computed them."""
     model = olmo.build(cell.shape, cell.sequence_length, cell.seed, device)
     model.load_state_dict(weights)
-    settings = evaluation.model_dump()
-    directory = store.evaluation_directory(cell.id, evaluation.task, settings)
-    subject = Subject(cell, LanguageModel(model), corpus, store, directory, gpu_share)
+    settings = evaluation.identity
+    directory = store.evaluation_directory(cell.id, evaluation.label, settings)
+    subject = Subject(cell, LanguageModel(model), corpus, store, directory, gpu_share, text)
     by = computed_by(model, device)
-    metrics: list[Metric] = task_module(evaluation.task).evaluate(subject, evaluation)
+    metrics: list[Metric] = evaluation.evaluate(subject)
     rows = [
         {
             "cell": cell.id,
-            "task": evaluation.task,
+            "task": evaluation.label,
             "settings": settings_text(settings),
             "metric": metric.name,
             "value": metric.value,

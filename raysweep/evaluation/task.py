@@ -41,6 +41,8 @@ class Subject:
     """Where in the store the task may keep checkpoints of its own."""
     gpu_share: float = 1.0
     """What of a GPU the task may use."""
+    text: TokenizedCorpus | None = None
+    """What the task reads beside the corpus, where its settings have an `on`, or questions."""
 
     @property
     def micro_batch_size(self) -> int:

@@ -79,7 +79,7 @@ def export(
     fingerprint = corpora_record.fingerprints(store).get(cell.corpus.key)
     # What was trained on, which is not built again for its tokenizer; `installed` can always be.
     built = fingerprint is not None and cell.corpus.name != "installed"
-    corpus = obtain(cell.corpus, str(fingerprint), store) if built else open_corpus(cell.corpus)
+    corpus = obtain(cell.corpus.name, str(fingerprint), store) if built else open_corpus(cell.corpus)
     weights, reached = _weights(space, store, cell, corpus, form, step)
     model = to_llama(cell, weights, int(corpus.manifest["end_of_text"]))
     try:
@@ -98,7 +98,7 @@ def _weights(
     directory = store.run_directory(cell.id)
     if form.startswith("finetune_"):
         evaluation = _evaluation(space, form, form)
-        directory = store.evaluation_directory(cell.id, form, evaluation.model_dump())
+        directory = store.evaluation_directory(cell.id, form, evaluation.identity)
         steps = finetune.finetuning(cell, evaluation).steps
         tuned = _checkpoint(store, directory, step, steps, f"{form} of {cell.id}")
         return tuned.model, tuned.state.step
@@ -119,7 +119,7 @@ def _weights(
 
 def _evaluation(space: Space, task: str, form: str) -> Any:
     for evaluation in space.evaluations:
-        if evaluation.task == task:
+        if evaluation.label == task:
             return evaluation
     raise UserError(f"the form {form!r} needs the evaluation {task}, which {space.name} does not have")
 

@@ -30,8 +30,8 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     finished = table["id"].to_pylist()
     _check_nothing_is_lost(folder, finished, store)
-    stages = [TRAIN, *(evaluation.task for evaluation in space.evaluations)]
-    evaluations = [evaluated(store, e.task, e.model_dump()) for e in space.evaluations]
+    stages = [TRAIN, *(evaluation.label for evaluation in space.evaluations)]
+    evaluations = [evaluated(store, e.label, e.identity) for e in space.evaluations]
     timings = {stage: read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
     rows: dict[str, list[dict[str, Any]]] = {
         "trajectories": [

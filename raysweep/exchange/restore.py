@@ -25,7 +25,7 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
     rows = {row["id"]: row for row in published.results.to_pylist()}
     parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
     values, spectra = by_cell(published.measures), by_cell(published.spectra)
-    settings_of_space = {(evaluation.task, settings_text(evaluation.model_dump())) for evaluation in space.evaluations}
+    settings_of_space = {(evaluation.label, settings_text(evaluation.identity)) for evaluation in space.evaluations}
     store.probe()
     with Lock(store):
         if store.read(PLANNED) is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import PurePath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -65,10 +65,11 @@ class Source(Strict):
     @property
     def name(self) -> str:
         """What messages and tables call it."""
-        return self.preset or self.hub or _folder_name(str(self.folder))
+        return self.preset or self.hub or folder_name(str(self.folder))
 
 
-def _folder_name(folder: str) -> str:
+def folder_name(folder: str) -> str:
+    """What a folder is known by; where it is changes no numbers."""
     return PurePath(folder).name or "folder"
 
 
@@ -94,6 +95,23 @@ _PILE: dict[str, tuple[Source, ...]] = {
     "finetune_python": (Source(preset="starcoder-python"),),
     "finetune_math": (Source(preset="open-web-math"),),
 }
+
+
+class Sourced(Protocol):
+    """What is built of sources, role by role: a corpus, or the text of an evaluation."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def tokenizer(self) -> str: ...
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def fraction(self) -> float: ...
+    @property
+    def decontaminate(self) -> int | None: ...
+    def sources(self) -> dict[str, tuple[Source, ...]]:
+        """The sources of each role that has some."""
 
 
 class Corpus(Strict):
@@ -179,7 +197,7 @@ def without_places(corpus: dict[str, Any]) -> dict[str, Any]:
     """A dumped corpus in which folders are named without where they are, which changes no numbers."""
     return {
         key: tuple(
-            source | {"folder": _folder_name(source["folder"])} if source.get("folder") else source for source in value
+            source | {"folder": folder_name(source["folder"])} if source.get("folder") else source for source in value
         )
         if key in ROLES
         else value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import allowed
 from raysweep.space.fields import Strict
+from raysweep.space.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,6 +36,26 @@ class Evaluation(Strict):
     task: str
 
     @property
+    def label(self) -> str:
+        """What tables, folders and messages call it: the task, unless a search space may have several of it."""
+        return self.task
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings, as results are found by them."""
+        return self.model_dump()
+
+    @property
+    def text(self) -> Text | None:
+        """What it reads beside the corpus of a cell."""
+        return None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the names of its results begin with, where a search space chooses them."""
+        return ()
+
+    @property
     def corpus_role(self) -> str | None:
         """The role whose documents the task needs beside those of pretraining, such as `out_of_distribution`."""
         return None
@@ -52,6 +73,11 @@ class Evaluation(Strict):
         """What was done, for people who read the results: the settings."""
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.model_dump().items() if name != "task")
 
+    def evaluate(self, subject: Any) -> list[Any]:
+        """The numbers (`raysweep.evaluation.task.Metric`) of one trained cell (`raysweep.evaluation.task.Subject`)."""
+        metrics: list[Any] = task_module(self.task).evaluate(subject, self)
+        return metrics
+
     def check_corpus(self, corpus: Any, sequence_length: int) -> None:
         """Raise `UserError` where a built corpus (`TokenizedCorpus`) lacks anything else that the task reads."""
 
@@ -64,6 +90,13 @@ class Evaluation(Strict):
             for shard, count in held.items()
             if count < asked
         ]
+
+    def check_text(self, text: Any, sequence_length: int) -> None:
+        """Raise `UserError` where its text (`TokenizedCorpus`) lacks anything that the task reads."""
+
+    def text_shortfalls(self, text: Any, sequence_length: int) -> list[str]:
+        """What its text (`TokenizedCorpus`) has less of than these settings ask for, for people to know."""
+        return []
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         """Raise `ValueError`, beginning with the name of the setting, where the settings do not fit these cells."""

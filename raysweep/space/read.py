@@ -289,8 +289,8 @@ class _Reader:
     def _check_evaluations(self, space: Space) -> None:
         for i, evaluation in enumerate(space.evaluations):
             where = ("evaluations", i)
-            if evaluation.task in [earlier.task for earlier in space.evaluations[:i]]:
-                raise self.file.error((*where, "task"), f"{evaluation.task} is listed twice")
+            if evaluation.label in [earlier.label for earlier in space.evaluations[:i]]:
+                raise self.file.error((*where, "task"), f"{evaluation.label} is listed twice")
             role = evaluation.corpus_role
             for corpus in dict.fromkeys(cell.corpus for cell in space.cells):
                 if role is not None and corpus.sources() and role not in corpus.sources():

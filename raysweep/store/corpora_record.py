@@ -34,7 +34,7 @@ def record(store: Store, built: dict[str, str]) -> None:
         if recorded.get(corpus, fingerprint) != fingerprint:
             raise UserError(
                 f"the corpus {corpus} was {recorded[corpus]} when the store {store.location} was begun and is "
-                f"{fingerprint} now: install the versions of constraints.txt again, or use another --store"
+                f"{fingerprint} now: bring its text and the versions of constraints.txt back, or use another --store"
             )
     if not built.items() <= recorded.items():
         store.write(FILE, sealed({"corpora": recorded | built}))

@@ -79,7 +79,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     store = Store.at(store)
     done = finished(store)
     timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
-    measured = [evaluated(store, evaluation.task, evaluation.model_dump()) for evaluation in space.evaluations]
+    measured = [evaluated(store, evaluation.label, evaluation.identity) for evaluation in space.evaluations]
     rows: list[dict[str, Any]] = []
     units: dict[str, str] = {}
     for cell in space.cells:

@@ -50,7 +50,7 @@ def run_evaluations(cell: Cell, space: Space, store: Store, fingerprint: str, co
                         raise
                     time.sleep(waits.pop(0))
 
-        return run_and_record(store, cell, evaluation.task, lambda: retry_on_node_loss(result))
+        return run_and_record(store, cell, evaluation.label, lambda: retry_on_node_loss(result))
 
     started = [(evaluation, [start(evaluation)]) for evaluation in missing_evaluations(cell, space, store)]
     errors = [outcome(evaluation, running) for evaluation, running in started]
@@ -62,7 +62,7 @@ def missing_evaluations(cell: Cell, space: Space, store: Store) -> list[Evaluati
     return [
         evaluation
         for evaluation in space.evaluations
-        if store.evaluation_rows(cell.id, evaluation.task, evaluation.model_dump()) is None
+        if store.evaluation_rows(cell.id, evaluation.label, evaluation.identity) is None
     ]
 
 
@@ -77,6 +77,7 @@ def evaluate_cell(
     from raysweep.evaluation.run import run
     from raysweep.model.language_model import gpu
     from raysweep.sweep.cell_tables import final_checkpoint, write_timing
+    from raysweep.sweep.prepare_texts import prepared_text
 
     check_same_code(code)
     begun = time.monotonic()
@@ -87,8 +88,9 @@ def evaluate_cell(
     final = final_checkpoint(cell, store)
     if final is None:
         raise RuntimeError("the final weights of the cell are gone")
-    corpus = obtain(cell.corpus, fingerprint, store)
-    rows, by = run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0)
-    settings = evaluation.model_dump()
-    write_timing(store, cell, evaluation.task, time.monotonic() - begun, None, 1, [by])
-    store.write_table(store.evaluation_file(cell.id, evaluation.task, settings), rows, EVALUATIONS)
+    corpus = obtain(cell.corpus.name, fingerprint, store)
+    text = prepared_text(evaluation, cell.corpus, store)
+    rows, by = run(cell, evaluation, final.model, corpus, text, store, device, gpus or 1.0)
+    settings = evaluation.identity
+    write_timing(store, cell, evaluation.label, time.monotonic() - begun, None, 1, [by])
+    store.write_table(store.evaluation_file(cell.id, evaluation.label, settings), rows, EVALUATIONS)

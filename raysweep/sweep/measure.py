@@ -215,7 +215,7 @@ def measure_cell(
     needs_text = any(one.needs_text for one in lacking)
     if needs_text:
         _check_device(cell, device.type, store)
-    corpus = obtain(cell.corpus, fingerprint, store) if needs_text else None
+    corpus = obtain(cell.corpus.name, fingerprint, store) if needs_text else None
     size = resources["micro_batch_size"] or fitting_micro_batch(cell, device, gpus or 1.0)
     measures = Measures(cell, corpus, lacking, size)
     language_model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))

@@ -113,7 +113,7 @@ def opened_corpus(corpus: Corpus, store: Store, report: Report) -> TokenizedCorp
         if recorded is None:
             raise
         try:
-            opened = obtain(corpus, recorded, store)
+            opened = obtain(corpus.name, recorded, store)
         except UserError:
             raise error from None
         log.warning("%s: using the copy built earlier, %s, instead", error, recorded)

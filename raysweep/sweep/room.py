@@ -13,15 +13,15 @@ from raysweep.errors import UserError
 
 if TYPE_CHECKING:
     from raysweep.corpora.tokenized import TokenizedCorpus
-    from raysweep.space.corpus import Corpus
 
 TIMEOUT = 60.0
 """Seconds that nodes have to answer. What those say that are slower, or come later, is said by their first cell."""
 
 
-def check_room(corpora: dict[Corpus, TokenizedCorpus]) -> None:
-    """Raise `UserError`, a line for each node that cannot hold the corpora. Nodes without cores train nothing."""
-    needed = [(corpus, opened.fingerprint, opened.size) for corpus, opened in corpora.items()]
+def check_room(texts: dict[str, list[TokenizedCorpus]]) -> None:
+    """Raise `UserError`, a line for each node that cannot hold these corpora and texts, by their names."""
+    needed = [(name, opened.fingerprint, opened.size) for name, each in texts.items() for opened in each]
+    # Nodes without cores train nothing.
     asked = [
         ray.remote(lack_of_room).options(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)

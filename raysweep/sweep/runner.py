@@ -33,6 +33,7 @@ from raysweep.sweep import trackers
 from raysweep.sweep.events import ClusterLost, Event, SweepSurveyed
 from raysweep.sweep.failures import PROCESS_LOST, record_failure
 from raysweep.sweep.prepare_corpora import prepare_corpora
+from raysweep.sweep.prepare_texts import prepare_texts
 from raysweep.sweep.state import EventBus
 from raysweep.sweep.survey import Survey, cells_missing_weights, survey
 
@@ -210,14 +211,17 @@ def _train(
             raise _Stopped
 
     corpora = prepare_corpora(before.left, space.evaluations, store, report, space.measure)
+    texts = prepare_texts(before.left, space.evaluations, corpora, store, report)
     with connected(lambda reason: bus(ClusterLost(reason)), space.code) as connection:
         from raysweep.sweep.driver import train_cells  # After Ray's environment is set.
         from raysweep.sweep.room import check_room
 
         if connection.shared:
-            for corpus in corpora.values():
-                upload(corpus, store, report)
-            check_room(corpora)
+            for corpus, opened in corpora.items():
+                texts.setdefault(corpus.name, []).append(opened)
+            for opened in (text for each in texts.values() for text in each):
+                upload(opened, store, report)
+            check_room(texts)
         fingerprints = {corpus.key: opened.fingerprint for corpus, opened in corpora.items()}
         train_cells(before, space, store.location, fingerprints, train, connection, bus, lock, stop)
         if bus.state.process_lost and not bus.state.stop_reason:

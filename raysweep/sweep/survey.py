@@ -117,7 +117,7 @@ def status(space: Space, store: str | Path | Store) -> Survey:
 def survey(store: Store, space: Space) -> Survey:
     """Read the store and say where each planned cell stands."""
     trained = finished(store)
-    evaluations = {e.task: evaluated(store, e.task, e.model_dump()) for e in space.evaluations}
+    evaluations = {e.label: evaluated(store, e.label, e.identity) for e in space.evaluations}
     failures = {stage: read_all(store, f"failures/{stage}", FAILURES) for stage in (TRAIN, *evaluations)}
     begun = set(store.directories(TRAIN))
 

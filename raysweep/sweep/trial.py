@@ -52,7 +52,7 @@ def complete_cell(
         check_same_code(code)
     except UserError as different:
         trained = store.cell_row(cell.id) is not None
-        for stage in [one.task for one in missing_evaluations(cell, space, store)] if trained else [TRAIN]:
+        for stage in [one.label for one in missing_evaluations(cell, space, store)] if trained else [TRAIN]:
             record_failure(store, cell.id, stage, str(different))
         return [str(different)]
     errors = []

@@ -60,7 +60,7 @@ def _train(config: dict[str, Any]) -> None:
         return  # Trained to the end, but killed before its tables were written.
     run = Run(
         cell,
-        obtain(cell.corpus, config["fingerprint"], store),
+        obtain(cell.corpus.name, config["fingerprint"], store),
         device=device,
         rank=rank,
         workers=workers,

@@ -43,13 +43,13 @@ def test_a_node_copies_it_once(
     on_another_node(monkeypatch, tmp_path / "cache")
     # Several workers of a node ask at once.
     with ThreadPoolExecutor(4) as pool:
-        copies = list(pool.map(lambda _: obtain(what, corpus.fingerprint, store), range(4)))
+        copies = list(pool.map(lambda _: obtain(what.name, corpus.fingerprint, store), range(4)))
     assert {copy.folder for copy in copies} == {tmp_path / "cache" / "corpora" / f"installed-{corpus.fingerprint}"}
     assert copies[0].manifest == corpus.manifest
     for shard in corpus.shards:
         assert np.array_equal(copies[0].tokens(shard), corpus.tokens(shard))
     written = {path: path.stat().st_mtime_ns for path in copies[0].folder.rglob("*")}
-    obtain(what, corpus.fingerprint, store)
+    obtain(what.name, corpus.fingerprint, store)
     assert {path: path.stat().st_mtime_ns for path in copies[0].folder.rglob("*")} == written
 
 
@@ -66,12 +66,12 @@ def test_a_node_whose_disk_is_too_small_says_how_much_too_small(
         on_another_node(monkeypatch, small / "cache")
         said = rf"has 0\.000[0-9]+ GB free in {small}/cache, and the text that its cells read takes 0\.00[0-9]+ GB: "
         with pytest.raises(UserError, match=said):
-            obtain(what, corpus.fingerprint, store)
+            obtain(what.name, corpus.fingerprint, store)
         assert not list(small.rglob("*.bin"))
-        assert re.search(said, lack_of_room([(what, corpus.fingerprint, corpus.size)]))
+        assert re.search(said, lack_of_room([(what.name, corpus.fingerprint, corpus.size)]))
         # What a node has it need not copy.
         monkeypatch.undo()
-        assert lack_of_room([(what, corpus.fingerprint, 10**18)]) == ""
+        assert lack_of_room([(what.name, corpus.fingerprint, 10**18)]) == ""
     finally:
         subprocess.run(["umount", "-l", small], check=True)
 
@@ -98,14 +98,14 @@ def test_nodes_are_asked_before_anything_is_trained(corpus: TokenizedCorpus, mon
 
 def test_where_it_is_built_it_is_used(corpus: TokenizedCorpus, tmp_path: Path) -> None:
     what = Corpus(**TINY)
-    assert obtain(what, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == corpus.folder
+    assert obtain(what.name, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == corpus.folder
 
 
 def test_a_store_without_it_is_named(corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_another_node(monkeypatch, tmp_path / "cache")
     what = Corpus(**TINY)
     with pytest.raises(UserError, match="nor does the store"):
-        obtain(what, corpus.fingerprint, Store(str(tmp_path / "store")))
+        obtain(what.name, corpus.fingerprint, Store(str(tmp_path / "store")))
 
 
 def test_a_half_published_one_does_not_count(
@@ -116,9 +116,9 @@ def test_a_half_published_one_does_not_count(
     store.delete(f"{directory(corpus.fingerprint)}/manifest.json")
     on_another_node(monkeypatch, tmp_path / "cache")
     with pytest.raises(UserError, match="nor does the store"):
-        obtain(what, corpus.fingerprint, store)
+        obtain(what.name, corpus.fingerprint, store)
     upload(corpus, store, quiet)
-    assert obtain(what, corpus.fingerprint, store).fingerprint == corpus.fingerprint
+    assert obtain(what.name, corpus.fingerprint, store).fingerprint == corpus.fingerprint
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
@@ -136,9 +136,9 @@ def test_a_damaged_one_is_refused_and_copied_again_when_mended(
         store.write(shard, whole[:-2] if damage == "cut" else bytes([whole[0] ^ 1]) + whole[1:])
     on_another_node(monkeypatch, tmp_path / "cache")
     with pytest.raises(UserError, match=r"validation\.bin is damaged or missing"):
-        obtain(what, corpus.fingerprint, store)
+        obtain(what.name, corpus.fingerprint, store)
     store.write(shard, whole)
-    assert obtain(what, corpus.fingerprint, store).fingerprint == corpus.fingerprint
+    assert obtain(what.name, corpus.fingerprint, store).fingerprint == corpus.fingerprint
 
 
 def test_a_bucket_cannot_write_elsewhere(
@@ -151,7 +151,7 @@ def test_a_bucket_cannot_write_elsewhere(
     client.put_object(Bucket="sweeps", Key=key, Body=b"evil")
     on_another_node(monkeypatch, tmp_path / "cache")
     try:
-        obtain(Corpus(**TINY), corpus.fingerprint, store)
+        obtain(Corpus(**TINY).name, corpus.fingerprint, store)
     except (UserError, StoreError):
         pass
     finally:
@@ -168,10 +168,10 @@ def test_what_was_built_here_is_found_whatever_became_of_its_text(
     built = tmp_path / "corpora" / "mine-0123456789ab"
     shutil.copytree(corpus.folder, built)
     gone = Corpus.model_validate({"name": "mine", "pretraining": {"folder": "no/such/folder"}})
-    assert obtain(gone, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == built
+    assert obtain(gone.name, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder == built
     monkeypatch.chdir(tmp_path)
     on_another_node(monkeypatch, Path("."))
-    relative = obtain(gone, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder
+    relative = obtain(gone.name, corpus.fingerprint, Store(str(tmp_path / "empty"))).folder
     assert relative.is_absolute()
     # A driver that goes on needs its text no more than a worker does.
     store = Store(str(tmp_path / "begun"))

@@ -1,0 +1,73 @@
+"""What the evaluations of a sweep read beside its corpora, built before anything starts."""
+
+from __future__ import annotations
+
+import logging
+
+from raysweep.corpora.progress import Report
+from raysweep.corpora.shared import obtain
+from raysweep.corpora.texts import open_text
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.text import Text
+from raysweep.store import Store, corpora_record
+from raysweep.sweep.survey import CellState
+
+log = logging.getLogger("raysweep")
+
+
+def prepare_texts(
+    left: list[CellState], evaluations: tuple[Evaluation, ...], corpora: dict[Corpus, TokenizedCorpus], store: Store,
+    report: Report,
+) -> dict[str, list[TokenizedCorpus]]:  # fmt: skip
+    """Build what evaluations that are left read, for each corpus, and record the fingerprints; by the texts' names.
+
+    What holds too little for the longest cell ends it, what holds less than was asked for is said. Raises `UserError`.
+    """
+    built: dict[str, list[TokenizedCorpus]] = {}
+    fingerprints = {}
+    for corpus, opened in corpora.items():
+        for evaluation in evaluations:
+            lacking = [s for s in left if s.cell.corpus == corpus and s.evaluations.get(evaluation.label) != "done"]
+            text = evaluation.text
+            if text is None or not lacking:
+                continue
+            read = _opened(text, corpus, opened, store, report)
+            lengths = sorted({state.cell.sequence_length for state in lacking})
+            evaluation.check_text(read, lengths[-1])
+            for length in lengths:
+                for said in evaluation.text_shortfalls(read, length):
+                    log.warning("%s", said)
+            built.setdefault(text.name, []).append(read)
+            fingerprints[text.key(corpus)] = read.fingerprint
+    corpora_record.record(store, fingerprints)
+    return built
+
+
+def _opened(text: Text, corpus: Corpus, opened: TokenizedCorpus, store: Store, report: Report) -> TokenizedCorpus:
+    """The text, built if need be; where its documents are gone, as it was built for this store."""
+    try:
+        return open_text(text, opened, report)
+    except UserError as error:
+        recorded = corpora_record.fingerprints(store).get(text.key(corpus))
+        if recorded is None:
+            raise
+        try:
+            read = obtain(text.name, recorded, store)
+        except UserError:
+            raise error from None
+        log.warning("%s: using the copy built earlier, %s, instead", error, recorded)
+        return read
+
+
+def prepared_text(evaluation: Evaluation, corpus: Corpus, store: Store) -> TokenizedCorpus | None:
+    """The text of an evaluation on this node, as it was prepared for cells of that corpus; None where it reads none."""
+    text = evaluation.text
+    if text is None:
+        return None
+    fingerprint = corpora_record.fingerprints(store).get(text.key(corpus))
+    if fingerprint is None:
+        raise RuntimeError(f"the store has no record of the text of {evaluation.label}")
+    return obtain(text.name, fingerprint, store)
