@@ -87,11 +87,11 @@ def test_nodes_are_asked_before_anything_is_trained(corpus: TokenizedCorpus, mon
     huge = object.__new__(Huge)
     ray.init("local", num_cpus=1, include_dashboard=False, _node_ip_address="127.0.0.1", log_to_driver=False)
     try:
-        check_room({Corpus(**TINY): corpus})
+        check_room({"installed": [corpus]})
         with pytest.raises(
             UserError, match=r"^\S+ has .* GB free in .*, and the text that its cells read takes 1e\+09 GB: make room"
         ):
-            check_room({Corpus(**TINY): huge})
+            check_room({"installed": [huge]})
     finally:
         ray.shutdown()
 
