@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from raysweep.evaluation import in_distribution, out_of_distribution
-from raysweep.evaluation.out_of_distribution import Averaging
+from raysweep.evaluation import by_domain, in_distribution
+from raysweep.evaluation.by_domain import Averaging
 from raysweep.evaluation.task import Metric
 from raysweep.space.fields import Count, Integer, Positive, unique
 
@@ -73,9 +73,9 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
 
 def _losses(subject: Subject, settings: Settings) -> dict[str, float]:
     losses = {"in_distribution_loss": in_distribution.loss(subject, settings.sequences)}
-    if out_of_distribution.present(subject.corpus, subject.cell.sequence_length):
-        by_domain = out_of_distribution.losses(subject, settings.sequences)
-        losses["out_of_distribution_loss"] = out_of_distribution.averaged(by_domain, settings)[""][0]
+    if by_domain.present(subject.corpus, subject.cell.sequence_length):
+        of_domain = by_domain.losses(subject, settings.sequences)
+        losses["out_of_distribution_loss"] = by_domain.averaged(of_domain, settings)[""][0]
     return losses
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from raysweep.corpora import installed
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.evaluation import finetune, in_distribution, out_of_distribution, quantized, representation
+from raysweep.evaluation import by_domain, finetune, in_distribution, out_of_distribution, quantized, representation
 from raysweep.evaluation.run import run
 from raysweep.evaluation.task import Subject
 from raysweep.model import geometry, kernels
@@ -93,7 +93,7 @@ def test_bits_per_byte_from_the_bytes_of_the_documents(
     shard = "out_of_distribution/cython"
     sequences = len(corpus.sequences(shard, 32))
     subject = trained.subject(corpus, tmp_path)
-    _, bits = out_of_distribution.losses(subject, sequences)["cython"]
+    _, bits = by_domain.losses(subject, sequences)["cython"]
     nats = plain_loss(subject.language_model, corpus.tokens(shard), sequences) * 32 * sequences
     covered = corpus.tokens(shard)[1 : 32 * sequences + 1]
     end = corpus.manifest["end_of_text"]
@@ -337,13 +337,13 @@ def test_results_of_before_a_setting_was_there_are_found() -> None:
 
 
 def test_a_mean_over_collections_counts_each_once_and_leaves_out_what_is_excluded() -> None:
-    by_domain = {"a": (1.0, 10.0), "many.x": (2.0, 20.0), "many.y": (4.0, 40.0), "near": (9.0, 90.0)}
+    losses_of = {"a": (1.0, 10.0), "many.x": (2.0, 20.0), "many.y": (4.0, 40.0), "near": (9.0, 90.0)}
     settings = out_of_distribution.Settings(average="collections", exclude=("near",))
-    assert out_of_distribution.averaged(by_domain, settings) == by_domain | {"": (2.0, 20.0), "many": (3.0, 30.0)}
+    assert by_domain.averaged(losses_of, settings) == losses_of | {"": (2.0, 20.0), "many": (3.0, 30.0)}
     one_language = out_of_distribution.Settings(average="collections", exclude=("many.x", "near"))
-    assert out_of_distribution.averaged(by_domain, one_language)[""] == (2.5, 25.0)
-    usual = out_of_distribution.averaged(by_domain, out_of_distribution.Settings())
-    assert usual == by_domain | {"": (4.0, 40.0)}
+    assert by_domain.averaged(losses_of, one_language)[""] == (2.5, 25.0)
+    usual = by_domain.averaged(losses_of, out_of_distribution.Settings())
+    assert usual == losses_of | {"": (4.0, 40.0)}
 
 
 def test_what_is_excluded_must_be_there(corpus: TokenizedCorpus) -> None:
