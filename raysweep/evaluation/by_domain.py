@@ -1,4 +1,7 @@
-"""Losses by domain, and their means: what out_of_distribution, quantized and loss share."""
+"""Losses by domain, and their means: what out_of_distribution, quantized and loss share.
+
+A domain is a shard of a corpus, or of an evaluation's own text, under a prefix.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from raysweep.evaluation.task import Subject
 
 PREFIX = "out_of_distribution/"
+"""Of the domains of a corpus."""
 
 
 class Averaging(Evaluation):
@@ -41,50 +45,66 @@ class Averaging(Evaluation):
         return {k: v for k, v in settings.items() if k not in self.usual or getattr(self, k) != self.usual[k]}
 
     def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
-        names = [shard.removeprefix(PREFIX) for shard in present(corpus, sequence_length)]
+        self.check_domains(corpus, PREFIX, sequence_length)
+
+    def check_domains(self, corpus: TokenizedCorpus, prefix: str, sequence_length: int) -> None:
+        """Raise `UserError` where the domains are not what the settings take them for."""
+        names = [shard.removeprefix(prefix) for shard in present(corpus, prefix, sequence_length)]
         for name in self.exclude:
             if name not in (known := [*names, *map(collection, names)]):
                 raise UserError(
-                    f"{self.task} excludes {name}, of which {corpus.folder.name} has no sequence; "
+                    f"{self.label} excludes {name}, of which {corpus.folder.name} has no sequence; "
                     f"{allowed(name, dict.fromkeys(known))}"
                 )
         both = [name for name in names if name in {collection(other) for other in names if other != name}]
         if both and self.average == "collections":
             raise UserError(
-                f"{self.task}: {both[0]} is a domain and a collection in {corpus.folder.name}: rename the domain"
+                f"{self.label}: {both[0]} is a domain and a collection in {corpus.folder.name}: rename the domain"
             )
         if names and not any(map(self.counts, names)):
-            raise UserError(f"{self.task} excludes every domain of {corpus.folder.name}: nothing is left to average")
+            raise UserError(f"{self.label} excludes every domain of {corpus.folder.name}: nothing is left to average")
+
+    def domain_shortfalls(
+        self, corpus: TokenizedCorpus, prefix: str, sequence_length: int, sequences: int
+    ) -> list[str]:
+        """What the domains have less of than `sequences` each, for people to know."""
+        shards = [shard for shard in corpus.shards if shard.startswith(prefix)]
+        read = present(corpus, prefix, sequence_length)
+        short = [shard.removeprefix(prefix) for shard in shards if shard not in read]
+        few = [shard for shard in read if len(corpus.sequences(shard, sequence_length)) < sequences]
+        said = []
+        if short:
+            said.append(
+                f"{self.label} leaves out {len(short)} of {len(shards)} domains, which have no sequence of "
+                f"{sequence_length:,} tokens ({', '.join(short[:3])}{', ...' if len(short) > 3 else ''}): its mean is of "
+                "the others, and not to be compared with that of cells of another length"
+            )
+        if few:
+            said.append(
+                f"{self.label} asks for {sequences:,} sequences of a domain, and {len(few)} of {len(read)} "
+                f"domains have fewer of {sequence_length:,} tokens"
+            )
+        return said
 
 
-def present(corpus: TokenizedCorpus, length: int) -> list[str]:
-    """The shards out of distribution that hold a sequence; of a published collection some may not."""
+def present(corpus: TokenizedCorpus, prefix: str, length: int) -> list[str]:
+    """The domains' shards that hold a sequence; of a published collection some may not."""
     shards = corpus.manifest["shards"].items()
-    return [name for name, shard in sorted(shards) if name.startswith(PREFIX) and shard["tokens"] > length]
+    return [name for name, shard in sorted(shards) if name.startswith(prefix) and shard["tokens"] > length]
 
 
-def domains(corpus: TokenizedCorpus, length: int) -> list[str]:
-    """The same; raises `UserError` where there is none."""
-    if not (shards := present(corpus, length)):
-        raise UserError(
-            f"the corpus {corpus.folder.name} has no out-of-distribution domain of more than {length} tokens: drop "
-            "that evaluation"
-        )
-    return shards
-
-
-def losses(subject: Subject, sequences: int) -> dict[str, tuple[float, float]]:
+def losses(subject: Subject, corpus: TokenizedCorpus, prefix: str, sequences: int) -> dict[str, tuple[float, float]]:
     """Domain -> (mean cross-entropy in nats per token, bits per byte)."""
     from raysweep.training.losses import mean_loss
 
     by_domain = {}
-    for shard in domains(subject.corpus, subject.cell.sequence_length):
-        read = subject.corpus.sequences(shard, subject.cell.sequence_length)
+    for shard in present(corpus, prefix, subject.cell.sequence_length):
+        read = corpus.sequences(shard, subject.cell.sequence_length)
         loss = mean_loss(subject.language_model, read, sequences, subject.micro_batch_size)
         # What the loss was taken over.
         targets = read.read(read.sample(sequences))[:, 1:]
-        content = int(subject.corpus.token_bytes[targets].sum())
-        by_domain[shard.removeprefix(PREFIX)] = loss, loss * targets.size / (math.log(2) * content)
+        content = int(corpus.token_bytes[targets].sum())
+        by_domain[shard.removeprefix(prefix)] = loss, loss * targets.size / (math.log(2) * content)
     return by_domain
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from raysweep.evaluation.by_domain import PREFIX, Averaging, averaged, domains, losses, present
+from raysweep.errors import UserError
+from raysweep.evaluation.by_domain import PREFIX, Averaging, averaged, losses, present
 from raysweep.evaluation.task import Metric
 from raysweep.space.fields import Count
 
@@ -24,33 +25,22 @@ class Settings(Averaging):
         return "out_of_distribution"
 
     def check_corpus(self, corpus: TokenizedCorpus, sequence_length: int) -> None:
-        domains(corpus, sequence_length)
+        if not present(corpus, PREFIX, sequence_length):
+            raise UserError(
+                f"the corpus {corpus.folder.name} has no out-of-distribution domain of more than {sequence_length} tokens: "
+                "drop that evaluation"
+            )
         super().check_corpus(corpus, sequence_length)
 
     def shortfalls(self, corpus: TokenizedCorpus, sequence_length: int) -> list[str]:
-        shards = [shard for shard in corpus.shards if shard.startswith(PREFIX)]
-        read = present(corpus, sequence_length)
-        short = [shard.removeprefix(PREFIX) for shard in shards if shard not in read]
-        few = [shard for shard in read if len(corpus.sequences(shard, sequence_length)) < self.sequences]
-        said = []
-        if short:
-            said.append(
-                f"out_of_distribution leaves out {len(short)} of {len(shards)} domains, which have no sequence of "
-                f"{sequence_length:,} tokens ({', '.join(short[:3])}{', ...' if len(short) > 3 else ''}): its mean is of "
-                "the others, and not to be compared with that of cells of another length"
-            )
-        if few:
-            said.append(
-                f"out_of_distribution asks for {self.sequences:,} sequences of a domain, and {len(few)} of {len(read)} "
-                f"domains have fewer of {sequence_length:,} tokens"
-            )
-        return said
+        return self.domain_shortfalls(corpus, PREFIX, sequence_length, self.sequences)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`out_of_distribution_loss` and `out_of_distribution_bits_per_byte`, and both for every domain and collection."""
+    by_domain = losses(subject, subject.corpus, PREFIX, settings.sequences)
     metrics = []
-    for name, (loss, bits) in averaged(losses(subject, settings.sequences), settings).items():
+    for name, (loss, bits) in averaged(by_domain, settings).items():
         suffix = f"_{name}" if name else ""
         metrics.append(Metric(f"out_of_distribution_loss{suffix}", loss, "nats per token"))
         metrics.append(Metric(f"out_of_distribution_bits_per_byte{suffix}", bits, "bits per byte"))

@@ -73,8 +73,8 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
 
 def _losses(subject: Subject, settings: Settings) -> dict[str, float]:
     losses = {"in_distribution_loss": in_distribution.loss(subject, settings.sequences)}
-    if by_domain.present(subject.corpus, subject.cell.sequence_length):
-        of_domain = by_domain.losses(subject, settings.sequences)
+    if by_domain.present(subject.corpus, by_domain.PREFIX, subject.cell.sequence_length):
+        of_domain = by_domain.losses(subject, subject.corpus, by_domain.PREFIX, settings.sequences)
         losses["out_of_distribution_loss"] = by_domain.averaged(of_domain, settings)[""][0]
     return losses
 

@@ -93,7 +93,7 @@ def test_bits_per_byte_from_the_bytes_of_the_documents(
     shard = "out_of_distribution/cython"
     sequences = len(corpus.sequences(shard, 32))
     subject = trained.subject(corpus, tmp_path)
-    _, bits = by_domain.losses(subject, sequences)["cython"]
+    _, bits = by_domain.losses(subject, corpus, by_domain.PREFIX, sequences)["cython"]
     nats = plain_loss(subject.language_model, corpus.tokens(shard), sequences) * 32 * sequences
     covered = corpus.tokens(shard)[1 : 32 * sequences + 1]
     end = corpus.manifest["end_of_text"]
@@ -240,7 +240,7 @@ def test_quantized_without_domains_out_of_distribution(
 ) -> None:
     settings = quantized.Settings(bits=(4,), calibration_sequences=8, sequences=4)
     every = metrics(trained.subject(corpus, tmp_path), settings)
-    monkeypatch.setattr(out_of_distribution, "PREFIX", "no such domain/")
+    monkeypatch.setattr(by_domain, "PREFIX", "no such domain/")
     found = metrics(trained.subject(corpus, tmp_path), settings)
     assert found == {name: value for name, value in every.items() if "out_of" not in name}
     assert len(found) == 4
