@@ -36,7 +36,9 @@ BASE_RATE = "base_learning_rate"
 
 def of_domain(column: str) -> bool:
     """Whether a column is of one domain of a task, whose name may be anything."""
-    return column.startswith(("out_of_distribution_loss_", "out_of_distribution_bits_per_byte_"))
+    if column.startswith(("out_of_distribution_loss_", "out_of_distribution_bits_per_byte_")):
+        return True
+    return re.search(r"_(loss|bits_per_byte|accuracy|overlap)_(?!(change|before)$)", column) is not None
 
 
 _LAYER = re.compile(r"(?P<before>(?:gradients\.)?(?:blocks|hidden))\.(?P<layer>\d+|final)(?P<after>.*)")
@@ -81,7 +83,7 @@ def words(name: str) -> str:
 def column_of(task: str) -> str:
     """The column of a task, whether a sweep has it or not."""
     columns = {name: column for column, name in PAPER_TASKS.items()}
-    return columns.get(task, task if task.endswith("_accuracy") else f"{task}_loss")
+    return columns.get(task, task if task.endswith(("_accuracy", "_bits_per_byte")) else f"{task}_loss")
 
 
 def outcome(task: str) -> str:

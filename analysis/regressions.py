@@ -133,7 +133,7 @@ class Outcome:
         self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
         controls = sweep.controls[present]
         self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
-        self.is_loss = column.endswith("_loss")
+        self.is_loss = column.endswith(("_loss", "_bits_per_byte"))
         self.groups = np.unique(sweep.configurations[present], return_inverse=True)[1]
         self.configurations = len(np.unique(self.groups))
         self._baselines: dict[bytes, float] = {}

@@ -1,6 +1,7 @@
 """The tables of a sweep as data frames, and which columns are tasks, metrics and hyperparameters: found by their names.
 
-- A **task** is a column that ends in `_loss` or `_accuracy`. The tasks of the paper carry the names of its tables.
+- A **task** is a column that ends in `_loss`, `_accuracy` or, where there is no loss of the same text, `_bits_per_byte`. The
+  tasks of the paper carry the names of its tables.
 - A **metric** ends in `_W` (of the unembedding) or `_H` (of the final-layer representations).
 - A **hyperparameter** is a setting that can be chosen freely and differs between cells that are otherwise equal.
 """
@@ -64,9 +65,7 @@ class SweepData:
     @cached_property
     def tasks(self) -> dict[str, str]:
         """Task -> its column, the paper's tasks first."""
-        columns = [
-            c for c in self.cells if c.endswith(("_loss", "_accuracy")) and c not in _NOT_A_TASK and not of_domain(c)
-        ]
+        columns = [c for c in self.cells if self._is_task(c) and c not in _NOT_A_TASK and not of_domain(c)]
         columns = [c for c in columns if self.cells[c].notna().any()]
         measured = {c: self.cells[c].notna().sum() for c in columns}
         if measured.get("in_distribution_loss", 0) > measured.get("validation_loss", 0) / 2:
@@ -74,6 +73,12 @@ class SweepData:
             columns = [c for c in columns if c != "validation_loss"]
         paper = {PAPER_TASKS[c]: c for c in PAPER_TASKS if c in columns}
         return paper | {c.removesuffix("_loss"): c for c in columns if c not in PAPER_TASKS}
+
+    def _is_task(self, column: str) -> bool:
+        """Bits per byte are one where there is no loss of the same text, which says the same."""
+        if column.endswith("_bits_per_byte"):
+            return f"{column.removesuffix('_bits_per_byte')}_loss" not in self.cells
+        return column.endswith(("_loss", "_accuracy"))
 
     @property
     def main_task(self) -> str:

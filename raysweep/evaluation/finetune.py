@@ -23,6 +23,7 @@ from raysweep.space.size import peak_learning_rate
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
+    from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.evaluation.task import Subject
     from raysweep.training.run import Run
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 CHECKPOINT_INTERVAL = 60.0
 
 
-class Settings(Evaluation):
-    task: Literal["finetune_python", "finetune_math"]
+class FineTuning(Evaluation):
+    """How a cell is trained on, and what is measured before and after."""
+
     tokens: Count = 4_194_304
     """Training budget; rounded down to whole steps."""
     batch_size: Count = 32
@@ -47,7 +49,7 @@ class Settings(Evaluation):
     """Sequences of each held-out part (`Sequences.sample`); all where there are fewer."""
 
     @model_validator(mode="after")
-    def _one_weight_decay(self) -> Settings:
+    def _one_weight_decay(self) -> FineTuning:
         if self.relative_to == "cell" and "weight_decay" in self.model_fields_set:
             raise ValueError("relative_to: cell takes the cell's own weight_decay: leave it out")
         return self
@@ -60,12 +62,21 @@ class Settings(Evaluation):
         return {name: value for name, value in settings.items() if name not in new}
 
     @property
-    def corpus_role(self) -> str:
-        return self.task
+    def subject_name(self) -> str:
+        """What it is trained on, as columns have it."""
+        raise NotImplementedError
 
     @property
-    def shards(self) -> tuple[str, ...]:
-        return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
+    def fixed_rate(self) -> float | None:
+        """The peak learning rate of every cell, where it is set outright."""
+        return None
+
+    def peak_rate(self, cell: Cell) -> float:
+        """The peak learning rate of the fine-tuning of a cell."""
+        if self.fixed_rate is not None:
+            return self.fixed_rate
+        rule = cell.peak_learning_rate if self.relative_to == "cell" else peak_learning_rate(cell.shape.parameters)
+        return rule * self.learning_rate_fraction
 
     def training_steps(self, cells: Sequence[Cell]) -> int:
         return min(finetuning(cell, self).steps for cell in cells)
@@ -73,14 +84,16 @@ class Settings(Evaluation):
     def protocol(self, cells: Sequence[Cell]) -> str:
         steps = {finetuning(cell, self).steps for cell in cells}
         span = " to ".join(f"{count:,}" for count in sorted({min(steps), max(steps)}))
-        if self.relative_to == "size":
-            rate = f"the rule's for the size, weight decay {self.weight_decay:g}"
+        if self.fixed_rate is not None:
+            rate = f"a peak rate of {self.fixed_rate:g}, weight decay {self.weight_decay:g}"
+        elif self.relative_to == "size":
+            rate = f"{self.learning_rate_fraction:g} of the rule's for the size, weight decay {self.weight_decay:g}"
         else:
-            rate = "each cell's own, and each cell's own weight decay: what differs after it is in part the rate"
-        return (
-            f"{span} steps of {self.batch_size} sequences, "
-            f"at {self.learning_rate_fraction:g} of {rate}; losses over {self.sequences:,} sequences"
-        )
+            rate = (
+                f"{self.learning_rate_fraction:g} of each cell's own, and each cell's own weight decay: what differs after "
+                "it is in part the rate"
+            )
+        return f"{span} steps of {self.batch_size} sequences, at {rate}; losses over {self.sequences:,} sequences"
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         longest = max(cell.sequence_length for cell in cells)
@@ -91,15 +104,29 @@ class Settings(Evaluation):
             )
 
 
-def finetuning(cell: Cell, settings: Settings) -> Cell:
+class Settings(FineTuning):
+    task: Literal["finetune_python", "finetune_math"]
+
+    @property
+    def subject_name(self) -> str:
+        return self.task.removeprefix("finetune_")
+
+    @property
+    def corpus_role(self) -> str:
+        return self.task
+
+    @property
+    def shards(self) -> tuple[str, ...]:
+        return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
+
+
+def finetuning(cell: Cell, settings: FineTuning) -> Cell:
     """The fine-tuning as a cell of its own."""
-    of_cell = settings.relative_to == "cell"
-    rate = cell.peak_learning_rate if of_cell else peak_learning_rate(cell.shape.parameters)
     changes = {
         "tokens": settings.tokens,
         "batch_size": settings.batch_size,
-        "learning_rate": rate * settings.learning_rate_fraction,
-        "weight_decay": cell.weight_decay if of_cell else settings.weight_decay,
+        "learning_rate": settings.peak_rate(cell),
+        "weight_decay": cell.weight_decay if settings.relative_to == "cell" else settings.weight_decay,
         "learning_rate_factor": 1.0,
         "final_learning_rate_fraction": 0.0,
         "warmup_fraction": 0.1,
@@ -113,17 +140,22 @@ def finetuning(cell: Cell, settings: Settings) -> Cell:
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
+    return measured(subject, settings, subject.corpus, settings.task)
+
+
+def measured(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shards: str) -> list[Metric]:
+    """The same, trained on the shard `<shards>/train` of a text and measured on `<shards>/test`."""
     from raysweep.model.geometry import measure
     from raysweep.training.losses import mean_loss
 
-    name = settings.task.removeprefix("finetune_")
-    held_out = subject.corpus.sequences(f"{settings.task}/test", subject.cell.sequence_length)
+    name = settings.subject_name
+    held_out = text.sequences(f"{shards}/test", subject.cell.sequence_length)
 
     def loss() -> float:
         return mean_loss(subject.language_model, held_out, settings.sequences, subject.micro_batch_size)
 
     before, remembered = loss(), in_distribution.loss(subject, settings.sequences)
-    run = _train(subject, settings)
+    run = _train(subject, settings, text, f"{shards}/train")
     subject.language_model.olmo.load_state_dict(run.model.olmo.state_dict())
     after, forgotten = loss(), in_distribution.loss(subject, settings.sequences)
     geometry = measure(subject.language_model.unembedding)
@@ -138,7 +170,7 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     ]
 
 
-def _train(subject: Subject, settings: Settings) -> Run:
+def _train(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shard: str) -> Run:
     """Fine-tune to the end, from the furthest checkpoint; the final one stays in the store."""
     from raysweep.training import checkpoint
     from raysweep.training.resume import train_to_end
@@ -154,7 +186,8 @@ def _train(subject: Subject, settings: Settings) -> Run:
     run = Run(
         finetuning(subject.cell, settings),
         subject.corpus,
-        shard=f"{settings.task}/train",
+        text=text,
+        shard=shard,
         weights=subject.language_model.olmo.state_dict(),
         reports=(),
         device=subject.device,

@@ -27,6 +27,10 @@ TASKS = {
     "quantized": "raysweep.evaluation.quantized",
     "finetune_python": "raysweep.evaluation.finetune",
     "finetune_math": "raysweep.evaluation.finetune",
+    "loss": "raysweep.evaluation.loss",
+    "finetune": "raysweep.evaluation.finetune_text",
+    "benchmarks": "raysweep.evaluation.benchmarks",
+    "questions": "raysweep.evaluation.questions",
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.measure import column
 from raysweep.space.space import Space
@@ -92,7 +93,10 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
         row[TRAINED_ON] = _computed_by(timing[0]) if timing else None
         for task in measured:
             for metric in task.get(cell.id, []):
-                row[metric["metric"]] = metric["value"]
+                name = metric["metric"]
+                if name in row:
+                    raise UserError(f"two evaluations of {cell.id}, or one and its training, have a number {name}")
+                row[name] = metric["value"]
                 units[metric["metric"]] = metric["unit"]
         for name, value, unit in _at_the_end(cell, row["steps_trained"], space, store):
             row[name], units[name] = value, unit

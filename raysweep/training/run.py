@@ -41,10 +41,10 @@ CHECKS = 5000
 class Run:
     """A cell in training: weights, optimizer and state.
 
-    It trains on `shard` of the corpus, from `weights` where some are given, and measures a row after each of the step counts
-    in `reports` (by default those of the cell), with what `measure` asks for. With several workers every worker makes its
-    own Run with its `rank` and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises
-    `UserError` where the corpus is too small for one sequence of the cell.
+    It trains on `shard` of the corpus, or of another `text` where one is given, from `weights` where some are given, and
+    measures a row after each of the step counts in `reports` (by default those of the cell), with what `measure` asks for.
+    With several workers every worker makes its own Run with its `rank` and wraps the model by `distribute`; `gpu_share` is
+    what of a GPU each may use. Raises `UserError` where the corpus is too small for one sequence of the cell.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Run:
         corpus: TokenizedCorpus,
         *,
         shard: str = "pretraining/train",
+        text: TokenizedCorpus | None = None,
         weights: dict[str, torch.Tensor] | None = None,
         reports: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
@@ -72,9 +73,10 @@ class Run:
         if self.device.type == "cuda" and micro_batch_size is None:
             self.micro_batch_size = even_micro_batch(cell.batch_size // workers, self.micro_batch_size)
         self.reports = cell.report_steps if reports is None else reports
-        self.train = corpus.sequences(shard, cell.sequence_length)
+        source = text or corpus
+        self.train = source.sequences(shard, cell.sequence_length)
         self.validation = corpus.sequences("pretraining/validation", cell.sequence_length)
-        self.order = self.train.order(corpus.fingerprint, cell.seed)
+        self.order = self.train.order(source.fingerprint, cell.seed)
         self._feed = Feed(self._read, self.device)
         self._measures = Measures(cell, corpus, wanted(measure, cell), self.micro_batch_size)
         self.spectra: dict[str, torch.Tensor] = {}

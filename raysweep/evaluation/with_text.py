@@ -1,0 +1,62 @@
+"""Tasks that a search space gives a name and documents of their own: what loss and finetune share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from raysweep.space.corpus import Source, Sources
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.text import without_place
+
+# By such words columns are told apart.
+_WORDS = ("loss", "accuracy", "bits_per_byte", "overlap")
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+class Named(Evaluation):
+    """A task that a search space may have several times, each under a name."""
+
+    reserved: ClassVar[tuple[str, ...]] = ()
+    """Names whose columns are there already."""
+
+    name: Name
+    """What its columns and tables are called."""
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, name: str) -> str:
+        if name in cls.reserved or any(word in name for word in _WORDS):
+            raise ValueError(
+                f"the name {name} would make columns that mean something else: call it otherwise, without "
+                f"{', '.join(_WORDS)}"
+            )
+        return name
+
+    @property
+    def label(self) -> str:
+        return f"{self.task}_{self.name}"
+
+
+class WithText(Named):
+    """A task on documents of its own. Which documents they are is on record in the store: others are refused."""
+
+    on: Annotated[Sources, Field(min_length=1)]
+    """Sources, as a corpus has them."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return super().identity | {"on": [without_place(source) for source in self.on]}
+
+    def _on(self) -> str:
+        """The sources, for people."""
+        return ", ".join(source.name for source in self.on)
+
+
+def without_weights(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The sources; refuses weights, which are for training."""
+    if any(source.weight is not None for source in sources):
+        raise ValueError("weights are for what is trained on: remove them")
+    return sources
