@@ -6,7 +6,6 @@ import shlex
 
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cluster.head import Head, packed, shared_store
-from raysweep.errors import UserError
 from raysweep.space.read import load
 
 # What runs on the head.
@@ -17,11 +16,6 @@ def run(configuration: str, file: str, location: str | None) -> int:
     """Start the sweep on the cluster, or find it running, and show what it prints until it ends; its exit status."""
     head, store = Head(configuration), shared_store(location)
     space = load(file)
-    if space.code:
-        raise UserError(
-            f"{file}: code is not sent with --cluster: install the package on every node (setup_commands of "
-            f"{configuration}), and leave `code` out"
-        )
     started = head.ask(_ON_HEAD, "start", packed(file), "--store", store)
     job = started["job"]
     arguments = shlex.join(["--cluster", configuration, file, "--store", store])

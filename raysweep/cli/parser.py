@@ -193,20 +193,24 @@ def build_parser() -> _Parser:
 
 
 def _new_parser(commands: Any, shared: list[_Parser]) -> None:
-    text = "begin code of your own: a metric, with its test"
+    text = "begin code of your own: a metric, a task or a source of documents, with its test"
     kinds = commands.add_parser("new", help=text, description=text).add_subparsers(
         title="kinds", required=True, metavar="KIND"
     )
-    text = "write a package with a metric for `measure`, and its test"
-    metric: _Parser = kinds.add_parser("metric", help=text, description=text, parents=shared)
-    metric.set_defaults(command="new_commands:metric")
-    metric.add_argument("name", metavar="NAME", help="of the function, such as tail_index")
-    metric.add_argument(
-        "--package",
-        default="my_study",
-        metavar="NAME",
-        help="a new folder here, beside your search space (default my_study)",
-    )
+    for kind, text in {
+        "metric": "write a package with a metric for `measure`, and its test",
+        "task": "write a package with a task for `evaluations`, and its test",
+        "source": "write a package with a source of documents, and its test",
+    }.items():
+        parser: _Parser = kinds.add_parser(kind, help=text, description=text, parents=shared)
+        parser.set_defaults(command="new_commands:new", kind=kind)
+        parser.add_argument("name", metavar="NAME", help="of the function, such as tail_index")
+        parser.add_argument(
+            "--package",
+            default="my_study",
+            metavar="NAME",
+            help="a folder here, beside your search space (default my_study)",
+        )
 
 
 def _corpus_parser(

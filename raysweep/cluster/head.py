@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 from raysweep.errors import UserError
 from raysweep.files import put_in_place
 from raysweep.space.read import hypotheses_file
+from raysweep.space.yaml_file import YamlFile
 
 # Around what a command prints on the head; the rest is the launcher's.
 _BEGIN, _END = "--raysweep-begin--", "--raysweep-end-"
@@ -26,6 +29,11 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 # Search spaces on the head, in its home; each under its content's hash, so that none is changed in mid-run.
 _FOLDER = "raysweep-jobs"
+
+_SPACE = "space.yaml"
+
+# What Python and version control leave in a folder of code.
+_LEFT_BEHIND = {"__pycache__", ".git", ".pytest_cache", ".mypy_cache"}
 
 # A search space is sent as an argument of a command, of which Linux takes 128 KiB.
 _LONGEST = 90_000
@@ -93,28 +101,43 @@ class Head:
 
 
 def packed(file: str) -> str:
-    """A search space as an argument, with its hypotheses. It has been read before."""
-    content = Path(file).read_bytes()
-    hypotheses = hypotheses_file(Path(file))
-    if hypotheses is not None:  # No YAML has this byte.
-        content += b"\0" + hypotheses.name.encode() + b"\0" + hypotheses.read_bytes()
-    if len(content) > _LONGEST:
-        raise UserError(f"{file} has {len(content):,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it")
-    return base64.b64encode(content).decode()
+    """A search space as an argument, with its hypotheses and the folders of its code. It has been read before."""
+    path = Path(file)
+    files = {_SPACE: path.read_bytes()}
+    hypotheses = hypotheses_file(path)
+    if hypotheses is not None:
+        files[hypotheses.name] = hypotheses.read_bytes()
+    for name in YamlFile(path).content.get("code") or ():
+        if Path(name).name != name:
+            raise UserError(f"{file}: code: {name}: with --cluster it must be a folder beside the search space")
+        for source in sorted((path.parent / name).rglob("*")):
+            if source.is_file() and not _LEFT_BEHIND & set(source.parts):
+                files[source.relative_to(path.parent).as_posix()] = source.read_bytes()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(
+                zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED
+            )  # Without a date: equal files, equal bytes.
+    if (size := len(buffer.getvalue())) > _LONGEST:
+        raise UserError(
+            f"{file} and what belongs to it have {size:,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it, "
+            "or install the code on every node (setup_commands) and leave `code` out"
+        )
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def unpacked(space: str) -> str:
     """The file of a search space that was sent."""
     content = base64.b64decode(space, validate=True)
-    own, *hypotheses = content.split(b"\0", 2)
-    name = hashlib.sha256(content).hexdigest()[:12]
-    file = Path.home() / _FOLDER / (f"{name}/space.yaml" if hypotheses else f"{name}.yaml")
-    with put_in_place(file) as unfinished:
-        unfinished.write_bytes(own)
-    if hypotheses:
-        with put_in_place(file.with_name(Path(hypotheses[0].decode()).name)) as unfinished:
-            unfinished.write_bytes(hypotheses[1])
-    return str(file)
+    folder = Path.home() / _FOLDER / hashlib.sha256(content).hexdigest()[:12]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in archive.namelist():
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise UserError(f"{name} is not a file beside a search space")
+            with put_in_place(folder / name) as unfinished:
+                unfinished.write_bytes(archive.read(name))
+    return str(folder / _SPACE)
 
 
 def shared_store(location: str | None) -> str:

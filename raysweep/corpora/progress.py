@@ -5,10 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from raysweep.corpora.blocks import Part
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,13 +36,11 @@ def ignore(progress: CorpusProgress) -> None:
 
 
 class BuildProgress:
-    """Follows one pass over the files of a corpus, some blocks of which may have been made before."""
+    """Follows one pass over `total` bytes of a corpus's files, some blocks of which may have been made before."""
 
-    def __init__(
-        self, corpus: str, phase: str, parts: list[Part], before: Iterable[dict[str, Any]], report: Report
-    ) -> None:
+    def __init__(self, corpus: str, phase: str, total: int, before: Iterable[dict[str, Any]], report: Report) -> None:
         self._corpus, self._phase, self._report = corpus, phase, report
-        self._total = max(1, sum(part.file.size for part in parts))
+        self._total = max(1, total)
         self._read: dict[str, int] = {}
         self._documents = self._bytes = self._tokens = 0
         for record in before:

@@ -62,7 +62,7 @@ def write(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) -> 
     """Write the shards of every set of questions; what the manifest says of them."""
     sets = {name: list(benchmark(name)) for name in text.questions}
     for source in text.on:
-        for name, question in _of_source(text.name, source):
+        for name, question in _of_source(text.name, source, report):
             sets.setdefault(name, []).append(question)
     about: dict[str, Any] = {"shards": {}, "seen": {}}
     for name, questions in sorted(sets.items()):
@@ -106,9 +106,9 @@ def benchmark(name: str) -> Iterator[Question]:
         yield Question(tuple((one["context"], one["continuation"]) for one in asked), int(rows[0]["label"]))
 
 
-def _of_source(label: str, source: Source) -> Iterator[tuple[str, Question]]:
+def _of_source(label: str, source: Source, report: Report) -> Iterator[tuple[str, Question]]:
     """(set, question) of every row of a source; the set is the row's domain, or `all`."""
-    resolved = resolve(source)
+    resolved = resolve(source, report)
     names: dict[str, str] = {}
     for file in resolved.files:
         with reading(resolved.name, file.name), opened(file, stream=False) as content:

@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from raysweep.corpora import own_source
 from raysweep.corpora.files import READABLE, SUFFIXES
 from raysweep.corpora.folder import listing, not_read
+from raysweep.corpora.progress import Report, ignore
 from raysweep.errors import UserError
 from raysweep.space.corpus import Source
 from raysweep.space.data_sets import DATA_SETS, as_it_is
@@ -52,6 +54,8 @@ def signature(source: Source) -> dict[str, Any]:
 
     Raises `UserError` where the folder is not on this machine.
     """
+    if source.function is not None:
+        return {"function": source.function, "version": own_source.version(source.function)}
     repository, revision = _repository(source)
     root = _root(source)
     if root is None:
@@ -62,14 +66,17 @@ def signature(source: Source) -> dict[str, Any]:
     return {"name": source.name, "revision": revision, "files": sorted(listed)}
 
 
-def resolve(source: Source) -> Resolved:
-    """The files of a source, in order. Raises `UserError` where there are none, or the hub refuses them."""
+def resolve(source: Source, report: Report = ignore) -> Resolved:
+    """The files of a source, in order; what a function yields is written first.
+
+    Raises `UserError` where there are none, or the hub refuses them.
+    """
     data_set = DATA_SETS[source.preset] if source.preset else None
     text = source.text or (data_set.text if data_set else "text")
     domain = source.domain or (data_set.domain if data_set else None)
     patterns = _patterns(source)
     repository, revision = _repository(source)
-    root = _root(source)
+    root = own_source.written(source.function, report) if source.function is not None else _root(source)
     left_out: dict[str, str] = {}
     if repository is None:
         assert root is not None
@@ -103,7 +110,7 @@ def _patterns(source: Source) -> tuple[str, ...]:
         return source.files
     if source.preset is None:
         # Text files of a repository are its licence and the like.
-        return tuple(f"**/*{suffix}" for suffix in SUFFIXES if source.folder is not None or suffix != ".txt")
+        return tuple(f"**/*{suffix}" for suffix in SUFFIXES if source.hub is None or suffix != ".txt")
     splits = DATA_SETS[source.preset].splits
     if source.split not in splits:
         raise UserError(f"{source.name} has no split {source.split!r}; it has {', '.join(splits)}")

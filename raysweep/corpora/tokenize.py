@@ -83,7 +83,7 @@ def write(corpus: Sourced, folder: Path, stream: bool, report: Report) -> dict[s
     Returns what a manifest says of them. Raises `UserError` naming file and line where a document cannot be read, and what
     the hub says where it refuses.
     """
-    parts = _parts(corpus)
+    parts = _parts(corpus, report)
     overlap.check_files(corpus, parts, report)
     _check_domains(corpus, parts, report)
     _tokenizer(corpus, parts, folder, stream)
@@ -123,13 +123,13 @@ def _trainable(corpus: Sourced, about: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
-def _parts(corpus: Sourced) -> list[Part]:
+def _parts(corpus: Sourced, report: Report) -> list[Part]:
     """Every file of every source, resolved."""
     sources = corpus.sources()
     parts = []
     numbered = [(role, source) for role, each in sources.items() for source in each]
     for number, (role, source) in enumerate(numbered):
-        resolved = resolve(source)
+        resolved = resolve(source, report)
         test, validation = TEST_SHARE.get(role, 0.0), VALIDATION_SHARE.get(role, 0.0)
         if role == "pretraining":
             test = 0.0 if "in_distribution" in sources else test
@@ -240,7 +240,7 @@ def _pass(
     left = [part for part in (_rest(part, done.get(part.key, {})) for part in parts) if part is not None]
     training = settings.which == TRAINING or settings.elsewhere is not None
     phase = "tokenize training text" if training else "tokenize text for evaluations"
-    progress = BuildProgress(corpus.name, phase, parts, records.values(), report)
+    progress = BuildProgress(corpus.name, phase, sum(part.file.size for part in parts), records.values(), report)
     if left:
         with _rows(left, settings, progress) as rows:
             for row in rows:

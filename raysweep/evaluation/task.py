@@ -1,9 +1,9 @@
 """What every evaluation task is given, and what it returns.
 
-A task is a module with `Settings` (a `raysweep.space.evaluations.Evaluation`: what a search space may set) and
+A task of raysweep is a module with `Settings` (a `raysweep.space.evaluations.Evaluation`: what a search space may set) and
 `evaluate(subject, settings) -> list[Metric]`. To add one, write the module and enter it in
 `raysweep.space.evaluations.TASKS`. Its settings are read whenever a search space is, so that torch is imported inside the
-functions that need it.
+functions that need it. A task of a user's own is a function: `raysweep.evaluation.own`.
 """
 
 from __future__ import annotations
@@ -54,3 +54,28 @@ class Subject:
     @property
     def device(self) -> torch.device:
         return self.language_model.unembedding.device
+
+
+def example_subject(text: TokenizedCorpus | None = None) -> Subject:
+    """An untrained cell of width 8 on two percent of the installed text, for the tests of a task.
+
+    The first call on a machine builds that text, in half a minute.
+
+    Examples
+    --------
+    >>> subject = example_subject()                                    # doctest: +SKIP
+    >>> subject.language_model.unembedding.shape                       # doctest: +SKIP
+    torch.Size([512, 8])
+    """
+    from raysweep.corpora.build import open_corpus
+    from raysweep.model import olmo
+    from raysweep.model.language_model import LanguageModel
+    from raysweep.space.cell import Cell
+    from raysweep.store import Store
+
+    corpus = {"name": "installed", "tokenizer": "bpe", "vocabulary": 512, "fraction": 0.02, "decontaminate": None}
+    cell = Cell.model_validate(
+        {"size": {"width": 8}, "corpus": corpus, "tokens": 4096, "batch_size": 4, "sequence_length": 32}
+    )
+    model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed))
+    return Subject(cell, model, open_corpus(cell.corpus), Store("unused"), "unused", text=text)

@@ -6,7 +6,7 @@ import json
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from raysweep.space.data_sets import DATA_SETS
 from raysweep.space.fields import Flag, Integer, Positive, Strict
@@ -28,6 +28,9 @@ class Source(Strict):
     folder: Annotated[str, Field(min_length=1)] | None = None
     """A folder of .jsonl, .parquet or .txt files, one document a line, row or .txt file; of .jsonl and .json files as
     .gz or .zst, too. Where the folder is does not change a cell's id; what is in it shows in the corpus's fingerprint."""
+    function: Annotated[str, Field(min_length=1)] | None = None
+    """A function of your own that yields documents: `package.module:name`, or an entry point of `raysweep.sources`
+    (docs/own-study.md)."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     """A commit of the data set; by default the one that the preset was written against."""
     split: str = "train"
@@ -45,17 +48,19 @@ class Source(Strict):
 
     @model_validator(mode="after")
     def _one_place(self) -> Source:
-        places = [name for name in ("preset", "hub", "folder") if getattr(self, name) is not None]
+        places = [name for name in ("preset", "hub", "folder", "function") if getattr(self, name) is not None]
         if len(places) != 1:
-            raise ValueError("exactly one of preset, hub and folder is needed")
+            raise ValueError("exactly one of preset, hub, folder and function is needed")
+        if self.function is not None and self.files:
+            raise ValueError("a function has no files: remove them")
         if self.preset is not None and self.preset not in DATA_SETS:
             raise ValueError(f"unknown data set {self.preset!r}; allowed: {', '.join(DATA_SETS)}, or {{folder: ...}}")
         if self.preset is None and self.split != "train":
             raise ValueError("a split is of the named data sets; for other sources choose files")
         if self.files and self.split != "train":
             raise ValueError("split and files both choose files; give only one of them")
-        if self.folder is not None and self.revision is not None:
-            raise ValueError("a folder has no revision: remove it")
+        if (self.folder or self.function) and self.revision is not None:
+            raise ValueError("a folder or a function has no revision: remove it")
         if any(not pattern or pattern.startswith("/") or ".." in pattern.split("/") for pattern in self.files):
             raise ValueError("files are patterns inside the source, such as data/*.parquet")
         if self.hub is not None and self.revision is None:
@@ -65,7 +70,13 @@ class Source(Strict):
     @property
     def name(self) -> str:
         """What messages and tables call it."""
-        return self.preset or self.hub or folder_name(str(self.folder))
+        return self.preset or self.hub or self.function or folder_name(str(self.folder))
+
+    @model_serializer(mode="wrap")
+    def _as_first_written(self, serialized: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Cells have the ids that they had when there were no functions."""
+        fields: dict[str, Any] = serialized(self)
+        return {name: value for name, value in fields.items() if name != "function" or value is not None}
 
 
 def folder_name(folder: str) -> str:

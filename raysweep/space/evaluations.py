@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.errors import allowed
 from raysweep.space.fields import Strict
+from raysweep.space.plugins import TASKS as TASK_PLUGINS
+from raysweep.space.plugins import is_plugin
 from raysweep.space.text import Text
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ TASKS = {
     "questions": "raysweep.evaluation.questions",
 }
 
+# Of tasks that a user has written.
+OWN = "raysweep.evaluation.own"
+
 
 class Evaluation(Strict):
     """What a search space may set of one task."""
@@ -43,6 +48,11 @@ class Evaluation(Strict):
     def label(self) -> str:
         """What tables, folders and messages call it: the task, unless a search space may have several of it."""
         return self.task
+
+    @property
+    def own(self) -> bool:
+        """Whether a user has written it."""
+        return False
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,6 +86,9 @@ class Evaluation(Strict):
     def protocol(self, cells: Sequence[Cell]) -> str:
         """What was done, for people who read the results: the settings."""
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.model_dump().items() if name != "task")
+
+    def check_here(self) -> None:
+        """Raise `UserError` where this process cannot do it."""
 
     def evaluate(self, subject: Any) -> list[Any]:
         """The numbers (`raysweep.evaluation.task.Metric`) of one trained cell (`raysweep.evaluation.task.Subject`)."""
@@ -130,7 +143,12 @@ def settings_class(value: Any) -> type[Evaluation]:
     if isinstance(value, dict) and "task" not in value:
         raise ValueError(f"task is missing; allowed: {', '.join(TASKS)}")
     task = value["task"] if isinstance(value, dict) else value
+    if isinstance(task, str) and task not in TASKS and is_plugin(task, TASK_PLUGINS):
+        own: type[Evaluation] = importlib.import_module(OWN).Settings
+        return own
     if not isinstance(task, str) or task not in TASKS:
-        raise ValueError(f"{task!r} is not an evaluation task; {allowed(task, TASKS)}")
+        raise ValueError(
+            f"{task!r} is not an evaluation task; {allowed(task, TASKS)}, or one of your own as package.module:function"
+        )
     settings: type[Evaluation] = task_module(task).Settings
     return settings

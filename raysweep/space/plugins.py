@@ -1,8 +1,8 @@
 """A user's own functions by name: `my_study.metrics:tail_index`, or what an installed package calls it.
 
 `package.module:name` is imported. A name without a colon is an entry point of an installed package, of the group
-`raysweep.metrics`. What a function computes is known by its name and a version: a hash of the Python files of its
-package, or the version of the installed package that has the entry point.
+`raysweep.metrics`, `raysweep.tasks` or `raysweep.sources`. What a function computes is known by its name and a version: a
+hash of the Python files of its package, or the version of the installed package that has the entry point.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from typing import Any
 from raysweep.errors import first_line
 
 METRICS = "raysweep.metrics"
+TASKS = "raysweep.tasks"
+SOURCES = "raysweep.sources"
+
+# What each is called with, and in words.
+_CALLED_WITH: dict[str, tuple[tuple[Any, ...], str]] = {
+    METRICS: ((None,), "must take one argument, the matrix (docs/measures.md)"),
+    TASKS: ((None,), "must take the trained cell first, and settings of its own by name (docs/own-study.md)"),
+    SOURCES: ((), "must take no argument, and yield documents (docs/own-study.md)"),
+}
 
 
 def is_plugin(name: str, group: str) -> bool:
@@ -38,18 +47,23 @@ def load_function(name: str, group: str) -> Callable[..., Any]:
         top = module_name.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == top
         hint = f"; where it is a folder beside the search space, add code: [{top}]" if missing else ""
-        raise ValueError(f"{name}: {_place(error)}{type(error).__name__}: {first_line(error)}{hint}") from None
+        raise ValueError(f"{name}: {place(error)}{type(error).__name__}: {first_line(error)}{hint}") from None
     function = getattr(module, attribute, None)
     where = getattr(module, "__file__", None) or module_name
     if not callable(function):
         has = "is not a function" if hasattr(module, attribute) else "is not there"
         raise ValueError(
-            f"{name}: {attribute} {has} in {where}: a function of one matrix is asked for (docs/measures.md)"
+            f"{name}: {attribute} {has} in {where}: a function is asked for, which {_CALLED_WITH[group][1]}"
         )
-    if group == METRICS and not _takes_one(function):
-        line = getattr(getattr(function, "__code__", None), "co_firstlineno", "")
-        raise ValueError(f"{name}: {where}:{line}: {attribute} must take one argument, the matrix (docs/measures.md)")
+    arguments, said = _CALLED_WITH[group]
+    if not _takes(function, arguments, partly=group == TASKS):
+        raise ValueError(f"{name}: {where}:{line_of(function)}: {attribute} {said}")
     return function  # type: ignore[no-any-return]
+
+
+def line_of(function: Callable[..., Any]) -> int | str:
+    """Where a function begins in its file; nothing where nobody knows."""
+    return getattr(getattr(function, "__code__", None), "co_firstlineno", "")
 
 
 @cache
@@ -83,9 +97,11 @@ def _entry_point(name: str, group: str) -> EntryPoint | None:
     return next(iter(entry_points(group=group, name=name)), None) if ":" not in name else None
 
 
-def _takes_one(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], arguments: tuple[Any, ...], partly: bool) -> bool:
+    """Whether a function can be called with these arguments alone, or `partly` with more by name."""
     try:
-        inspect.signature(function).bind(None)
+        signature = inspect.signature(function)
+        signature.bind_partial(*arguments) if partly else signature.bind(*arguments)
     except TypeError:
         return False
     except ValueError:  # Written in C; it says nothing of itself.
@@ -93,7 +109,7 @@ def _takes_one(function: Callable[..., Any]) -> bool:
     return True
 
 
-def _place(error: BaseException) -> str:
+def place(error: BaseException) -> str:
     """`file.py:12: ` of the line of the user's code that failed, as far as there is one."""
     frames = []
     trace = error.__traceback__

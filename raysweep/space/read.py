@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from raysweep.errors import UserError, allowed, did_you_mean
 from raysweep.space.cell import Cell
-from raysweep.space.evaluations import Evaluation, settings_class
+from raysweep.space.evaluations import OWN, Evaluation, settings_class
 from raysweep.space.explain import explain, show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
 from raysweep.space.measure import Measurement, check_metric, wanted
@@ -94,18 +94,19 @@ class _Reader:
         for key in ("name", "base"):
             if key not in content:
                 raise self.file.error((key,), "missing")
-        cells = self._cells(content)
         values = {key: content[key] for key in ("name", "loggers") if content.get(key) is not None}
-        evaluations = self._evaluations(content.get("evaluations"))
-        resources = self._validated(
-            Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
-        )
+        # Before what may name a function in it.
         try:
             values["code"] = self._code(content.get("code")) if self._with_code else ()
         except UserError as error:
             if not self._tolerant:
                 raise
             log.warning("%s", error)
+        cells = self._cells(content)
+        evaluations = self._evaluations(content.get("evaluations"))
+        resources = self._validated(
+            Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
+        )
         measure = content.get("measure")
         values["measure"] = self._measure(self._importable(measure) if self._tolerant else measure, cells)
         values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
@@ -194,7 +195,12 @@ class _Reader:
             except ValueError as error:
                 raise self.file.error(("evaluations", i), str(error)) from None
             values = {"task": item} if isinstance(item, str) else item
-            evaluations.append(self._validated(kind, values, ("evaluations", i)))
+            try:
+                evaluations.append(self._validated(kind, values, ("evaluations", i)))
+            except UserError as error:
+                if not self._tolerant or kind.__module__ != OWN:
+                    raise
+                log.warning("%s; its numbers are left out", error)
         return tuple(evaluations)
 
     def _code(self, content: Any) -> tuple[str, ...]:

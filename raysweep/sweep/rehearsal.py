@@ -58,7 +58,9 @@ def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
         "corpus": corpus, "sequence_length": SEQUENCE, "batch_size": BATCH, "tokens": STEPS * BATCH * SEQUENCE,
         "validation_sequences": 2,
     }  # fmt: skip
-    few = {"sequences": 2, "calibration_sequences": 2, "tokens": STEPS * BATCH * SEQUENCE, "batch_size": BATCH}
+    few = {
+        "sequences": 2, "calibration_sequences": 2, "tokens": STEPS * BATCH * SEQUENCE, "batch_size": BATCH, "questions": 2,
+    }  # fmt: skip
     evaluations = []
     for evaluation in space.evaluations:
         shorter = {name: value for name, value in few.items() if name in type(evaluation).model_fields}

@@ -50,6 +50,8 @@ def complete_cell(
     """Do what the store lacks of a cell and return the errors. Raises `StoreError` if not even those can be written."""
     try:
         check_same_code(code)
+        for task in space.evaluations:
+            task.check_here()
     except UserError as different:
         trained = store.cell_row(cell.id) is not None
         for stage in [one.label for one in missing_evaluations(cell, space, store)] if trained else [TRAIN]:

@@ -203,7 +203,10 @@ def test_where_a_folder_is_does_not_change_the_id() -> None:
         ({"name": "own"}, "unknown corpus 'own'"),
         ({"name": "installed", "validation": "pile-10k"}, "the corpus installed has its own sources"),
         ({"name": "own", "pretraining": "pial"}, "unknown data set 'pial'; allowed: pile, pile-10k, paloma"),
-        ({"name": "own", "pretraining": {"folder": "a", "preset": "pile"}}, "exactly one of preset, hub and folder"),
+        (
+            {"name": "own", "pretraining": {"folder": "a", "preset": "pile"}},
+            "exactly one of preset, hub, folder and function",
+        ),
         ({"name": "own", "pretraining": {"hub": "a/b"}}, "needs its revision: the 40 digits of a commit"),
         ({"name": "own", "pretraining": {"folder": "a", "txt": "b"}}, "pretraining[0].txt"),
         (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from ruamel.yaml import YAML
 from tiny import make_cell
 
 import raysweep
@@ -151,7 +152,7 @@ def test_a_metric_costs_no_more_than_its_own_row(study: Path) -> None:
     [
         (
             "own_study.metrics:tail",
-            r"own_study\.metrics:tail: tail is not there in .*metrics\.py: a function of one matrix",
+            r"own_study\.metrics:tail: tail is not there in .*metrics\.py: a function is asked for, which must take one arg",
         ),
         ("own_study.metrics:two", r"two is not a function in .*metrics\.py"),
         (
@@ -204,8 +205,10 @@ def test_what_has_no_file_and_what_is_too_large(study: Path) -> None:
     assert reason == "failed: it returned a number that is too large"
 
 
-def test_a_new_metric_has_a_test_that_passes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "raysweep.cli", "new", "metric"]
+@pytest.mark.usefixtures("corpus")
+def test_what_is_begun_has_tests_that_pass(tmp_path: Path) -> None:
+    """A metric, a task and a source in one package, whose tests pass, and a search space of what is said to write."""
+    command = [sys.executable, "-m", "raysweep.cli", "new"]
     here = {
         "cwd": tmp_path,
         "capture_output": True,
@@ -213,18 +216,19 @@ def test_a_new_metric_has_a_test_that_passes(tmp_path: Path) -> None:
         "check": False,
         "env": os.environ | {"PYTHONPATH": ROOT},
     }
-    made = subprocess.run([*command, "tail_index"], **here)
-    assert made.returncode == 0, made.stderr
+    space = {"name": "new", "base": make_cell().model_dump()}
+    for kind, name in (("metric", "tail_index"), ("task", "top_token"), ("source", "modules")):
+        made = subprocess.run([*command, kind, name], **here)
+        assert made.returncode == 0, made.stderr
+        said = YAML(typ="safe").load("code:" + made.stdout.partition("code:")[2].partition("\n\n")[0])
+        space = {**space, **said, "evaluations": [*space.get("evaluations", []), *said.get("evaluations", [])]}
     tested = subprocess.run([sys.executable, "-m", "pytest", "-q", "my_study"], **here)
-    assert "2 passed" in tested.stdout, tested.stdout + tested.stderr
-    # What it says to write is a search space.
-    said = yaml.safe_load(made.stdout.partition("code:")[1] + made.stdout.partition("code:")[2].partition("\n\n")[0])
-    space = {"name": "new", "base": make_cell().model_dump(), **said}
+    assert "4 passed" in tested.stdout, tested.stdout + tested.stderr
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(space), "utf-8")
     planned = subprocess.run([*command[:3], "plan", "new.yaml"], **here)
     assert "measures unembedding: my_study.metrics:tail_index" in planned.stdout, planned.stderr
-    again = subprocess.run([*command, "tail_index"], **here)
+    again = subprocess.run([*command, "metric", "tail_index"], **here)
     assert (again.returncode, again.stderr.count("\n")) == (1, 1)
-    assert "__init__.py is there already" in again.stderr
-    wrong = subprocess.run([*command, "tail-index"], **here)
-    assert "NAME tail-index: Python needs a name of letters" in wrong.stderr
+    assert "metrics.py is there already" in again.stderr
+    wrong = subprocess.run([*command, "task", "top-token"], **here)
+    assert "NAME top-token: Python needs a name of letters" in wrong.stderr

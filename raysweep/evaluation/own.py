@@ -1,0 +1,159 @@
+"""A task of the user's own: a function of a trained cell, by its name.
+
+    from raysweep.evaluation.task import Metric
+
+    def agreement(subject, sequences=64):
+        return [Metric("accuracy", 0.5, "share of sentences")]
+
+`subject` is a `raysweep.evaluation.task.Subject`. The other arguments are the task's settings, which a search space gives
+beside `task`. What is returned becomes columns that begin with the function's name, or with `name`:
+`agreement_accuracy`. docs/own-study.md has a whole study.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import socket
+import threading
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from raysweep.errors import UserError, allowed, first_line
+from raysweep.evaluation.task import Metric
+from raysweep.evaluation.with_text import Name
+from raysweep.space.evaluations import TASKS as BUILT_IN
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Positive
+from raysweep.space.plugins import TASKS, line_of, load_function, place, version
+
+# torch is imported where it is used: a search space reads the settings.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from raysweep.evaluation.task import Subject
+    from raysweep.space.cell import Cell
+
+_OURS = ("task", "name", "time_limit", "arguments", "version")
+
+
+class Settings(Evaluation):
+    task: str
+    """`package.module:function`, or an entry point of `raysweep.tasks`."""
+    name: Name
+    """What its columns and tables are called; by default as the function is."""
+    time_limit: Positive = 3600.0
+    """Seconds after which it has failed for a cell."""
+    arguments: dict[str, Any]
+    """The settings of its own, those that were left out too."""
+    version: str
+    """Of the function's package: other code makes other rows."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_function(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "version" in values:
+            return values
+        task = values["task"]
+        function = load_function(task, TASKS)
+        given = {name: value for name, value in values.items() if name not in _OURS}
+        name = values.get("name", task.rpartition(":")[2].rpartition(".")[2])
+        if name in BUILT_IN:
+            raise ValueError(f"{name} is a task of raysweep: give this one another name")
+        return {
+            **{key: values[key] for key in ("task", "time_limit") if key in values},
+            "name": name,
+            "arguments": _arguments(task, function, given),
+            "version": version(task, TASKS),
+        }
+
+    @property
+    def own(self) -> bool:
+        return True
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {key: value for key, value in super().identity.items() if key != "time_limit"}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def protocol(self, cells: Sequence[Cell]) -> str:
+        settings = "".join(f", {name} {value}" for name, value in self.arguments.items())
+        return f"{self.task}, version {self.version}{settings}"
+
+    def check_here(self) -> None:
+        try:
+            load_function(self.task, TASKS)
+            here = version(self.task, TASKS)
+        except ValueError as error:
+            raise UserError(f"{socket.gethostname()}: {error}") from None
+        if here != self.version:
+            raise UserError(
+                f"{self.task} is version {here} on {socket.gethostname()}, and {self.version} where the sweep was started: "
+                "install one version everywhere"
+            )
+
+    def evaluate(self, subject: Subject) -> list[Metric]:
+        """What the function returns, under the columns' names. Raises `UserError` where that is no list of numbers."""
+        self.check_here()
+        function = load_function(self.task, TASKS)
+        returned: list[Any] = []
+        failed: list[BaseException] = []
+
+        def call() -> None:
+            try:
+                # Also where it yields them.
+                returned.append(list(function(subject, **self.arguments)))
+            except BaseException as error:  # A user's `sys.exit()`, too.
+                failed.append(error)
+
+        thread = threading.Thread(target=call, name=f"raysweep {self.task}", daemon=True)
+        thread.start()
+        thread.join(self.time_limit)
+        if thread.is_alive():
+            raise UserError(f"{self.task} took longer than its time_limit, {self.time_limit:g} s")
+        if failed:
+            raise UserError(f"{self.task}: {place(failed[0])}{type(failed[0]).__name__}: {first_line(failed[0])}")
+        metrics = [self._checked(metric) for metric in returned[0]]
+        names = [metric.name for metric in metrics]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{self.task} returned {twice} twice")
+        return metrics
+
+    def _checked(self, metric: Any) -> Metric:
+        if not isinstance(metric, Metric) or not isinstance(metric.name, str) or not isinstance(metric.unit, str):
+            raise UserError(f"{self.task} returned {metric!r:.80}: Metric(name, value, unit) is asked for")
+        value = metric.value.item() if hasattr(metric.value, "item") else metric.value
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise UserError(f"{self.task} returned {value!r:.80} as {metric.name}: a number is asked for")
+        if not math.isfinite(value):
+            raise UserError(f"{self.task} returned {value} as {metric.name}: leave out what is not defined")
+        return Metric(f"{self.name}_{metric.name}", float(value), metric.unit)
+
+
+def _arguments(task: str, function: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a function: those given, and the defaults of the others. Raises `ValueError`."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    settings = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    where = f"{inspect.getsourcefile(function) or task}:{line_of(function)}"
+    for name in given:
+        if name not in (names := [p.name for p in settings]):
+            raise ValueError(f"{task} ({where}) has no setting {name}; {allowed(name, [*names, *_OURS[:3]])}")
+    arguments = {p.name: given.get(p.name, p.default) for p in settings}
+    for name, value in arguments.items():
+        if value is inspect.Parameter.empty:
+            raise ValueError(f"{task} ({where}) needs the setting {name}")
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{task} ({where}): the setting {name} is {value!r:.60}, which no file can hold") from None
+    return arguments
