@@ -110,6 +110,8 @@ class _Constructor(SafeConstructor):  # type: ignore[misc]
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str" and key.tag != "tag:yaml.org,2002:merge":
                 raise ConstructorError(None, None, f"key {key.value!r} is not a name", key.start_mark)
+            # Where a name is expected `on` is one.
+            key.style = key.style or "'"
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: ScalarNode) -> int:

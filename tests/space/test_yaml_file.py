@@ -84,3 +84,9 @@ def test_yaml_1_2_is_read_as_it_looks(tmp_path: Path) -> None:
 def test_a_place_as_text() -> None:
     assert dotted(("ablate", 0, "corpus", "pretraining", 1)) == "ablate[0].corpus.pretraining[1]"
     assert dotted(()) == ""
+
+
+def test_a_key_is_a_name_whatever_yaml_1_1_takes_it_for(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("on: on\n'no': {yes: 1}\n", encoding="utf-8")
+    assert YamlFile(file).content == {"on": True, "no": {"yes": 1}}
