@@ -16,7 +16,6 @@ import inspect
 import json
 import math
 import socket
-import threading
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ from raysweep.evaluation.with_text import Name
 from raysweep.space.evaluations import TASKS as BUILT_IN
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Positive
-from raysweep.space.plugins import TASKS, line_of, load_function, place, version
+from raysweep.space.plugins import TASKS, TooLong, line_of, load_function, place, version, within
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
@@ -71,10 +70,6 @@ class Settings(Evaluation):
         }
 
     @property
-    def own(self) -> bool:
-        return True
-
-    @property
     def label(self) -> str:
         return self.name
 
@@ -106,24 +101,14 @@ class Settings(Evaluation):
         """What the function returns, under the columns' names. Raises `UserError` where that is no list of numbers."""
         self.check_here()
         function = load_function(self.task, TASKS)
-        returned: list[Any] = []
-        failed: list[BaseException] = []
-
-        def call() -> None:
-            try:
-                # Also where it yields them.
-                returned.append(list(function(subject, **self.arguments)))
-            except BaseException as error:  # A user's `sys.exit()`, too.
-                failed.append(error)
-
-        thread = threading.Thread(target=call, name=f"raysweep {self.task}", daemon=True)
-        thread.start()
-        thread.join(self.time_limit)
-        if thread.is_alive():
-            raise UserError(f"{self.task} took longer than its time_limit, {self.time_limit:g} s")
-        if failed:
-            raise UserError(f"{self.task}: {place(failed[0])}{type(failed[0]).__name__}: {first_line(failed[0])}")
-        metrics = [self._checked(metric) for metric in returned[0]]
+        try:
+            # A list, also where it yields them.
+            returned = within(self.time_limit, lambda: list(function(subject, **self.arguments)))
+        except TooLong:
+            raise UserError(f"{self.task} took longer than its time_limit, {self.time_limit:g} s") from None
+        except BaseException as error:  # A user's `sys.exit()`, too.
+            raise UserError(f"{self.task}: {place(error)}{type(error).__name__}: {first_line(error)}") from None
+        metrics = [self._checked(metric) for metric in returned]
         names = [metric.name for metric in metrics]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"{self.task} returned {twice} twice")

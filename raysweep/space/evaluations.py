@@ -50,11 +50,6 @@ class Evaluation(Strict):
         return self.task
 
     @property
-    def own(self) -> bool:
-        """Whether a user has written it."""
-        return False
-
-    @property
     def identity(self) -> dict[str, Any]:
         """The settings, as results are found by them."""
         return self.model_dump()

@@ -7,10 +7,12 @@ hash of the Python files of its package, or the version of the installed package
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -84,6 +86,41 @@ def version(name: str, group: str) -> str:
     folders = list(getattr(package, "__path__", ()))
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.py")) or [Path(file)]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+
+
+class TooLong(Exception):
+    """A user's function took longer than it may."""
+
+
+class _Stop(BaseException):
+    """Ends the thread of a function that took too long."""
+
+
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What `call` returns; raises what it raises, and `TooLong` after so many seconds.
+
+    Python that is still running then is ended at its next instruction. What sleeps, or computes outside of Python, goes on
+    until it comes back.
+    """
+    answer: list[Any] = []
+    failed: list[BaseException] = []
+
+    def answered() -> None:
+        try:
+            answer.append(call())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=answered, name="raysweep: a user's function", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        # Python's own way to raise in another thread.
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_Stop))
+        raise TooLong
+    if failed:
+        raise failed[0]
+    return answer[0]
 
 
 def add_path(folder: Path) -> None:

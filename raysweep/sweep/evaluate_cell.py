@@ -27,8 +27,7 @@ def run_evaluations(cell: Cell, space: Space, store: Store, fingerprint: str, co
         num_cpus=resources.cpus,
         num_gpus=resources.gpus,
         # A process that has used a GPU keeps some of its memory, and would use the same one again whatever it is given.
-        # What a user's own function leaves behind ends with the process, too.
-        max_calls=1 if resources.gpus or any(one.own for one in space.evaluations) else 0,
+        max_calls=1 if resources.gpus else 0,
         # Ray would start what is killed for want of memory again without end and without a word.
         max_retries=0,
         # Left to itself a task started in a trial is confined to the trial's own placement group, which has no CPU.

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import threading
 from numbers import Real
 from typing import Any
 
 import torch
 
 from raysweep.errors import first_line
-from raysweep.space.plugins import METRICS, load_function
+from raysweep.space.plugins import METRICS, TooLong, load_function, within
 from raysweep.store.measures import FAILED
 
 UNDEFINED = "it is not defined for this matrix"
 
-# Threads that were left behind: a function that took too long once is not called again in this process.
+# A function that took too long once is not called again in this process.
 _too_long: set[str] = set()
 
 
@@ -27,25 +26,18 @@ def own_metric(name: str, matrix: torch.Tensor, time_limit: float) -> tuple[floa
     """
     if name in _too_long:
         return math.nan, f"{FAILED}it took too long for another matrix"
-    answer: list[Any] = []
-    failed: list[BaseException] = []
 
-    def call() -> None:
-        try:
-            with torch.no_grad():
-                answer.append(load_function(name, METRICS)(matrix.detach().clone()))
-        except BaseException as error:  # A user's `sys.exit()`, too.
-            failed.append(error)
+    def call() -> Any:
+        with torch.no_grad():
+            return load_function(name, METRICS)(matrix.detach().clone())
 
-    thread = threading.Thread(target=call, name=f"raysweep {name}", daemon=True)
-    thread.start()
-    thread.join(time_limit)
-    if thread.is_alive():
+    try:
+        value = within(time_limit, call)
+    except TooLong:
         _too_long.add(name)
         return math.nan, f"{FAILED}it took longer than time_limit, {time_limit:g} s"
-    if failed:
-        return math.nan, f"{FAILED}{type(failed[0]).__name__}: {first_line(failed[0])}"
-    value = answer[0]
+    except BaseException as error:  # A user's `sys.exit()`, too.
+        return math.nan, f"{FAILED}{type(error).__name__}: {first_line(error)}"
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):

@@ -1,6 +1,7 @@
 """A task of a user's own: what it is given, and what becomes of whatever it does."""
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def raises(subject):
 
 def slow(subject):
     time.sleep(30)
+
+
+ticks = []
+
+
+def for_ever(subject):
+    while True:
+        ticks.append(1)
 
 
 def ends(subject):
@@ -149,6 +158,17 @@ def test_what_cannot_be_used_is_refused_with_its_line(tmp_path: Path, item: dict
     assert "\n" not in str(error.value)
     # Results are read without it.
     assert load_to_read(file).evaluations == ()
+
+
+@pytest.mark.usefixtures("package")
+def test_a_loop_that_never_ends_is_ended(subject: Subject) -> None:
+    with pytest.raises(UserError, match="took longer than its time_limit"):
+        task("for_ever", time_limit=0.2).evaluate(subject)
+    ticks = sys.modules["own_tasks.tasks"].ticks
+    time.sleep(0.2)
+    before = len(ticks)
+    time.sleep(0.2)
+    assert before == len(ticks) > 0
 
 
 def test_a_name_that_is_no_task_is_refused() -> None:
