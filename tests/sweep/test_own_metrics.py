@@ -1,7 +1,6 @@
 """A study's own metrics: a package outside of raysweep, through a real sweep, its analysis and its publication."""
 
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ruamel.yaml import YAML
 from tiny import make_cell
 
 import raysweep
@@ -203,32 +201,3 @@ def test_what_has_no_file_and_what_is_too_large(study: Path) -> None:
     value, reason = own_metrics.own_metric("own_study.large:large", torch.ones(2, 2), 5.0)
     assert math.isnan(value)
     assert reason == "failed: it returned a number that is too large"
-
-
-@pytest.mark.usefixtures("corpus")
-def test_what_is_begun_has_tests_that_pass(tmp_path: Path) -> None:
-    """A metric, a task and a source in one package, whose tests pass, and a search space of what is said to write."""
-    command = [sys.executable, "-m", "raysweep.cli", "new"]
-    here = {
-        "cwd": tmp_path,
-        "capture_output": True,
-        "text": True,
-        "check": False,
-        "env": os.environ | {"PYTHONPATH": ROOT},
-    }
-    space = {"name": "new", "base": make_cell().model_dump()}
-    for kind, name in (("metric", "tail_index"), ("task", "top_token"), ("source", "modules")):
-        made = subprocess.run([*command, kind, name], **here)
-        assert made.returncode == 0, made.stderr
-        said = YAML(typ="safe").load("code:" + made.stdout.partition("code:")[2].partition("\n\n")[0])
-        space = {**space, **said, "evaluations": [*space.get("evaluations", []), *said.get("evaluations", [])]}
-    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", "my_study"], **here)
-    assert "4 passed" in tested.stdout, tested.stdout + tested.stderr
-    (tmp_path / "new.yaml").write_text(yaml.safe_dump(space), "utf-8")
-    planned = subprocess.run([*command[:3], "plan", "new.yaml"], **here)
-    assert "measures unembedding: my_study.metrics:tail_index" in planned.stdout, planned.stderr
-    again = subprocess.run([*command, "metric", "tail_index"], **here)
-    assert (again.returncode, again.stderr.count("\n")) == (1, 1)
-    assert "metrics.py is there already" in again.stderr
-    wrong = subprocess.run([*command, "task", "top-token"], **here)
-    assert "NAME top-token: Python needs a name of letters" in wrong.stderr
