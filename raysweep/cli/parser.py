@@ -184,7 +184,7 @@ def build_parser() -> _Parser:
     exported.add_argument("cell", metavar="CELL", help="a cell's id, or a part that occurs in no other cell's id")
     exported.add_argument("--output", metavar="DIR", required=True, help="an empty or new folder")
     exported.add_argument(
-        "--form", default="trained", help="trained (default), finetune_python, finetune_math, quantized_<b>bit"
+        "--form", default="trained", help="trained (default), finetune_python and its like, quantized_<b>bit"
     )
     exported.add_argument("--step", type=int, help="export an earlier checkpoint, if the store still has it")
     _new_parser(commands, [shared])

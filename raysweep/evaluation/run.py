@@ -17,8 +17,8 @@ from raysweep.store.store import settings_text
 
 
 def run(
-    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus,
-    text: TokenizedCorpus | None, store: Store, device: torch.device, gpu_share: float = 1.0,
+    cell: Cell, evaluation: Evaluation, weights: dict[str, torch.Tensor], corpus: TokenizedCorpus, store: Store,
+    device: torch.device, gpu_share: float = 1.0, text: TokenizedCorpus | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `schemas.EVALUATIONS`, and what computed them."""
     model = olmo.build(cell.shape, cell.sequence_length, cell.seed, device)

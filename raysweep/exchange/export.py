@@ -49,7 +49,7 @@ def export(
     output
         An empty or new folder.
     form
-        `trained`; `finetune_python` or `finetune_math`, as the space's evaluation of that name left it; or
+        `trained`; `finetune_python` and its like, as the space's evaluation of that name left it; or
         `quantized_<b>bit`: GPTQ, recomputed, with the settings of the space's `quantized`.
     step
         An earlier checkpoint that the store still has.
@@ -105,7 +105,7 @@ def _weights(
     bits = re.fullmatch(r"quantized_([2-8])bit", form)
     if form != "trained" and bits is None:
         raise UserError(
-            f"no form {form!r}: there are trained, finetune_python, finetune_math, quantized_<b>bit with 2 to 8 bits"
+            f"no form {form!r}: there are trained, finetune_python and its like, quantized_<b>bit with 2 to 8 bits"
         )
     trained = _checkpoint(store, directory, step, cell.steps, cell.id)
     if bits is None:

@@ -90,7 +90,7 @@ def evaluate_cell(
         raise RuntimeError("the final weights of the cell are gone")
     corpus = obtain(cell.corpus.name, fingerprint, store)
     text = prepared_text(evaluation, cell.corpus, store)
-    rows, by = run(cell, evaluation, final.model, corpus, text, store, device, gpus or 1.0)
+    rows, by = run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0, text)
     settings = evaluation.identity
     write_timing(store, cell, evaluation.label, time.monotonic() - begun, None, 1, [by])
     store.write_table(store.evaluation_file(cell.id, evaluation.label, settings), rows, EVALUATIONS)

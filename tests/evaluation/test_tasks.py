@@ -416,7 +416,7 @@ def test_built_shards_share_no_document(corpus: TokenizedCorpus) -> None:
 def test_rows_carry_the_settings(trained: Trained, corpus: TokenizedCorpus, tmp_path: Path) -> None:
     settings = in_distribution.Settings(sequences=3)
     store = Store(str(tmp_path))
-    rows, by = run(trained.cell, settings, trained.weights, corpus, None, store, torch.device("cpu"))
+    rows, by = run(trained.cell, settings, trained.weights, corpus, store, torch.device("cpu"))
     assert [(row["cell"], row["task"], row["metric"]) for row in rows] == [
         (trained.cell.id, "in_distribution", "in_distribution_loss")
     ]
