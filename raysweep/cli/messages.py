@@ -170,6 +170,9 @@ def show_status(
     say("cells        " + ", ".join(f"{number} {name}" for name, number in cells.items()))
     say("evaluations  " + ", ".join(f"{number} {name}" for name, number in evaluations.items()))
     show_versions(now)
+    for evaluation in space.evaluations:
+        if evaluation.code_version:
+            say(f"{evaluation.label} is {escape(evaluation.protocol(space.cells))}")
     if driver is None and not store.begun():
         say("no sweep has begun in this store; `raysweep run` begins one there")
     elif driver is None:

@@ -74,6 +74,10 @@ class Settings(Evaluation):
         return self.name
 
     @property
+    def code_version(self) -> str:
+        return self.version
+
+    @property
     def identity(self) -> dict[str, Any]:
         return {key: value for key, value in super().identity.items() if key != "time_limit"}
 

@@ -55,6 +55,11 @@ class Evaluation(Strict):
         return self.model_dump()
 
     @property
+    def code_version(self) -> str:
+        """The version of a user's own code that computes it; empty where it is raysweep's."""
+        return ""
+
+    @property
     def text(self) -> Text | None:
         """What it reads beside the corpus of a cell."""
         return None

@@ -63,8 +63,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     pyarrow.Table
         In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
         token, geometry of W), every metric of the evaluations, what `measure` asks for at the end of training, its training
-        time in seconds, and what trained it. The unit of a column is in its field's metadata. A metric that a cell lacks is
-        null.
+        time in seconds, and what trained it. A field's metadata has the unit, and the version of a task of one's own. A metric
+        that a cell lacks is null.
 
     Raises
     ------
@@ -80,9 +80,12 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     store = Store.at(store)
     done = finished(store)
     timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
-    measured = [evaluated(store, evaluation.label, evaluation.identity) for evaluation in space.evaluations]
+    measured = [(one.code_version, evaluated(store, one.label, one.identity)) for one in space.evaluations]
     rows: list[dict[str, Any]] = []
-    units: dict[str, str] = {}
+    metadata: dict[str, dict[str, str]] = {
+        "train_seconds": {"unit": "s"},
+        "train_tokens_per_second": {"unit": "tokens/s"},
+    }
     for cell in space.cells:
         row = done.get(cell.id)
         if row is None:
@@ -91,19 +94,19 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
         row["train_seconds"] = timing[0]["seconds"] if timing else None
         row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
         row[TRAINED_ON] = _computed_by(timing[0]) if timing else None
-        for task in measured:
+        for version, task in measured:
             for metric in task.get(cell.id, []):
                 name = metric["metric"]
                 if name in row:
                     raise UserError(f"two evaluations of {cell.id}, or one and its training, have a number {name}")
                 row[name] = metric["value"]
-                units[metric["metric"]] = metric["unit"]
+                metadata[name] = {"unit": metric["unit"]} | ({"version": version} if version else {})
         for name, value, unit in _at_the_end(cell, row["steps_trained"], space, store):
-            row[name], units[name] = value, unit
+            row[name], metadata[name] = value, {"unit": unit}
         rows.append(row)
     schema = CELLS
-    for name, unit in {"train_seconds": "s", "train_tokens_per_second": "tokens/s", **units}.items():
-        schema = schema.append(pa.field(name, REAL, metadata={"unit": unit}))
+    for name, about in metadata.items():
+        schema = schema.append(pa.field(name, REAL, metadata=about))
     if any(row[TRAINED_ON] for row in rows):
         schema = schema.append(pa.field(TRAINED_ON, pa.string()))
     return pa.Table.from_pylist(rows, schema=schema)

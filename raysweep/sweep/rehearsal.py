@@ -13,9 +13,10 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from raysweep.cluster.environment import preserved_environment
-from raysweep.corpora import layouts
+from raysweep.corpora import layouts, own_source
 from raysweep.corpora.blocks import complaint
 from raysweep.corpora.files import Document, read
 from raysweep.corpora.source_files import MIRROR, opened, reading, resolve
@@ -39,7 +40,7 @@ def rehearse(
     with tempfile.TemporaryDirectory(prefix="raysweep-rehearsal-") as name, preserved_environment():
         folder = Path(name)
         cell = smallest_cell(space)
-        short = _short(space, cell, _corpus(cell.corpus, folder))
+        short = _short(space, cell, folder)
         layouts.write(folder / "hub")
         os.environ |= {MIRROR: str(folder / "hub"), "RAYSWEEP_CACHE": str(folder / "cache"), "RAY_ADDRESS": "local"}
         result = run(short, folder / "store", on_event, stop)
@@ -52,10 +53,10 @@ def smallest_cell(space: Space) -> Cell:
     return min(space.cells, key=lambda cell: cell.flops)
 
 
-def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
-    """The space with that one cell, everything in it as short as can be."""
+def _short(space: Space, cell: Cell, folder: Path) -> Space:
+    """The space with that one cell, everything in it as short as can be; the folder gets excerpts of its text."""
     changes = {
-        "corpus": corpus, "sequence_length": SEQUENCE, "batch_size": BATCH, "tokens": STEPS * BATCH * SEQUENCE,
+        "corpus": _corpus(cell.corpus, folder), "sequence_length": SEQUENCE, "batch_size": BATCH, "tokens": STEPS * BATCH * SEQUENCE,
         "validation_sequences": 2,
     }  # fmt: skip
     few = {
@@ -63,7 +64,10 @@ def _short(space: Space, cell: Cell, corpus: Corpus) -> Space:
     }  # fmt: skip
     evaluations = []
     for evaluation in space.evaluations:
-        shorter = {name: value for name, value in few.items() if name in type(evaluation).model_fields}
+        shorter: dict[str, Any] = {name: value for name, value in few.items() if name in type(evaluation).model_fields}
+        text = evaluation.text
+        if text is not None and text.role != "questions":
+            shorter["on"] = _excerpts(text.on, folder, text.name)
         evaluations.append(evaluation.model_copy(update=shorter))
     return Space(
         name=f"{space.name}-rehearsal",
@@ -85,19 +89,25 @@ def _corpus(corpus: Corpus, folder: Path) -> Corpus:
     """The corpus with its first documents for all but the published data sets, which have their stand-ins."""
     if corpus.name == "installed":
         return corpus.model_copy(update={"fraction": 0.02})
-    sources = {
-        role: tuple(
-            # Of the files that it chooses there are no stand-ins, but of the split.
-            source.model_copy(update={"files": ()}) if source.preset else _excerpt(source, folder / f"{role}-{i}")
-            for i, source in enumerate(each)
-        )
-        for role, each in corpus.sources().items()
-    }
+    sources = {role: _excerpts(each, folder, role) for role, each in corpus.sources().items()}
     return corpus.model_copy(update={"fraction": 1.0, **sources})
+
+
+def _excerpts(sources: tuple[Source, ...], folder: Path, name: str) -> tuple[Source, ...]:
+    return tuple(
+        # Of the files that it chooses there are no stand-ins, but of the split.
+        source.model_copy(update={"files": ()}) if source.preset else _excerpt(source, folder / f"{name}-{i}")
+        for i, source in enumerate(sources)
+    )
 
 
 def _excerpt(source: Source, folder: Path) -> Source:
     """The first documents of a source as a folder with the same fields."""
+    folder.mkdir()
+    if source.function is not None:
+        lines = itertools.islice(own_source.documents(source.function), DOCUMENTS)
+        (folder / "documents.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return source.model_copy(update={"function": None, "folder": str(folder)})
     resolved = resolve(source)
     rows: list[str] = []
     for file in resolved.files:
@@ -110,7 +120,6 @@ def _excerpt(source: Source, folder: Path) -> Source:
                     raise UserError(complaint(resolved.name, file.name, document.place, document.reason))
         if len(rows) >= DOCUMENTS:
             break
-    folder.mkdir()
     (folder / f"{source.name.replace('/', '-')}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return source.model_copy(
         update={

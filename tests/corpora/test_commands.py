@@ -103,7 +103,15 @@ def test_a_rehearsal_finds_what_would_fail(space: Path, tmp_path: Path) -> None:
     refused = raysweep("run", str(write(tmp_path / "typo.yaml", typo)), "--rehearse")
     assert refused.returncode == 1
     assert "text: a.jsonl, line 1: no field 'contents'" in refused.stdout
-    evaluations = [{"task": "in_distribution", "sequences": 100}]
+    on, pairs = {"folder": str(tmp_path / "text")}, tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "a.jsonl").write_text('{"good": "He is.", "bad": "He are."}\n', encoding="utf-8")
+    evaluations = [
+        {"task": "in_distribution", "sequences": 100},
+        {"task": "loss", "name": "mine", "on": on},
+        {"task": "finetune", "name": "mine", "on": on},
+        {"task": "questions", "name": "pairs", "on": {"folder": str(pairs)}},
+    ]
     right = yaml.safe_load(space.read_text())["base"]["corpus"]
     done = raysweep("run", str(write(tmp_path / "right.yaml", right, evaluations=evaluations)), "--rehearse")
     assert done.returncode == 0, done.stdout
