@@ -63,8 +63,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     pyarrow.Table
         In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
         token, geometry of W), every metric of the evaluations, what `measure` asks for at the end of training, its training
-        time in seconds, and what trained it. A field's metadata has the unit, and the version of a task of one's own. A metric
-        that a cell lacks is null.
+        time in seconds, and what trained it. A field's metadata has the unit, and the version of a task of your own. A
+        metric that a cell lacks is null.
 
     Raises
     ------

@@ -56,7 +56,8 @@ def smallest_cell(space: Space) -> Cell:
 def _short(space: Space, cell: Cell, folder: Path) -> Space:
     """The space with that one cell, everything in it as short as can be; the folder gets excerpts of its text."""
     changes = {
-        "corpus": _corpus(cell.corpus, folder), "sequence_length": SEQUENCE, "batch_size": BATCH, "tokens": STEPS * BATCH * SEQUENCE,
+        "corpus": _corpus(cell.corpus, folder), "sequence_length": SEQUENCE, "batch_size": BATCH,
+        "tokens": STEPS * BATCH * SEQUENCE,
         "validation_sequences": 2,
     }  # fmt: skip
     few = {

@@ -206,3 +206,22 @@ def test_extreme_scales_do_not_overflow(name: str) -> None:
     plain = of(random(30, 6), name)
     for scale in (1e-150, 1e150):
         assert of(scale * random(30, 6), name) == pytest.approx(plain, rel=1e-9)
+
+
+def test_pico_analyze_has_the_same_numbers() -> None:
+    """Golden values: pico-lm/pico-analyze at c4a4e84, its `compute_metric` of each on these very matrices, in float64.
+
+    Its proportional effective rank is `effective_rank` of a matrix with more rows than columns. Its PWCCA is another number
+    (0.53143 of the centred x and y, where equation 2 of Morcos et al. gives 0.52784): it takes the left singular vectors for
+    canonical directions without the inverse square root of the covariance before them.
+    """
+    steps = torch.arange(1, 24 * 6 + 1, dtype=torch.float64).square()
+    x = torch.sin(steps * 0.37).reshape(24, 6)
+    y = torch.cos(steps * 0.23).reshape(24, 6) + 0.5 * x
+    golden = {
+        "gini": 0.28278962505608063, "hoyer": 0.11484557210913238, "effective_rank": 0.9821872267332404,
+        "condition_number": 1.8227271626791355, "frobenius_norm": 8.413728003947854, "nuclear_norm": 20.25830856506977,
+    }  # fmt: skip
+    assert {name: of(x, name) for name in golden} == pytest.approx(golden, rel=1e-12)
+    assert metrics.cka(Matrix(x), Matrix(y)) == pytest.approx(0.29846200552159885, rel=1e-12)
+    assert metrics.pwcca(Matrix(x), Matrix(y)) == pytest.approx(0.52784347303, rel=1e-9)
