@@ -13,7 +13,7 @@ def geometry(options: argparse.Namespace) -> int:
     """`raysweep geometry`."""
     from raysweep.exchange import pretrained
 
-    if options.of is not None or options.metrics is not None:
+    if any(value is not None for value in (options.of, options.metrics, options.sequences)):
         return _matrices(options)
     figure = local_path(options.figure, "--figure") if options.figure is not None else None
     answers = []
@@ -42,12 +42,11 @@ def _matrices(options: argparse.Namespace) -> int:
     from raysweep.cli.measure_commands import asked
     from raysweep.exchange.pretrained import matrices
 
-    for name in ("corpus", "figure"):
-        if getattr(options, name) is not None:
-            raise UserError(f"--{name} goes with the geometry of the unembedding alone: leave --of out")
+    if options.figure is not None:
+        raise UserError("--figure goes with the geometry of the unembedding alone: leave --of out")
     answers = []
     for revision in options.revision or [None]:
-        rows = matrices(options.model, revision, asked(options) or [])
+        rows = matrices(options.model, revision, asked(options) or [], options.corpus)
         answers += [row if revision is None else {"revision": revision} | row for row in rows]
     if options.json:
         print_json(answers)

@@ -171,12 +171,18 @@ def build_parser() -> _Parser:
         "--revision", action="append", help="revision of a model on the hub; repeat it for a trajectory"
     )
     measured.add_argument(
-        "--of", metavar="NAME", action="append", help="other weight matrices, by name or pattern: 'blocks.*.mlp.up'"
+        "--of",
+        metavar="NAME",
+        action="append",
+        help="other matrices, by name or pattern: 'blocks.*.mlp.up', 'hidden.*'",
     )
     measured.add_argument(
         "--metrics", metavar="NAMES", help="of those, with commas between: effective_rank,stable_rank"
     )
-    measured.add_argument("--corpus", help="also measure the loss on the in-distribution test text of this corpus")
+    measured.add_argument(
+        "--corpus", help="also measure the loss on this corpus's in-distribution test text; what hidden states are of"
+    )
+    measured.add_argument("--sequences", type=int, help="of hidden states: how many (default 512)")
     measured.add_argument("--figure", metavar="FILE.png", help="plot several revisions against their training steps")
     exported = command(
         "export", "model_commands:export", "write a cell as a transformers model folder", space_argument, store_option

@@ -20,20 +20,23 @@ from raysweep.space.measure import Measurement
 Parts = dict[str, torch.Tensor]
 
 
-def measured(model: str, loaded: Any, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """`matrix`, `metric` and `value` of what is asked for. Raises `UserError` where a name is of no matrix of the model."""
-    weights = named_weights(model, loaded)
+def measured(model: str, loaded: Any, states: Parts, measurements: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """`matrix`, `metric` and `value` of what is asked for, of the weights and of these hidden `states`.
+
+    Raises `UserError` where a name is of no matrix of the model.
+    """
+    there = named_weights(model, loaded) | states
     rows = []
     for measurement in measurements:
         try:
-            names = measurement.select(list(weights), f"of {model}")
+            names = measurement.select(list(there), f"of {model}")
             unusable = [name for name in measurement.metrics if name not in OF_ONE]
             if unusable or measurement.tokens is not None:
                 raise ValueError(f"{', '.join(unusable) or 'tokens'}: only metrics of one whole matrix, by name")
         except ValueError as error:
             raise UserError(f"--of: {error}") from None
         for name in names:
-            matrix = Matrix(weights[name])
+            matrix = Matrix(there[name])
             rows += [{"matrix": name, "metric": m, "value": OF_ONE[m](matrix)} for m in measurement.metrics]
     return rows
 
@@ -43,11 +46,11 @@ def named_weights(model: str, loaded: Any) -> Parts:
     unembedding = loaded_unembedding(model, loaded)
     embedding = loaded.get_input_embeddings().weight
     weights = {"embedding": embedding.detach(), "unembedding": unembedding.detach()}
-    blocks, parts_of = _blocks(loaded)
+    of_model, parts_of = _blocks(loaded)
     config = loaded.config
     heads = int(getattr(config, "num_attention_heads", 0) or 1)
     of_keys = int(getattr(config, "num_key_value_heads", None) or heads)
-    for i, block in enumerate(blocks):
+    for i, block in enumerate(of_model):
         parts = {name: tensor.detach() for name, tensor in parts_of(block, heads).items()}
         weights |= {f"blocks.{i}.{name}": tensor for name, tensor in parts.items()}
         for head in range(heads):
@@ -73,10 +76,15 @@ def _blocks(loaded: Any) -> tuple[Any, Callable[[Any, int], Parts]]:
         ("gpt_neox.layers", "attention.query_key_value", _like_neox),
         ("transformer.h", "attn.c_attn", _like_gpt2),
     ):
-        blocks = _at(loaded, path)
-        if blocks is not None and len(blocks) and _at(blocks[0], attention) is not None:
-            return blocks, take
+        found = _at(loaded, path)
+        if found is not None and len(found) and _at(found[0], attention) is not None:
+            return found, take
     return (), _like_llama
+
+
+def blocks(loaded: Any) -> Any:
+    """The blocks of a model; none of one that is not known."""
+    return _blocks(loaded)[0]
 
 
 def _at(module: Any, path: str) -> Any:

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from raysweep.corpora.build import open_corpus
 from raysweep.errors import UserError
+from raysweep.exchange.hidden_states import last_states
 from raysweep.exchange.hub import find_on_hub
 from raysweep.exchange.model_matrices import measured
 from raysweep.exchange.text_loss import loss_on_text
 from raysweep.exchange.unembedding import load, loaded_unembedding, of_file, of_folder
 from raysweep.model.geometry import measure
 from raysweep.space.corpus import Corpus
-from raysweep.space.measure import Measurement
+from raysweep.space.measure import HIDDEN, Measurement
 
 
 def geometry(model: str, revision: str | None = None, corpus: str | None = None) -> dict[str, float]:
@@ -58,12 +59,19 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
     return measure(unembedding(model, revision)) | loss_on_text(model, loaded, revision, text)
 
 
-def matrices(model: str, revision: str | None, measurements: list[Measurement]) -> list[dict[str, Any]]:
-    """What is asked for of the weight matrices of any causal language model: `matrix`, `metric` and `value` of each.
+def matrices(
+    model: str, revision: str | None, measurements: list[Measurement], corpus: str | None = None
+) -> list[dict[str, Any]]:
+    """What is asked for of the matrices of any causal language model: `matrix`, `metric` and `value` of each.
 
-    The names are those of `raysweep.space.measure`, without hidden states and gradients. Raises `UserError` where there is
-    no such model or matrix.
+    The names are those of `raysweep.space.measure`, without gradients. Hidden states are those of the last tokens of
+    sequences of the in-distribution test text of a `corpus`. Raises `UserError` where there is no such model or matrix.
     """
+    asks = any(name.startswith(HIDDEN) for measurement in measurements for name in measurement.of)
+    if asks and corpus is None:
+        raise UserError("--of: hidden states are of a text: add --corpus installed")
+    if corpus is not None and not asks:
+        raise UserError(f"--corpus {corpus} is for hidden states beside --of: leave it out")
     path = Path(model)
     if path.is_file():
         raise UserError(f"--of needs the whole model: give the folder of {model}")
@@ -71,7 +79,12 @@ def matrices(model: str, revision: str | None, measurements: list[Measurement]) 
         find_on_hub(model, revision)
     elif revision is not None:
         raise UserError(f"{model} is on disk and has no revisions; --revision is for models on the hub")
-    return measured(model, load(model, revision), measurements)
+    loaded = load(model, revision)
+    states = {}
+    if corpus is not None:
+        sequences = max(measurement.sequences for measurement in measurements)
+        states = last_states(model, loaded, revision, _test_text(corpus), sequences)
+    return measured(model, loaded, states, measurements)
 
 
 def _test_text(name: str) -> list[str]:

@@ -32,20 +32,15 @@ def loss_on_text(model: str, loaded: Any, revision: str | None, texts: list[str]
     UserError
         Where the tokenizer cannot be loaded or is not the model's, or what the model predicts depends on what follows.
     """
-    tokenizer = _tokenizer(model, revision)
-    length = _longest(loaded)
-    begin = tokenizer.bos_token_id
-    begins = begin is not None and tokenizer("a")["input_ids"][:1] == [begin]
-    tokens, content, whole = _tokens(tokenizer, texts, SEQUENCES * length)
-    rows = loaded.get_input_embeddings().weight.shape[0]
-    if max(tokens) >= rows:
-        raise UserError(
-            f"{model}: its tokenizer has entry {max(tokens):,} and its embedding {rows:,} rows: they are of two models"
-        )
+    tokenizer = tokenizer_of(model, revision)
+    length = longest(loaded)
+    begin = begins_with(tokenizer)
+    tokens, content, whole = tokens_of(tokenizer, texts, SEQUENCES * length)
+    check_entries(model, loaded, tokens)
     _check_causal(model, loaded, tokens[: min(length, 32)])
     total, targets = 0.0, 0
-    for start in range(0, len(tokens) if begins else len(tokens) - 1, length):
-        ids = [begin, *tokens[start : start + length]] if begins else tokens[start : start + length + 1]
+    for start in range(0, len(tokens) if begin is not None else len(tokens) - 1, length):
+        ids = [begin, *tokens[start : start + length]] if begin is not None else tokens[start : start + length + 1]
         part = torch.tensor([ids])
         logits = _logits(model, loaded, part[:, :-1])
         total += float(F.cross_entropy(logits, part[0, 1:], reduction="sum"))
@@ -56,7 +51,23 @@ def loss_on_text(model: str, loaded: Any, revision: str | None, texts: list[str]
     return {"loss": total / targets, "bits_per_byte": bits}
 
 
-def _tokenizer(model: str, revision: str | None) -> Any:
+def begins_with(tokenizer: Any) -> int | None:
+    """The model's begin-of-text, where its tokenizer puts one before a text."""
+    begin: int | None = tokenizer.bos_token_id
+    return begin if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else None
+
+
+def check_entries(model: str, loaded: Any, tokens: list[int]) -> None:
+    """Raise `UserError` where the embedding has no row for a token."""
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    if max(tokens, default=0) >= rows:
+        raise UserError(
+            f"{model}: its tokenizer has entry {max(tokens):,} and its embedding {rows:,} rows: they are of two models"
+        )
+
+
+def tokenizer_of(model: str, revision: str | None) -> Any:
+    """The model's own tokenizer. Raises `UserError` where it cannot be loaded."""
     import transformers  # It takes seconds.
 
     try:
@@ -66,14 +77,14 @@ def _tokenizer(model: str, revision: str | None) -> Any:
         raise UserError(f"{model} has no tokenizer that can be loaded: {first_line(error)}") from None
 
 
-def _longest(loaded: Any) -> int:
+def longest(loaded: Any) -> int:
     """The tokens that the model takes at once, at most LONGEST."""
     config = loaded.config.get_text_config()
     said = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return min([LONGEST, *(number for number in said if isinstance(number, int) and number > 1)])
 
 
-def _tokens(tokenizer: Any, texts: list[str], most: int) -> tuple[list[int], int, bool]:
+def tokens_of(tokenizer: Any, texts: list[str], most: int) -> tuple[list[int], int, bool]:
     """The tokens of the first texts, how many bytes those have, and whether the tokens hold all of it."""
     end = tokenizer.eos_token_id
     tokens: list[int] = []

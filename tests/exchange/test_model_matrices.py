@@ -2,16 +2,21 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from tiny import make_cell
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from raysweep.cli.main import main
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.exchange.hidden_states import last_states
 from raysweep.exchange.llama import to_llama
-from raysweep.exchange.model_matrices import named_weights
+from raysweep.exchange.model_matrices import measured, named_weights
 from raysweep.exchange.pretrained import matrices
 from raysweep.model import matrices as of_cells
 from raysweep.space.measure import Measurement, matrix_names
@@ -35,9 +40,9 @@ def test_an_exported_cell_has_its_own_numbers(corpus: TokenizedCorpus, tmp_path:
     for name in ours:
         assert torch.equal(found[name], of_cells.weight(name, weights, run.cell.size)), name
     llama.save_pretrained(tmp_path)
-    measured = {(row["matrix"], row["metric"]): row["value"] for row in matrices(str(tmp_path), None, [item])}
+    of_folder = {(row["matrix"], row["metric"]): row["value"] for row in matrices(str(tmp_path), None, [item])}
     trained = {(r["matrix"], r["metric"]): r["value"] for r in run.state.measures if r["step"] == run.state.step}
-    assert measured == trained
+    assert of_folder == trained
 
 
 def neox() -> transformers.GPTNeoXForCausalLM:
@@ -126,10 +131,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ]
     for options, said in (
         (["--of", "blocks.*.mlp.gate"], "blocks.*.mlp.gate is no matrix of "),
-        (["--of", "hidden.*"], "hidden.* is no matrix of"),
+        (["--of", "hidden.*"], "--of: hidden states are of a text: add --corpus installed"),
         (["--metrics", "gini"], "--metrics is of --of"),
         (["--of", "embedding", "--metrics", "cka"], "--of: cka is of two matrices"),
-        (["--of", "embedding", "--corpus", "installed"], "--corpus goes with the geometry of the unembedding alone"),
+        (["--of", "embedding", "--corpus", "installed"], "--corpus installed is for hidden states beside --of"),
     ):
         status, _, error = ran(*options)
         assert status == 1
@@ -137,3 +142,58 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert error.count("raysweep: error") == 1
     with pytest.raises(UserError, match="--of needs the whole model"):
         matrices(str(tmp_path / "model/model.safetensors"), None, [])
+
+
+def test_hidden_states_of_an_exported_cell_are_those_of_its_training(corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    item = Measurement(of=("hidden.*",), metrics=("effective_rank", "isoscore", "cosine"), sequences=24)
+    run = Run(make_cell(tokens=2048, learning_rate=0.03), corpus, measure=[item])
+    list(run.rows())
+    weights = {name: parameter.detach() for name, parameter in run.parameters.items()}
+    end = corpus.manifest["end_of_text"]
+    to_llama(run.cell, weights, end).save_pretrained(tmp_path)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(corpus.folder / "tokenizer.json"),
+        eos_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(tmp_path)
+    tokens = corpus.tokens("pretraining/test")[:40_000]
+    documents = np.split(tokens, np.flatnonzero(tokens == end) + 1)
+    texts = [corpus.tokenizer.decode(document[:-1].tolist()) for document in documents[:-1]]
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    states = last_states(str(tmp_path), loaded, None, texts, 24)
+    found = {(r["matrix"], r["metric"]): r["value"] for r in measured(str(tmp_path), loaded, states, [item])}
+    trained = {(r["matrix"], r["metric"]): r["value"] for r in run.state.measures if r["step"] == run.state.step}
+    assert found.keys() == trained.keys()
+    assert len(found) == 3 * (run.cell.size.depth + 2)
+    assert found == pytest.approx(trained, abs=1e-4)
+    with pytest.raises(UserError, match=r"the text has \d+ sequences of 32 tokens for .*: set --sequences to no more"):
+        last_states(str(tmp_path), loaded, None, texts, 10**4)
+
+
+@pytest.mark.parametrize("model", [neox(), gpt2(), grouped()], ids=["neox", "gpt2", "grouped"])
+def test_hidden_states_of_others(model: transformers.PreTrainedModel, tmp_path: Path) -> None:
+    """The last is what the model predicts from, and the final norm of the one before it."""
+    model.eval()
+    tokenizer = Tokenizer(WordLevel({str(i): i for i in range(50)}, unk_token="0"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    generator = np.random.default_rng(0)
+    texts = [" ".join(map(str, generator.integers(0, 50, 3000))) for _ in range(4)]
+    states = last_states(str(tmp_path), model, None, texts, 3)
+    assert list(states) == ["hidden.0", "hidden.1", "hidden.2", "hidden.final"]
+    length = min(2048, model.config.max_position_embeddings)
+    ids = torch.tensor([int(word) for text in texts for word in text.split()])[: 3 * length].view(3, length)
+    with torch.no_grad():
+        logits = model(ids).logits[:, -1]
+        norm = {"gpt_neox": "gpt_neox.final_layer_norm", "gpt2": "transformer.ln_f", "llama": "model.norm"}
+        normed = model.get_submodule(norm[model.config.model_type])(states["hidden.2"])
+        torch.testing.assert_close(model.get_output_embeddings()(states["hidden.final"]), logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(normed, states["hidden.final"], atol=1e-5, rtol=1e-5)
+
+
+def test_hidden_states_need_a_text(tmp_path: Path) -> None:
+    hidden, weights = Measurement(of=("hidden.*",)), Measurement(of=("unembedding",))
+    with pytest.raises(UserError, match="hidden states are of a text: add --corpus installed"):
+        matrices(str(tmp_path), None, [hidden])
+    with pytest.raises(UserError, match="--corpus installed is for hidden states beside --of: leave it out"):
+        matrices(str(tmp_path), None, [weights], "installed")
