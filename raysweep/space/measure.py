@@ -48,6 +48,8 @@ IN_HEAD = ("query", "key", "value", "output", "ov", "qk")
 # Of hidden states that are held together; each metric needs some five times what one layer takes of it.
 MOST_BYTES = 4e9
 HIDDEN, GRADIENTS = "hidden.", "gradients."
+# Of `against`: the same matrix at the end of training.
+END = "end"
 UNEMBEDDING = "unembedding"
 OF_TOKENS = ("embedding", UNEMBEDDING)
 
@@ -128,7 +130,8 @@ class Measurement(Strict):
     """Of the embedding and the unembedding: only the rows of the most frequent tenth of the tokens that occur in a sample of
     the training text (20 million tokens), of the others that occur there, or of those that do not."""
     against: str | None = None
-    """The other matrix of `cka` and `pwcca`."""
+    """The other matrix of `cka` and `pwcca`; `end` is the same one at the end of training, which `raysweep measure` measures
+    from checkpoints."""
 
     @model_validator(mode="after")
     def _two_matrices(self) -> Measurement:
@@ -145,14 +148,14 @@ class Measurement(Strict):
         """The matrices of a model of this size that `of` means. Raises `ValueError` where a pattern means none."""
         there = matrix_names(size)
         chosen = self.select(there, f"of a model of {size.depth} blocks and {size.heads} heads")
-        if self.against is not None and self.against not in there:
+        if self.against not in (None, END, *there):
             raise ValueError(f"against: no matrix {self.against}{did_you_mean(self.against, there)}")
         for name in chosen:
             if self.tokens is not None and name.removeprefix(GRADIENTS) not in OF_TOKENS:
                 raise ValueError(f"tokens: {self.tokens} is of the embedding and the unembedding, not of {name}")
             if self.positions != "last" and not name.startswith(HIDDEN):
                 raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
-            if self.against is not None and rows(name, size) != rows(self.against, size):
+            if self.against not in (None, END) and rows(name, size) != rows(str(self.against), size):
                 raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
         if "sequences" in self.model_fields_set and not any(name.startswith(HIDDEN) for name in chosen):
             raise ValueError(f"sequences: {self.sequences} is of hidden states, not of {chosen[0]}")

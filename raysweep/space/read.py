@@ -20,7 +20,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.evaluations import OWN, Evaluation, settings_class
 from raysweep.space.explain import explain, show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
-from raysweep.space.measure import Measurement, check_metric, wanted
+from raysweep.space.measure import END, Measurement, check_metric, wanted
 from raysweep.space.plugins import add_path
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
@@ -113,6 +113,7 @@ class _Reader:
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
         space: Space = self._validated(Space, whole, ())
         self._check_workers(space)
+        self._check_kept(space)
         self._check_evaluations(space)
         return space
 
@@ -290,6 +291,17 @@ class _Reader:
                 raise self.file.error(
                     ("resources", "train", "workers"),
                     f"batch_size {cell.batch_size} of cell {cell.id} cannot be split evenly over {workers} workers",
+                )
+
+    def _check_kept(self, space: Space) -> None:
+        """What is held against the end of training needs the checkpoints of before."""
+        for i, one in enumerate(space.measure):
+            early = one.when is None or min(one.when) < 1
+            if one.against == END and early and space.resources.train.keep_checkpoints != "all":
+                raise self.file.error(
+                    ("measure", i, "against"),
+                    f"{END} is known at the end only, and is measured from checkpoints by `raysweep measure`: set "
+                    "resources.train.keep_checkpoints: all",
                 )
 
     def _check_evaluations(self, space: Space) -> None:

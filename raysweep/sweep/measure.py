@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysweep.cluster.capacity import autoscaler_limits, autoscaling_configuration, max_concurrent_cells, nodes
 from raysweep.cluster.connection import connected
@@ -15,7 +15,7 @@ from raysweep.corpora.shared import upload
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.corpus import Corpus
-from raysweep.space.measure import Measurement, wanted
+from raysweep.space.measure import END, Measurement, wanted
 from raysweep.space.space import Space
 from raysweep.store import Store
 from raysweep.store import measures as table
@@ -26,6 +26,11 @@ from raysweep.store.schemas import TIMINGS
 from raysweep.store.store import TRAIN
 from raysweep.sweep.failures import describe, innermost_cause
 from raysweep.sweep.prepare_corpora import opened_corpus
+
+if TYPE_CHECKING:
+    import torch
+
+    from raysweep.model.language_model import LanguageModel
 
 Progress = Callable[[str, float, float, str], None]
 
@@ -217,7 +222,8 @@ def measure_cell(
         _check_device(cell, device.type, store)
     corpus = obtain(cell.corpus.name, fingerprint, store) if needs_text else None
     size = resources["micro_batch_size"] or fitting_micro_batch(cell, device, gpus or 1.0)
-    measures = Measures(cell, corpus, lacking, size)
+    end = _at_the_end(cell, store, device) if any(other == END for one in lacking for _, other in one.metrics) else None
+    measures = Measures(cell, corpus, lacking, size, end)
     language_model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
     rows: list[dict[str, Any]] = []
     spectra: dict[str, torch.Tensor] = {}
@@ -237,6 +243,22 @@ def measure_cell(
         spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
     return sum(not table.failed(row) for row in rows), damaged, measures.failures
+
+
+def _at_the_end(cell: Cell, store: Store, device: torch.device) -> LanguageModel:
+    """The model that training ended with. Raises `UserError` where its weights are gone."""
+    from raysweep.model import olmo
+    from raysweep.model.language_model import LanguageModel
+    from raysweep.sweep.cell_tables import final_checkpoint
+
+    final = final_checkpoint(cell, store)
+    if final is None:
+        raise UserError(
+            f"its final weights are damaged or gone: `raysweep run` trains it again, or leave out against: {END}"
+        )
+    model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
+    model.olmo.load_state_dict(final.model)
+    return model
 
 
 def _check_device(cell: Cell, device: str, store: Store) -> None:

@@ -20,7 +20,7 @@ from raysweep.model import matrices, metrics
 from raysweep.model.language_model import LanguageModel, precision
 from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
-from raysweep.space.measure import GRADIENTS, HIDDEN, UNEMBEDDING, Wanted, check_sequences
+from raysweep.space.measure import END, GRADIENTS, HIDDEN, UNEMBEDDING, Wanted, check_sequences
 from raysweep.space.metrics import OF_ONE
 from raysweep.store.measures import FAILED
 from raysweep.training.checkpoint import spectrum_key
@@ -32,9 +32,14 @@ TEST, TRAIN = "pretraining/test", "pretraining/train"
 class Measures:
     """Measures a cell's model at its steps."""
 
-    def __init__(self, cell: Cell, corpus: TokenizedCorpus | None, wanted: list[Wanted], micro_batch_size: int) -> None:
+    def __init__(
+        self, cell: Cell, corpus: TokenizedCorpus | None, wanted: list[Wanted], micro_batch_size: int,
+        end: LanguageModel | None = None,
+    ) -> None:  # fmt: skip
+        """`end` is the model at the end of training; without it nothing is held against it but at the end."""
         self.cell, self._corpus = cell, corpus
         self.wanted, self.micro_batch_size = wanted, micro_batch_size
+        self._end = end
         self.failures: dict[str, str] = {}
         """The first failure of each of the user's own metrics."""
 
@@ -58,7 +63,7 @@ class Measures:
             matrix = moment.matrix(one)
             spectra[spectrum_key(step, one.label, one.settings)] = matrix.spectrum.cpu()
             for (name, other), steps in one.metrics.items():
-                if step in steps:
+                if step in steps and self._is_known(other, step):
                     value, reason = self._value(name, matrix, moment, one, other)
                     if reason.startswith(FAILED):
                         self.failures.setdefault(name, f"{name} of {one.label}, step {step}: {reason}")
@@ -76,15 +81,27 @@ class Measures:
             moment.drop(one)
         return rows, spectra
 
-    @staticmethod
-    def _value(name: str, matrix: Matrix, moment: _Moment, one: Wanted, other: str) -> tuple[float, str]:
+    def _is_known(self, other: str, step: int) -> bool:
+        """Whether there is what a matrix is held against."""
+        return other != END or self._end is not None or step == self.cell.steps
+
+    @cached_property
+    def _at_the_end(self) -> _Moment:
+        assert self._end is not None
+        return _Moment(self, self.cell.steps, self._end, Matrix(self._end.unembedding))
+
+    def _value(self, name: str, matrix: Matrix, moment: _Moment, one: Wanted, other: str) -> tuple[float, str]:
         """A metric's value, and the reason where there is none."""
         if not len(matrix.values):
             return math.nan, f"no token is {one.tokens}"
         if name in metrics.OF_ONE:
             value = metrics.OF_ONE[name](matrix)
         elif name in metrics.OF_TWO:
-            value = metrics.OF_TWO[name](matrix, moment.matrix(Wanted(other, one.sequences, one.positions)))
+            if other == END:
+                second = self._at_the_end.matrix(one) if self._end is not None else matrix
+            else:
+                second = moment.matrix(Wanted(other, one.sequences, one.positions))
+            value = metrics.OF_TWO[name](matrix, second)
         else:
             return own_metric(name, matrix.values, one.time_limits[name])
         return value, UNDEFINED if math.isnan(value) else ""

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import yaml
@@ -11,8 +12,10 @@ from tiny import make_cell
 
 from raysweep.cli.main import main
 from raysweep.cluster.environment import ray_environment
+from raysweep.corpora.build import open_corpus
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.model import matrices as of_cells
 from raysweep.space.measure import Measurement
 from raysweep.space.read import load
 from raysweep.space.space import Space
@@ -22,6 +25,7 @@ from raysweep.store.schemas import MEASURES
 from raysweep.sweep.cell_tables import write_cell_tables
 from raysweep.sweep.measure import measure
 from raysweep.sweep.runner import write_plan
+from raysweep.training import checkpoint
 from raysweep.training.resume import train_to_end
 from raysweep.training.run import Run
 
@@ -136,3 +140,48 @@ def test_what_cannot_be_measured_is_one_line(
         error = capsys.readouterr().err
         assert error.count("raysweep: error") == 1
         assert re.search(said, error), error
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_layer_against_itself_at_the_end(trained: tuple[Space, Store], file: Path) -> None:
+    """Against a definition written out here, in numpy, on the checkpoints' own weights."""
+    space, store = trained
+    cell = space.cells[0]
+    item = Measurement(of=("embedding", "blocks.0.mlp.up"), metrics=("cka",), against="end")
+    measured = measure(space, store, [item])
+    assert (measured.errors, measured.missing) == ({}, {})
+    rows = store.read_rows(store.measures_file(cell.id), MEASURES) or []
+    found = {(row["step"], row["matrix"]): row["value"] for row in rows if row["metric"] == "cka(end)"}
+    weights = {
+        step_of(name): checkpoint.read(store, f"{store.run_directory(cell.id)}/{name}", optimizer=False).model
+        for name in names(store, store.run_directory(cell.id))
+    }
+    assert {step for step, _ in found} == set(weights) == {0, 1, 4, 8}
+
+    def centred(step: int, matrix: str) -> np.ndarray:
+        values = of_cells.weight(matrix, weights[step], cell.size).double().numpy()
+        return values - values.mean(axis=0)
+
+    for (step, matrix), value in found.items():
+        x, y = centred(step, matrix), centred(8, matrix)
+        norms = [np.linalg.norm(a.T @ b) for a, b in ((y, x), (x, x), (y, y))]
+        assert value == pytest.approx(norms[0] ** 2 / (norms[1] * norms[2]), rel=1e-9)
+    assert found[8, "embedding"] == pytest.approx(1)
+    assert found[0, "embedding"] < found[4, "embedding"] < 1
+
+    # In training only the end is known.
+    assert _in_training(space, item) == {8: pytest.approx(1)}
+    text = yaml.safe_load(file.read_text("utf-8")) | {"measure": [item.model_dump(mode="json", exclude_unset=True)]}
+    file.write_text(yaml.safe_dump(text), "utf-8")
+    with pytest.raises(
+        UserError, match=r"space\.yaml:\d+: measure\[0\]\.against: end is known at the end only, .*: set"
+    ):
+        load(file)
+    file.write_text(yaml.safe_dump(text | {"resources": {"train": {"keep_checkpoints": "all"}}}), "utf-8")
+    assert load(file).measure == (item,)
+
+
+def _in_training(space: Space, item: Measurement) -> dict[int, float]:
+    run = Run(space.cells[0], open_corpus(space.cells[0].corpus), measure=[item])
+    list(run.rows())
+    return {row["step"]: row["value"] for row in run.state.measures if row["matrix"] == "embedding"}
