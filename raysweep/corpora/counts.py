@@ -42,6 +42,8 @@ def about_shards(corpus: Sourced, parts: list[Part], records: list[dict[str, Any
         shard["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         if weights:
             shard["mixture"] = weights
+    if "pretraining" in corpus.sources() and "pretraining/train" not in shards:
+        raise UserError(f"the corpus {corpus.name} has no document to train on")
     with_tokens = {record["part"].partition("-")[0] for record in records if record["files"] or record["dropped"]}
     for source, part in sources.items():
         if source not in with_tokens:

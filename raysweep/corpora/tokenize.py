@@ -105,22 +105,14 @@ def write(corpus: Sourced, folder: Path, stream: bool, report: Report) -> dict[s
                 raise overlap.refusal(corpus, parts, [record, *saved.values()], record["repeated"])
 
         records += _pass(corpus, pretraining, replace(settings, elsewhere=elsewhere), folder, report, check)
-        return _trainable(corpus, about_shards(corpus, parts, records, dtype))
+        return about_shards(corpus, parts, records, dtype)
     held_out = [part for part in parts if part.role not in TEST_SHARE or part.test or part.validation]
     records = _pass(corpus, held_out, replace(settings, which=HELD_OUT), folder, report)
     check_domain_names(corpus, records)
     grams = _grams(records, folder, text, dtype, corpus.decontaminate)
     training = [part for part in parts if part.role in TEST_SHARE]
     records += _pass(corpus, training, replace(settings, which=TRAINING, grams=grams), folder, report)
-    about = _trainable(corpus, about_shards(corpus, parts, records, dtype))
-    return about | {"decontamination": about_decontamination(records, grams)}
-
-
-def _trainable(corpus: Sourced, about: dict[str, Any]) -> dict[str, Any]:
-    """What was built; raises `UserError` where it was to be trained on and has no document for that."""
-    if "pretraining" in corpus.sources() and "pretraining/train" not in about["shards"]:
-        raise UserError(f"the corpus {corpus.name} has no document to train on")
-    return about
+    return about_shards(corpus, parts, records, dtype) | {"decontamination": about_decontamination(records, grams)}
 
 
 def _parts(corpus: Sourced, report: Report) -> list[Part]:
