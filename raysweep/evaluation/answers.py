@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.evaluation.task import Subject
 
+MUCH = 0.05
+"""Share of the questions that may be known from training without a word."""
+
 Rows = NDArray[np.int64]
 
 
@@ -102,8 +105,14 @@ def check(label: str, text: TokenizedCorpus, names: list[str], length: int) -> N
 
 
 def shortfalls(label: str, text: TokenizedCorpus, names: list[str], length: int) -> list[str]:
-    """Where questions are cut or left out."""
+    """Where questions are cut or left out, and which the training text has."""
     said = []
+    seen = {name: text.manifest["seen"][f"{PREFIX}{name}"] or 0 for name in names}
+    if known := {name: share for name, share in seen.items() if share > MUCH}:
+        listed = ", ".join(f"{name} {share:.0%}" for name, share in sorted(known.items(), key=lambda item: -item[1]))
+        said.append(
+            f"{label}: training text has 13 tokens in a row of many questions ({listed}): see accuracy_without_overlap"
+        )
     for name in names:
         rows = requests(text, name)
         number = len(np.unique(column(rows, "question")))

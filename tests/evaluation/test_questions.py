@@ -212,6 +212,9 @@ def test_what_training_has_seen_is_said(trained: Trained, tmp_path: Path) -> Non
     assert [by_question[i] for i in range(13)] == [(1, 1)] * 6 + [(0, 1)] * 6 + [(0, 0)]
     found = values(subject, settings)
     assert found["seen_overlap"] == 0.5
+    assert settings.text_shortfalls(subject.text, LENGTH) == [
+        "questions_seen: training text has 13 tokens in a row of many questions (all 50%): see accuracy_without_overlap"
+    ]
     assert subject.text.manifest["seen"] == {"questions/all": 0.5}
 
 
