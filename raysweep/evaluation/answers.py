@@ -17,14 +17,12 @@ from numpy.typing import NDArray
 from raysweep.corpora.questions import COLUMNS, PREFIX, requests
 from raysweep.errors import UserError
 from raysweep.evaluation.task import Metric
+from raysweep.evaluation.with_text import MUCH
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
     from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.evaluation.task import Subject
-
-MUCH = 0.05
-"""Share of the questions that may be known from training without a word."""
 
 Rows = NDArray[np.int64]
 

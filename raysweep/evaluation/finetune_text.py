@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from raysweep.evaluation import finetune, in_distribution
 from raysweep.evaluation.task import Metric
-from raysweep.evaluation.with_text import WithText
+from raysweep.evaluation.with_text import WithText, known
 from raysweep.space.corpus import Sources
 from raysweep.space.fields import Positive
 from raysweep.space.text import Text
@@ -67,7 +67,7 @@ class Settings(WithText, finetune.FineTuning):
             text.sequences(f"{SHARDS}/{part}", sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        said = []
+        said = known(self.label, {"held out": text.manifest["seen"][f"{SHARDS}/test"]})
         epochs = text.sequences(f"{SHARDS}/train", sequence_length).epochs(self.tokens // sequence_length)
         if epochs > 1:
             said.append(f"{self.label} reads its text {epochs:.1f} times: more text would end that, or fewer tokens")

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from raysweep.errors import UserError
 from raysweep.evaluation.by_domain import Averaging, averaged, losses, present
 from raysweep.evaluation.task import Metric
-from raysweep.evaluation.with_text import WithText, without_weights
+from raysweep.evaluation.with_text import WithText, known, without_weights
 from raysweep.space.corpus import Sources
 from raysweep.space.fields import Count
 from raysweep.space.text import Text
@@ -54,7 +54,9 @@ class Settings(WithText, Averaging):
         self.check_domains(text, PREFIX, sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        return self.domain_shortfalls(text, PREFIX, sequence_length, self.sequences)
+        shares = {shard.removeprefix(PREFIX): share for shard, share in text.manifest["seen"].items()}
+        short = self.domain_shortfalls(text, PREFIX, sequence_length, self.sequences)
+        return [*short, *known(self.label, shares)]
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
@@ -65,12 +67,8 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """
     assert subject.text is not None
     by_domain = losses(subject, subject.text, PREFIX, settings.sequences)
-    seen = {
-        domain: (share, share)
-        for domain in by_domain
-        if (share := subject.text.manifest["seen"][f"{PREFIX}{domain}"]) is not None
-    }
-    overlaps = averaged(seen, settings)
+    seen = {domain: subject.text.manifest["seen"][f"{PREFIX}{domain}"] for domain in by_domain}
+    overlaps = averaged({domain: (share, share) for domain, share in seen.items()}, settings)
     metrics = []
     for name, (loss, bits) in averaged(by_domain, settings).items():
         suffix = f"_{name}" if name else ""

@@ -10,6 +10,9 @@ from raysweep.space.corpus import Source, Sources
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.text import without_place
 
+MUCH = 0.05
+"""Share of a text that may be known from training without a word."""
+
 # By such words columns are told apart.
 _WORDS = ("loss", "accuracy", "bits_per_byte", "overlap")
 
@@ -53,6 +56,17 @@ class WithText(Named):
     def _on(self) -> str:
         """The sources, for people."""
         return ", ".join(source.name for source in self.on)
+
+
+def known(label: str, shares: dict[str, float]) -> list[str]:
+    """What to say where training text has much of a text: `shares` of the tokens of its parts."""
+    much = {name: share for name, share in shares.items() if share > MUCH}
+    if not much:
+        return []
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in sorted(much.items(), key=lambda item: -item[1])[:5])
+    return [
+        f"{label}: training text has much of its tokens, in runs of 13 ({listed}{', ...' if len(much) > 5 else ''})"
+    ]
 
 
 def without_weights(sources: tuple[Source, ...]) -> tuple[Source, ...]:

@@ -105,6 +105,9 @@ def test_losses_and_overlap(
         assert found[f"law_{kind}"] == pytest.approx(
             np.mean([found[f"law_{kind}_{d}"] for d in ("real", "seen", "noise")])
         )
+    assert settings.text_shortfalls(subject.text, LENGTH)[-1].startswith(
+        "loss_law: training text has much of its tokens, in runs of 13 (seen "
+    )
     # Noise of seven letters: no token stands for many bytes, and no model of text expects it.
     assert found["law_bits_per_byte_noise"] > math.log2(7)
 
