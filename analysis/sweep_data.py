@@ -310,6 +310,9 @@ def from_tables(
     """A sweep from tables in the form of `raysweep results` and of the store's trajectories."""
     diverged = cells["status"] == "diverged" if "status" in cells else pd.Series(False, index=cells.index)
     kept = _finite(cells[~diverged].reset_index(drop=True))
+    # Kinds, and no numbers.
+    switches = kept.select_dtypes(bool)
+    kept = kept.assign(**{name: np.where(switches[name], "yes", "no") for name in switches})
     if {"size", "width", "vocabulary"} <= set(kept):
         # `4M` is a width of 64 under the paper's vocabulary; under another it is a model of another size.
         other = kept["size"].isin(SIZES) & (kept["vocabulary"] != OLMO_VOCABULARY)

@@ -9,7 +9,7 @@ geometry is how well W goes with quantized blocks, not how well W is quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from raysweep.evaluation.task import Subject
+    from raysweep.space.cell import Cell
 
 # The linear layers of an OLMo block, in the order in which data passes through them.
 LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
@@ -46,6 +47,13 @@ class Settings(Averaging):
     """Sequences for the loss in distribution, and in each domain out of it."""
     layers: Literal["blocks", "blocks+unembedding"] = "blocks"
     """What is quantized: the blocks' linear layers, or W after them as well."""
+
+    def check_cells(self, cells: Iterable[Cell]) -> None:
+        tied = next((cell for cell in cells if cell.weight_tying), None)
+        if tied is not None and self.layers != "blocks":
+            raise ValueError(
+                f"layers {self.layers}: W of {tied.id} is its embedding too, which is not quantized: use blocks"
+            )
 
     @property
     def shards(self) -> tuple[str, ...]:

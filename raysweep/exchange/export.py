@@ -76,6 +76,8 @@ def export(
         raise UserError(f"{folder} is not an empty folder: choose another --output")
     if cell.shape.block != "sequential":
         raise UserError(f"{cell.id} has {cell.shape.block} blocks: only sequential blocks can be exported")
+    if cell.qk_norm:
+        raise UserError(f"{cell.id} has qk_norm: no transformers class has it beside norms before attention and MLP")
     fingerprint = corpora_record.fingerprints(store).get(cell.corpus.key)
     # What was trained on, which is not built again for its tokenizer; `installed` can always be.
     built = fingerprint is not None and cell.corpus.name != "installed"

@@ -23,13 +23,13 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
     config = LlamaConfig(
         vocab_size=shape.vocabulary,
         hidden_size=shape.width,
-        intermediate_size=2 * shape.width,
+        intermediate_size=shape.mlp_ratio * shape.width // 2,
         num_hidden_layers=shape.depth,
         num_attention_heads=shape.heads,
         max_position_embeddings=cell.sequence_length,
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
-        tie_word_embeddings=False,
+        tie_word_embeddings=shape.tied,
         bos_token_id=None,
         eos_token_id=end_of_text,
         pad_token_id=None,
@@ -37,7 +37,7 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
     renamed = {
         "model.embed_tokens.weight": weights["transformer.wte.weight"],
         "model.norm.weight": weights["transformer.ln_f.weight"],
-        "lm_head.weight": weights["transformer.ff_out.weight"],
+        "lm_head.weight": weights[f"transformer.{'wte' if shape.tied else 'ff_out'}.weight"],
     }
     for i in range(shape.depth):
         ours, theirs = f"transformer.blocks.{i}", f"model.layers.{i}"

@@ -44,6 +44,7 @@ def supports(olmo: Any, inputs: torch.Tensor) -> bool:
     return (
         inputs.device.type == "cpu"
         and not torch.is_autocast_enabled("cpu")
+        and not config.attention_layer_norm
         and olmo.transformer.wte.weight.dtype == torch.float32
         and has_code(config.d_model // config.n_heads)
         and available()

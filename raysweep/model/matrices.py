@@ -14,7 +14,8 @@ _WHOLE = {"embedding": "transformer.wte.weight", "unembedding": "transformer.ff_
 def weight(name: str, parameters: Mapping[str, torch.Tensor], size: Size) -> torch.Tensor:
     """The weight matrix of that name, (rows, width), out of parameters (or their gradients) under OLMo's names."""
     if name in _WHOLE:
-        return parameters[_WHOLE[name]]
+        # Of a tied model the embedding is both.
+        return parameters[_WHOLE[name] if _WHOLE[name] in parameters else _WHOLE["embedding"]]
     _, block, *part = name.split(".")
     prefix = f"transformer.blocks.{block}"
     if part[0] == "mlp":

@@ -1,7 +1,7 @@
 """The `olmo.model.OLMo` of a shape.
 
 The configuration is that of the study (facts: 6 layers, 4 heads, SwiGLU with MLP ratio 4, RMSNorm, RoPE, no biases, no
-dropout, untied embeddings).
+dropout, untied embeddings), but for what a cell sets otherwise.
 """
 
 from __future__ import annotations
@@ -38,6 +38,22 @@ class _Unembedding(nn.Module):
         return hidden
 
 
+class _TiedUnembedding(nn.Module):
+    """W where it is the embedding: under that name alone, so that no checkpoint has it twice."""
+
+    def __init__(self, embedding: nn.Module) -> None:
+        super().__init__()
+        # Not as a module of its own.
+        object.__setattr__(self, "_embedding", embedding)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self._embedding.weight  # type: ignore[union-attr, return-value]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
+
+
 def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.device = "cpu") -> OLMo:
     """A freshly initialised OLMo.
 
@@ -51,13 +67,14 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
         d_model=shape.width,
         n_heads=shape.heads,
         n_layers=shape.depth,
-        mlp_ratio=4,
+        mlp_ratio=shape.mlp_ratio,
         block_type=BlockType.sequential,
         activation_type=ActivationType.swiglu,
         layer_norm_type=LayerNormType.rms,
         layer_norm_with_affine=True,
         layer_norm_eps=1e-5,
-        attention_layer_norm=False,
+        attention_layer_norm=shape.qk_norm,
+        attention_layer_norm_with_affine=True,
         rope=True,
         alibi=False,
         include_bias=False,
@@ -65,7 +82,7 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
         attention_dropout=0.0,
         residual_dropout=0.0,
         embedding_dropout=0.0,
-        weight_tying=False,
+        weight_tying=shape.tied,
         vocab_size=shape.vocabulary,
         embedding_size=shape.vocabulary,
         max_sequence_length=sequence_length,
@@ -79,5 +96,10 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
     if shape.block == "parallel":
         for block in model.transformer.blocks:  # type: ignore[union-attr]
             block.__class__ = _ParallelBlock  # The same parameters, initialised alike, in another forward pass.
-    model.transformer["ff_out"] = _Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
+    if shape.tied:
+        config.weight_tying = False  # From here on W is applied where the loss is, as in all models.
+        unembedding: nn.Module = _TiedUnembedding(model.transformer.wte)  # type: ignore[union-attr, arg-type]
+    else:
+        unembedding = _Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
+    model.transformer["ff_out"] = unembedding  # type: ignore[operator]
     return model.to(device)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from raysweep.space.corpus import Corpus, without_places
-from raysweep.space.fields import Column, Count, Fraction, Integer, Number, Positive, Strict
+from raysweep.space.fields import Column, Count, Flag, Fraction, Integer, Number, Positive, Strict
 from raysweep.space.reports import as_floats_have_them, report_steps
-from raysweep.space.size import Shape, Size, named_size, peak_learning_rate
+from raysweep.space.size import MLP_RATIO, Shape, Size, named_size, peak_learning_rate
 from raysweep.text import abbreviate
 
 
@@ -54,6 +54,12 @@ class Cell(Strict):
     block: Annotated[Literal["sequential", "parallel"], Column("sequential or parallel", since=3)] = "sequential"
     """Whether a block's MLP sees what its attention added, or both see the same x (as Pythia's): x + attention(norm x)
     + mlp(norm x)."""
+    weight_tying: Annotated[Flag, Column(since=5)] = False
+    """Whether one matrix is the embedding and the unembedding W."""
+    qk_norm: Annotated[Flag, Column(since=5)] = False
+    """Whether queries and keys pass through an RMSNorm of their own before attention (OLMo 2, arXiv 2501.00656)."""
+    mlp_ratio: Annotated[Count, Field(le=64), Column("widths", since=5)] = MLP_RATIO
+    """Outputs of an MLP's first layer, in widths; SwiGLU leaves half of them, which are the MLP's neurons."""
     effective_rank_target: Annotated[
         Annotated[Fraction, Field(gt=0)] | None, Column("fraction of the width", since=3)
     ] = None
@@ -119,7 +125,11 @@ class Cell(Strict):
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.size.width, self.size.depth, self.size.heads, self.corpus.vocabulary, self.block)
+        size = self.size
+        return Shape(
+            size.width, size.depth, size.heads, self.corpus.vocabulary, self.block, self.weight_tying, self.qk_norm,
+            self.mlp_ratio,
+        )  # fmt: skip
 
     @property
     def peak_learning_rate(self) -> float:
@@ -144,6 +154,8 @@ class Cell(Strict):
         tokens = abbreviate(self.tokens, 4, "KMB", "d")
         peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
         further = "" if self.block == "sequential" else f"-{self.block}"
+        further += "-tied" * self.weight_tying + "-qknorm" * self.qk_norm
+        further += "" if self.mlp_ratio == MLP_RATIO else f"-mlp{self.mlp_ratio}"
         further += "" if self.effective_rank_target is None else f"-rank{self.effective_rank_target:g}"
         further += "" if self.spectral_norm_cap is None else f"-cap{self.spectral_norm_cap:g}"
         return (

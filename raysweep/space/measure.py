@@ -36,7 +36,7 @@ from raysweep.space.fields import Fraction as Share
 from raysweep.space.metrics import METRICS, OF_ONE, OF_TWO
 from raysweep.space.plugins import METRICS as METRIC_PLUGINS
 from raysweep.space.plugins import is_plugin, load_function, version
-from raysweep.space.size import Size
+from raysweep.space.size import MLP_RATIO, Size
 
 if TYPE_CHECKING:
     from raysweep.space.cell import Cell
@@ -65,7 +65,7 @@ def matrix_names(size: Size) -> list[str]:
     return [*weights, *hidden, *(f"{GRADIENTS}{name}" for name in weights if not name.endswith((".ov", ".qk")))]
 
 
-def rows(name: str, size: Size) -> str | int:
+def rows(name: str, size: Size, mlp_ratio: int) -> str | int:
     """How many rows a matrix has; a word for what the text or the vocabulary decides."""
     name = name.removeprefix(GRADIENTS)
     if name in OF_TOKENS:
@@ -74,7 +74,7 @@ def rows(name: str, size: Size) -> str | int:
         return "sequences"
     if ".heads." in name:
         return size.width if name.endswith((".ov", ".qk")) else size.width // size.heads
-    return 2 * size.width if ".mlp." in name else size.width
+    return mlp_ratio * size.width // 2 if ".mlp." in name else size.width
 
 
 def _patterns(value: Any) -> Any:
@@ -144,8 +144,8 @@ class Measurement(Strict):
             raise ValueError("against and tokens do not go together: leave one out")
         return self
 
-    def names(self, size: Size) -> list[str]:
-        """The matrices of a model of this size that `of` means. Raises `ValueError` where a pattern means none."""
+    def names(self, size: Size, mlp_ratio: int = MLP_RATIO) -> list[str]:
+        """The matrices of a model of this size and MLP that `of` means. Raises `ValueError` where a pattern means none."""
         there = matrix_names(size)
         chosen = self.select(there, f"of a model of {size.depth} blocks and {size.heads} heads")
         if self.against not in (None, END, *there):
@@ -155,7 +155,9 @@ class Measurement(Strict):
                 raise ValueError(f"tokens: {self.tokens} is of the embedding and the unembedding, not of {name}")
             if self.positions != "last" and not name.startswith(HIDDEN):
                 raise ValueError(f"positions: {self.positions} is of hidden states, not of {name}")
-            if self.against not in (None, END) and rows(name, size) != rows(str(self.against), size):
+            if self.against not in (None, END) and rows(name, size, mlp_ratio) != rows(
+                str(self.against), size, mlp_ratio
+            ):
                 raise ValueError(f"against: {self.against} has not as many rows as {name}: choose one that has")
         if "sequences" in self.model_fields_set and not any(name.startswith(HIDDEN) for name in chosen):
             raise ValueError(f"sequences: {self.sequences} is of hidden states, not of {chosen[0]}")
@@ -246,7 +248,7 @@ def wanted(measurements: Iterable[Measurement], cell: Cell) -> list[Wanted]:
     found: dict[str, Wanted] = {}
     for measurement in (Measurement(of=(UNEMBEDDING,), metrics=()), *measurements):
         steps = set(measurement.steps(cell))
-        for name in measurement.names(cell.size):
+        for name in measurement.names(cell.size, cell.mlp_ratio):
             hidden = name.startswith(HIDDEN)
             sequences, positions = (measurement.sequences, measurement.positions) if hidden else (0, "")
             one = Wanted(name, sequences, positions, measurement.tokens or "")

@@ -247,8 +247,8 @@ class _Reader:
         measure: list[Measurement] = []
         for i, item in enumerate(content):
             measure.append(self._validated(Measurement, item, ("measure", i)))
-            # Of each size and length one cell: nothing else counts.
-            for cell in {(cell.size, cell.sequence_length): cell for cell in cells}.values():
+            # Of each size, MLP and length one cell: nothing else counts.
+            for cell in {(cell.size, cell.sequence_length, cell.mlp_ratio): cell for cell in cells}.values():
                 try:
                     wanted(measure, cell)
                 except ValueError as error:

@@ -14,6 +14,7 @@ from raysweep.space.fields import Count, Strict
 SIZES = {"4M": 64, "8M": 128, "16M": 256, "28M": 384, "40M": 512, "75M": 768}
 DEPTH = 6
 HEADS = 4
+MLP_RATIO = 4
 
 
 def peak_learning_rate(parameters: int) -> float:
@@ -27,6 +28,7 @@ class Shape:
 
     `width` is the hidden size d, `depth` the number of blocks, `heads` the attention heads, `vocabulary` the number V of
     rows of the embedding and of the unembedding. A `block` is `sequential` or `parallel`, which has the same parameters.
+    `tied`, `qk_norm` and `mlp_ratio` are the `weight_tying`, `qk_norm` and `mlp_ratio` of a cell.
     """
 
     width: int
@@ -34,16 +36,22 @@ class Shape:
     heads: int
     vocabulary: int
     block: str = "sequential"
+    tied: bool = False
+    qk_norm: bool = False
+    mlp_ratio: int = MLP_RATIO
 
     @property
     def parameters(self) -> int:
         """N in the OLMo convention: every parameter except the input embedding.
 
-        Equal to `OLMo.num_params(include_embedding=False)`. A block holds 4 d^2 in its attention and 6 d^2 in its MLP
-        (`ff_proj` maps d to 4d, SwiGLU halves that, `ff_out` maps 2d back); there are 2 depth + 1 norms of d weights.
+        Equal to `OLMo.num_params(include_embedding=False)`. A block holds 4 d^2 in its attention and, at an `mlp_ratio` of
+        4, 6 d^2 in its MLP (`ff_proj` maps d to 4d, SwiGLU halves that, `ff_out` maps 2d back); there are 2 depth + 1 norms
+        of d weights, and two more in each block with `qk_norm`. A matrix that is embedding and unembedding counts as the
+        latter: so N is that of the computation, and tied models have the learning rates and FLOP of others.
         """
         d = self.width
-        return self.depth * 10 * d * d + self.vocabulary * d + (2 * self.depth + 1) * d
+        norms = (2 + 2 * self.qk_norm) * self.depth + 1
+        return self.depth * (4 * d * d + 3 * self.mlp_ratio * d * d // 2) + self.vocabulary * d + norms * d
 
 
 class Size(Strict):

@@ -70,7 +70,7 @@ def _arrow_type(field: FieldInfo) -> pa.DataType:
             return plain(next(one for one in get_args(kind) if one is not type(None)))
         return str if get_origin(kind) is Literal else kind
 
-    return {str: _TEXT, int: _COUNT, float: REAL}[plain(field.annotation)]
+    return {str: _TEXT, int: _COUNT, float: REAL, bool: pa.bool_()}[plain(field.annotation)]
 
 
 # Column -> (type, unit): what a cell is and what follows from its settings, then the settings themselves.

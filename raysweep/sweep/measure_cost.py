@@ -24,7 +24,7 @@ def measured(space: Space) -> dict[str, Any]:
     deepest = max(space.cells, key=lambda cell: (cell.size.depth, cell.size.heads))
     items = [
         {
-            "matrices": one.names(deepest.size),
+            "matrices": one.names(deepest.size, deepest.mlp_ratio),
             "metrics": list(one.metrics),
             "reports": len(one.steps(deepest)),
             "settings": one.model_dump(exclude={"of", "metrics", "when"}, exclude_unset=True),
@@ -49,5 +49,5 @@ def _flops(cell: Cell, space: Space) -> float:
 def _rows(one: Wanted, cell: Cell) -> int:
     if one.matrix.startswith(HIDDEN):
         return one.sequences * (cell.sequence_length if one.positions == "all" else 1)
-    number = rows(one.matrix, cell.size)
+    number = rows(one.matrix, cell.size, cell.mlp_ratio)
     return number if isinstance(number, int) else cell.shape.vocabulary

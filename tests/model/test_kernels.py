@@ -69,6 +69,19 @@ def test_as_exact_as_ai2_olmo_in_the_same_precision(
             assert error(our_gradients[name], wanted) <= 3 * error(their_gradients[name], wanted) + 3e-6, name
 
 
+@pytest.mark.parametrize("ratio", [1, 3, 4, 10])
+def test_an_mlp_of_any_width_is_as_exact(ratio: int) -> None:
+    shape = model.Shape(24, 2, 4, 64, mlp_ratio=ratio)
+    olmo = model.build(shape, 20, seed=3)
+    inputs, grad = torch.randint(64, (2, 20)), torch.randn(2, 20, 24)
+    assert kernels.supports(olmo, inputs)
+    ours, our_gradients = states_and_gradients(olmo, lambda ids: kernels.hidden(olmo, ids), inputs, grad)
+    theirs, their_gradients = states_and_gradients(olmo, lambda ids: olmo(ids).logits, inputs, grad)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for name, wanted in their_gradients.items():
+        torch.testing.assert_close(our_gradients[name], wanted, atol=1e-5, rtol=1e-3)
+
+
 def test_nothing_after_a_token_changes_its_state() -> None:
     olmo = model.build(model.Shape(32, 2, 4, 64), 40, seed=1)
     inputs = torch.randint(64, (2, 40))

@@ -26,11 +26,19 @@ def test_table_1(name: str, parameters: float, learning_rate: float) -> None:
     assert peak_learning_rate(shape.parameters) == pytest.approx(learning_rate, rel=0.045)
 
 
-@pytest.mark.parametrize("shape", [Shape(64, 6, 4, 50304), Shape(8, 6, 4, 512), Shape(24, 3, 2, 300)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(64, 6, 4, 50304), Shape(8, 6, 4, 512), Shape(24, 3, 2, 300), Shape(24, 3, 2, 300, mlp_ratio=7),
+        Shape(24, 3, 2, 300, qk_norm=True), Shape(24, 3, 2, 300, tied=True, mlp_ratio=1, qk_norm=True),
+    ],
+)  # fmt: skip
 def test_parameters_are_olmo_s_own_count(shape: Shape) -> None:
     built = model.build(shape, 16, seed=0)
-    assert built.num_params(include_embedding=False) == shape.parameters
-    assert built.num_params() == shape.parameters + shape.vocabulary * shape.width
+    embedding = shape.vocabulary * shape.width
+    # A tied matrix counts once, as the unembedding; OLMo counts it as the embedding.
+    assert built.num_params(include_embedding=False) == shape.parameters - (embedding if shape.tied else 0)
+    assert built.num_params() == shape.parameters + (0 if shape.tied else embedding)
 
 
 def test_seed_decides_the_weights() -> None:

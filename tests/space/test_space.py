@@ -110,6 +110,9 @@ def test_an_id_stays_what_it_is() -> None:
 GOLDEN_TAIL = "f5c917d3"
 
 CHANGES: dict[str, Any] = {
+    "weight_tying": True,
+    "qk_norm": True,
+    "mlp_ratio": 2,
     "size": {"width": 16},
     "corpus": TINY | {"vocabulary": 513},
     "tokens": 8192,
