@@ -12,6 +12,7 @@ from rich.text import Text
 from raysweep.cli.console import console, escape, say, show
 from raysweep.store.measures import reports_without
 from raysweep.store.results import results
+from raysweep.store.schemas import PLAN
 from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
@@ -202,6 +203,10 @@ def show_versions(now: Survey) -> None:
         say(f"[yellow]warning[/] cells were trained under different versions: {counts}")
 
 
+# Settings that follow from others, or are said by them.
+_FOLLOWS = {"id", "width", "depth", "heads", "vocabulary", "parameters", "steps", "learning_rate", "flops"}
+
+
 def show_table(results: pa.Table) -> None:
     """The results so far as a table, the columns that differ between cells first."""
     rows = results.to_pylist()
@@ -210,25 +215,19 @@ def show_table(results: pa.Table) -> None:
     if len(rows) > LONGEST_TABLE:
         say(f"{len(rows)} cells have results: raysweep results --output FILE.parquet writes the table")
         return
-    settings = (
-        "size",
-        "tokens",
-        "batch_size",
-        "weight_decay",
-        "learning_rate_factor",
-        "final_learning_rate_fraction",
-        "seed",
-    )
-    varied = [name for name in settings if len({row[name] for row in rows}) > 1]
+    by_rule = {(row["size"], row["learning_rate_factor"]) for row in rows}
+    rates = {(row["size"], row["learning_rate_factor"], row["learning_rate"]) for row in rows}
+    follows = _FOLLOWS if len(rates) == len(by_rule) else _FOLLOWS - {"learning_rate"}
+    varied = [name for name in PLAN.names if name not in follows and len({row[name] for row in rows}) > 1]
     measured = [name for name in MEASURED if name in rows[0]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in varied:
-        table.add_column(_heading(name), justify="left" if name == "size" else "right")
+        table.add_column(_heading(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for name in measured:
         table.add_column(_heading(name), justify="right")
     for row in rows:
         table.add_row(
-            *(f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) for name in varied),
+            *(_setting(row[name]) for name in varied),
             *("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured),
             style="red" if row["status"] == "diverged" else None,
         )
@@ -283,6 +282,14 @@ def show_claims(card: list[dict[str, Any]]) -> None:
         verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
         table.add_row(str(row["claim"]), verdict, row["statement"])
     show(table)
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _heading(name: str) -> str:
