@@ -129,6 +129,8 @@ def finetuning(cell: Cell, settings: FineTuning) -> Cell:
         "weight_decay": cell.weight_decay if settings.relative_to == "cell" else settings.weight_decay,
         "learning_rate_factor": 1.0,
         "final_learning_rate_fraction": 0.0,
+        "schedule": "cosine",
+        "decay_fraction": None,
         "warmup_fraction": 0.1,
         # What held the rank of the base model where it is.
         "effective_rank_target": None,

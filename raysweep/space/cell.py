@@ -41,7 +41,12 @@ class Cell(Strict):
     learning_rate_factor: Positive = 1.0
     """Multiplies the peak learning rate."""
     final_learning_rate_fraction: Fraction = 0.1
-    """Learning rate at the last step, as a fraction of the peak (cosine schedule)."""
+    """Learning rate at the last step, as a fraction of the peak; at 1 the rate stays there."""
+    schedule: Annotated[Literal["cosine", "linear", "wsd"], Column("cosine, linear or wsd", since=5)] = "cosine"
+    """How the rate falls from the peak: along half a cosine, along a line, or along a line at the end only, after staying at
+    the peak (warmup-stable-decay, arXiv 2404.06395)."""
+    decay_fraction: Annotated[Annotated[Fraction, Field(gt=0)] | None, Column("share of the steps", since=5)] = None
+    """Share of the steps over which the rate of `wsd` falls."""
     warmup_fraction: Fraction = 0.1
     """Share of the steps over which the rate rises linearly from zero."""
     weight_decay: Number = 0.1
@@ -100,6 +105,17 @@ class Cell(Strict):
         return self
 
     @model_validator(mode="after")
+    def _decay_with_wsd(self) -> Cell:
+        if (self.schedule == "wsd") != (self.decay_fraction is not None):
+            raise ValueError("schedule: wsd and decay_fraction need each other")
+        if self.decay_fraction is not None and not 1 <= self.decay_steps <= self.steps - self.warmup_steps:
+            raise ValueError(
+                f"decay_fraction {self.decay_fraction:g} is {self.decay_steps:,} of {self.steps:,} steps, of which "
+                f"warmup_fraction takes {self.warmup_steps:,}: one step is needed, and no more than the rest"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _penalty_with_target(self) -> Cell:
         if (self.effective_rank_target is None) != (self.effective_rank_penalty == 0):
             raise ValueError("effective_rank_target and effective_rank_penalty (above 0) need each other")
@@ -117,6 +133,13 @@ class Cell(Strict):
     def warmup_steps(self) -> int:
         """Steps over which the rate rises."""
         return round(self.warmup_fraction * self.steps)
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps over which the rate falls."""
+        return (
+            self.steps - self.warmup_steps if self.decay_fraction is None else round(self.decay_fraction * self.steps)
+        )
 
     @property
     def report_steps(self) -> list[int]:
@@ -154,6 +177,8 @@ class Cell(Strict):
         tokens = abbreviate(self.tokens, 4, "KMB", "d")
         peak = "" if self.learning_rate is None else f"-peak{self.learning_rate:g}"
         further = "" if self.block == "sequential" else f"-{self.block}"
+        further += "" if self.schedule == "cosine" else f"-{self.schedule}"
+        further += "" if self.decay_fraction is None else f"{self.decay_fraction:g}"
         further += "-tied" * self.weight_tying + "-qknorm" * self.qk_norm
         further += "" if self.mlp_ratio == MLP_RATIO else f"-mlp{self.mlp_ratio}"
         further += "" if self.effective_rank_target is None else f"-rank{self.effective_rank_target:g}"

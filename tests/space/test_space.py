@@ -84,7 +84,7 @@ def test_cross_and_ablate(tmp_path: Path) -> None:
 
 def test_every_field_can_be_set_and_be_an_axis(tmp_path: Path) -> None:
     for name, value in CHANGES.items():
-        base = make_cell(**({name: 1.0} | WITH[name] if name in WITH else {}))
+        base = make_cell(**({name: 0.25} | WITH[name] if name in WITH else {}))
         loaded = load(tmp_path, {"name": "x", "base": base.model_dump(), "ablate": [{name: [value]}]})
         assert [c.id for c in loaded.cells] == [base.id, make_cell(**{name: value}, **WITH.get(name, {})).id]
 
@@ -110,6 +110,8 @@ def test_an_id_stays_what_it_is() -> None:
 GOLDEN_TAIL = "f5c917d3"
 
 CHANGES: dict[str, Any] = {
+    "schedule": "linear",
+    "decay_fraction": 0.5,
     "weight_tying": True,
     "qk_norm": True,
     "mlp_ratio": 2,
@@ -135,7 +137,7 @@ CHANGES: dict[str, Any] = {
     "seed": 1,
 }
 # A setting that needs others.
-WITH = {"effective_rank_penalty": {"effective_rank_target": 0.5}}
+WITH = {"effective_rank_penalty": {"effective_rank_target": 0.5}, "decay_fraction": {"schedule": "wsd"}}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100, 1024, 122_070])

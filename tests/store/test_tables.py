@@ -32,13 +32,13 @@ def written_under(version: str, without: tuple[str, ...] = (), *, change: bool =
 
 
 def test_what_an_earlier_version_did_not_have_is_what_every_cell_had_then() -> None:
-    since_5 = ("weight_tying", "qk_norm", "mlp_ratio")
+    since_5 = ("schedule", "decay_fraction", "weight_tying", "qk_norm", "mlp_ratio")
     since_3 = ("block", "effective_rank_target", "effective_rank_penalty", "spectral_norm_cap", "reports")
     for version in ("1", "2", "3", "4"):
         missing = (*since_3, *since_5) if version < "3" else since_5
         (row,) = tables.decode(written_under(version, missing), schemas.PLAN).to_pylist()
         assert row == ROW
-        assert [row[name] for name in since_5] == [False, False, 4]
+        assert [row[name] for name in since_5] == ["cosine", None, False, False, 4]
         assert list(row) == schemas.PLAN.names
 
 

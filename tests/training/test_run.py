@@ -10,12 +10,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from olmo.model import OLMo
+from pydantic import ValidationError
 from tiny import make_cell
 from torch.nn.parallel import DistributedDataParallel
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.evaluation.finetune import finetuning
 from raysweep.space.cell import Cell
+from raysweep.space.evaluations import evaluation
 from raysweep.space.measure import Measurement
 from raysweep.store import Store
 from raysweep.training import checkpoint
@@ -225,3 +228,49 @@ def test_micro_batches_fit() -> None:
     small, large = make_cell(batch_size=32), make_cell(size="75M", sequence_length=2048, tokens=10**9, batch_size=256)
     assert train.fitting_micro_batch(small, torch.device("cpu")) == 32
     assert train.fitting_micro_batch(large, torch.device("cpu")) == 1
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "linear"}, {"schedule": "wsd", "decay_fraction": 0.25}])
+def test_other_schedules_are_those_of_torchs_own_schedulers(schedule: dict[str, Any]) -> None:
+    cell = make_cell(
+        tokens=128 * 40, warmup_fraction=0.2, final_learning_rate_fraction=0.3, learning_rate=2.0, **schedule
+    )
+    assert (cell.steps, cell.warmup_steps, cell.decay_steps) == (40, 8, 32 if cell.schedule == "linear" else 10)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    stable = 40 - 8 - cell.decay_steps
+    parts = [
+        torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 8, 1.0, 7),
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1),
+        torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.3, cell.decay_steps),
+    ]
+    # Its line begins at the peak, which here the step before has.
+    together = torch.optim.lr_scheduler.SequentialLR(optimizer, parts, [7, 7 + stable])
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        together.step()
+    assert [learning_rate(cell, step) for step in range(40)] == pytest.approx(rates, rel=1e-9)
+    assert rates[7] == 2.0 > rates[-1] == pytest.approx(0.6)
+
+
+def test_a_finetuning_has_its_own_schedule_whatever_the_cell_has() -> None:
+    tuned = [
+        finetuning(make_cell(**more), evaluation("finetune_math"))
+        for more in ({}, {"schedule": "wsd", "decay_fraction": 0.5}, {"schedule": "linear"})
+    ]
+    assert tuned[0] == tuned[1] == tuned[2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"schedule": "wsd"}, "schedule: wsd and decay_fraction need each other"),
+        ({"decay_fraction": 0.5}, "schedule: wsd and decay_fraction need each other"),
+        ({"schedule": "wsd", "decay_fraction": 0.95}, "is 30 of 32 steps, of which warmup_fraction takes 3"),
+        ({"schedule": "wsd", "decay_fraction": 0.001}, "is 0 of 32 steps"),
+    ],
+)
+def test_a_decay_that_does_not_fit_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        make_cell(**wrong)
