@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,10 @@ def documents(name: str) -> Iterator[str]:
     function = plugins.load_function(name, SOURCES)
     number = 0
     try:
-        for number, document in enumerate(function(), 1):
+        yielded = function()
+        if not isinstance(yielded, Iterable) or isinstance(yielded, str | dict):
+            raise UserError(f"{name} returned {type(yielded).__name__}: it must yield documents")
+        for number, document in enumerate(yielded, 1):
             yield _line(name, number, document)
     except UserError:
         raise

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.corpora.blocks import complaint
+from raysweep.corpora.blocks import LISTED, complaint
 from raysweep.corpora.files import Malformed, read
 from raysweep.corpora.progress import Report
 from raysweep.corpora.seen import seen_runs
@@ -61,10 +61,13 @@ class Question:
 def write(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) -> dict[str, Any]:
     """Write the shards of every set of questions; what the manifest says of them."""
     sets = {name: list(benchmark(name)) for name in text.questions}
+    skipped: list[dict[str, Any]] = []
     for source in text.on:
-        for name, question in _of_source(text.name, source, report):
+        for name, question in _of_source(text.name, source, report, skipped):
             sets.setdefault(name, []).append(question)
     about: dict[str, Any] = {"shards": {}, "seen": {}}
+    if skipped:
+        about["malformed"] = {"documents": len(skipped), "first": skipped[:LISTED]}
     for name, questions in sorted(sets.items()):
         tokens, rows = _tokenized(questions, corpus)
         right = rows[rows[:, COLUMNS.index("right")] == 1]
@@ -106,7 +109,9 @@ def benchmark(name: str) -> Iterator[Question]:
         yield Question(tuple((one["context"], one["continuation"]) for one in asked), int(rows[0]["label"]))
 
 
-def _of_source(label: str, source: Source, report: Report) -> Iterator[tuple[str, Question]]:
+def _of_source(
+    label: str, source: Source, report: Report, skipped: list[dict[str, Any]]
+) -> Iterator[tuple[str, Question]]:
     """(set, question) of every row of a source; the set is the row's domain, or `all`."""
     resolved = resolve(source, report)
     names: dict[str, str] = {}
@@ -120,6 +125,7 @@ def _of_source(label: str, source: Source, report: Report) -> Iterator[tuple[str
                 if isinstance(question, str):
                     if not source.skip_malformed:
                         raise UserError(f"{label}: {complaint(resolved.name, file.name, row.place, question)}")
+                    skipped.append({"file": file.name, "place": row.place, "reason": question})
                     continue
                 domain = "" if isinstance(row, Malformed) else row.domain
                 name = domain_name(domain) if domain else "all"

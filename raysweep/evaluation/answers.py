@@ -99,20 +99,24 @@ def check(label: str, text: TokenizedCorpus, names: list[str], length: int) -> N
     """Raise `UserError` where a set has no question that fits."""
     for name in names:
         if not len(fitting(requests(text, name), length)):
-            raise UserError(f"{label}: no question of {name} has answers of at most {length} tokens: leave it out")
+            raise UserError(
+                f"{label}: every question of the set {name} has an answer of more than {length} tokens: leave the set out"
+            )
 
 
-def shortfalls(label: str, text: TokenizedCorpus, names: list[str], length: int) -> list[str]:
-    """Where questions are cut or left out, and which the training text has."""
+def shortfalls(label: str, text: TokenizedCorpus, names: list[str], length: int, questions: int | None) -> list[str]:
+    """Where some of so many questions are cut or left out, and which the training text has."""
     said = []
-    seen = {name: text.manifest["seen"][f"{PREFIX}{name}"] or 0 for name in names}
+    asked = {name: chosen(requests(text, name), questions) for name in names}
+    right = {name: rows[column(rows, "right") == 1] for name, rows in asked.items()}
+    seen = {name: column(of, "seen").sum() / max(1, column(of, "long_enough").sum()) for name, of in right.items()}
     if known := {name: share for name, share in seen.items() if share > MUCH}:
         listed = ", ".join(f"{name} {share:.0%}" for name, share in sorted(known.items(), key=lambda item: -item[1]))
         said.append(
             f"{label}: training text has 13 tokens in a row of many questions ({listed}): see accuracy_without_overlap"
         )
     for name in names:
-        rows = requests(text, name)
+        rows = asked[name]
         number = len(np.unique(column(rows, "question")))
         left_out = number - len(np.unique(column(fitting(rows, length), "question")))
         shortened = len(np.unique(column(rows, "question")[cut(rows, length)])) - left_out

@@ -57,7 +57,7 @@ class Settings(Evaluation):
         answers.check(self.label, text, list(self.of), sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        return answers.shortfalls(self.label, text, list(self.of), sequence_length)
+        return answers.shortfalls(self.label, text, list(self.of), sequence_length, self.questions)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:

@@ -97,6 +97,11 @@ class FineTuning(Evaluation):
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         longest = max(cell.sequence_length for cell in cells)
+        if self.batch_size * longest <= self.tokens < 2 * self.batch_size * longest:
+            raise ValueError(
+                f"tokens {self.tokens} is one step of batch_size {self.batch_size} x sequence_length {longest}, the last, "
+                f"at which the rate is zero: give {2 * self.batch_size * longest} at least"
+            )
         if self.tokens < self.batch_size * longest:
             raise ValueError(
                 f"tokens {self.tokens} is less than one step of batch_size {self.batch_size} x sequence_length {longest} = "

@@ -16,6 +16,7 @@ import inspect
 import json
 import math
 import socket
+from collections.abc import Iterator
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from raysweep.space.evaluations import TASKS as BUILT_IN
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.fields import Positive
 from raysweep.space.plugins import TASKS, TooLong, line_of, load_function, place, version, within
+from raysweep.store.schemas import CELLS
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
     from raysweep.evaluation.task import Subject
     from raysweep.space.cell import Cell
+
+# Of whose losses there are columns.
+TRAINING = ("train", "validation")
 
 _OURS = ("task", "name", "time_limit", "arguments", "version")
 
@@ -60,8 +65,8 @@ class Settings(Evaluation):
         function = load_function(task, TASKS)
         given = {name: value for name, value in values.items() if name not in _OURS}
         name = values.get("name", task.rpartition(":")[2].rpartition(".")[2])
-        if name in BUILT_IN:
-            raise ValueError(f"{name} is a task of raysweep: give this one another name")
+        if name in BUILT_IN or name in TRAINING:
+            raise ValueError(f"{name}: raysweep has columns of that name: give this task another by name: ...")
         return {
             **{key: values[key] for key in ("task", "time_limit") if key in values},
             "name": name,
@@ -106,8 +111,9 @@ class Settings(Evaluation):
         self.check_here()
         function = load_function(self.task, TASKS)
         try:
-            # A list, also where it yields them.
-            returned = within(self.time_limit, lambda: list(function(subject, **self.arguments)))
+            returned = within(self.time_limit, lambda: _listed(self.task, function(subject, **self.arguments)))
+        except UserError:
+            raise
         except TooLong:
             raise UserError(f"{self.task} took longer than its time_limit, {self.time_limit:g} s") from None
         except BaseException as error:  # A user's `sys.exit()`, too.
@@ -115,7 +121,9 @@ class Settings(Evaluation):
         metrics = [self._checked(metric) for metric in returned]
         names = [metric.name for metric in metrics]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"{self.task} returned {twice} twice")
+            raise UserError(f"{self.task} returned two numbers for the column {twice}")
+        if taken := next((name for name in names if name in CELLS.names), None):
+            raise UserError(f"{self.task} returned a number for {taken}, a column of training: give it another name")
         return metrics
 
     def _checked(self, metric: Any) -> Metric:
@@ -127,6 +135,15 @@ class Settings(Evaluation):
         if not math.isfinite(value):
             raise UserError(f"{self.task} returned {value} as {metric.name}: leave out what is not defined")
         return Metric(f"{self.name}_{metric.name}", float(value), metric.unit)
+
+
+def _listed(task: str, returned: Any) -> list[Any]:
+    """What a task returned, or yields, as a list."""
+    if not isinstance(returned, list | tuple | Iterator):
+        raise UserError(f"{task} returned {type(returned).__name__}: a list of Metric(name, value, unit) is asked for")
+    if not (metrics := list(returned)):
+        raise UserError(f"{task} returned no number")
+    return metrics
 
 
 def _arguments(task: str, function: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Settings(WithText):
         answers.check(self.label, text, sets(text), sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        return answers.shortfalls(self.label, text, sets(text), sequence_length)
+        return answers.shortfalls(self.label, text, sets(text), sequence_length, self.questions)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:

@@ -31,11 +31,10 @@ class Named(Evaluation):
     @field_validator("name")
     @classmethod
     def _free(cls, name: str) -> str:
-        if name in cls.reserved or any(word in name for word in _WORDS):
-            raise ValueError(
-                f"the name {name} would make columns that mean something else: call it otherwise, without "
-                f"{', '.join(_WORDS)}"
-            )
+        if name in cls.reserved:
+            raise ValueError(f"raysweep has columns of the name {name}: choose another")
+        if word := next((word for word in _WORDS if word in name), None):
+            raise ValueError(f"columns are told apart by the word {word}: choose a name without it")
         return name
 
     @property

@@ -2,15 +2,18 @@
 
 `package.module:name` is imported. A name without a colon is an entry point of an installed package, of the group
 `raysweep.metrics`, `raysweep.tasks` or `raysweep.sources`. What a function computes is known by its name and a version: a
-hash of the Python files of its package, or the version of the installed package that has the entry point.
+hash of the Python of its package, without comments and tests, or the version of the installed package that has the entry
+point.
 """
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -84,8 +87,22 @@ def version(name: str, group: str) -> str:
     # What it imports from its own package counts too.
     package = sys.modules.get(module.__name__.partition(".")[0])
     folders = list(getattr(package, "__path__", ()))
-    files = sorted(path for folder in folders for path in Path(folder).rglob("*.py")) or [Path(file)]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
+    files = sorted(path for folder in folders for path in Path(folder).rglob("*.py") if not _is_test(path)) or [
+        Path(file)
+    ]
+    return hashlib.sha256("".join(map(_without_comments, files)).encode()).hexdigest()[:8]
+
+
+def _is_test(path: Path) -> bool:
+    return path.name.startswith("test_") or path.name.endswith("_test.py") or path.name == "conftest.py"
+
+
+def _without_comments(path: Path) -> str:
+    """What a file says to Python: comments and blank lines change nothing."""
+    try:
+        return ast.dump(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError):  # Another version of Python's, or never imported.
+        return path.read_bytes().hex()
 
 
 class TooLong(Exception):
@@ -156,4 +173,8 @@ def place(error: BaseException) -> str:
     own = [place for place in frames if not place[0].startswith("<") and place[0] not in (__file__, importlib.__file__)]
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: "
-    return f"{own[-1][0]}:{own[-1][1]}: " if own else ""
+    if not own:
+        return ""
+    # Ray runs a copy of the package; where that is helps nobody.
+    file = re.sub(r"^.*/_ray_pkg_\w+/", "", own[-1][0])
+    return f"{file}:{own[-1][1]}: "

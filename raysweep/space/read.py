@@ -308,10 +308,14 @@ class _Reader:
         for i, evaluation in enumerate(space.evaluations):
             where = ("evaluations", i)
             if evaluation.label in [earlier.label for earlier in space.evaluations[:i]]:
-                raise self.file.error((*where, "task"), f"{evaluation.label} is listed twice")
+                raise self.file.error(
+                    (*where, "task"), f"{evaluation.label} is listed twice: give one another name, if it has one"
+                )
             earlier_columns = [name for earlier in space.evaluations[:i] for name in earlier.columns]
             if twice := next((name for name in evaluation.columns if name in earlier_columns), None):
-                raise self.file.error(where, f"columns that begin with {twice} are those of an earlier evaluation")
+                raise self.file.error(
+                    where, f"an earlier evaluation has columns that begin with {twice}: give one another name"
+                )
             role = evaluation.corpus_role
             for corpus in dict.fromkeys(cell.corpus for cell in space.cells):
                 if role is not None and corpus.sources() and role not in corpus.sources():

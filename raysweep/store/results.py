@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from raysweep.store.index import read_all
 from raysweep.store.measures import asked
 from raysweep.store.schemas import CELLS, EVALUATIONS, MEASURES, REAL, TIMINGS, TRAJECTORIES
 from raysweep.store.store import TRAIN, Store
+
+log = logging.getLogger("raysweep")
 
 TRAINED_ON = "trained_on"
 """The column of what trained a cell: device, precision, code of the blocks."""
@@ -80,7 +83,14 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     store = Store.at(store)
     done = finished(store)
     timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
-    measured = [(one.code_version, evaluated(store, one.label, one.identity)) for one in space.evaluations]
+    measured = [(one, evaluated(store, one.label, one.identity)) for one in space.evaluations]
+    for evaluation, found in measured:
+        others = [name for name in store.directories("evaluations") if name.startswith(f"{evaluation.label}-")]
+        if evaluation.code_version and not found and others:
+            log.warning(
+                "%s: the store has numbers of other code than %s, version %s, and none of this: `raysweep evaluate` "
+                "computes them", evaluation.label, evaluation.task, evaluation.code_version,
+            )  # fmt: skip
     rows: list[dict[str, Any]] = []
     metadata: dict[str, dict[str, str]] = {
         "train_seconds": {"unit": "s"},
@@ -94,11 +104,17 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
         row["train_seconds"] = timing[0]["seconds"] if timing else None
         row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
         row[TRAINED_ON] = _computed_by(timing[0]) if timing else None
-        for version, task in measured:
-            for metric in task.get(cell.id, []):
+        by: dict[str, str] = {}
+        for evaluation, of_cells in measured:
+            version = evaluation.code_version
+            for metric in of_cells.get(cell.id, []):
                 name = metric["metric"]
                 if name in row:
-                    raise UserError(f"two evaluations of {cell.id}, or one and its training, have a number {name}")
+                    raise UserError(
+                        f"{evaluation.label} and {by.get(name, 'training')} both have a number {name}: give "
+                        f"{evaluation.label} another name in the search space"
+                    )
+                by[name] = evaluation.label
                 row[name] = metric["value"]
                 metadata[name] = {"unit": metric["unit"]} | ({"version": version} if version else {})
         for name, value, unit in _at_the_end(cell, row["steps_trained"], space, store):

@@ -36,11 +36,23 @@ def prepare_texts(
                 continue
             read = _opened(text, corpus, opened, store, report)
             lengths = sorted({state.cell.sequence_length for state in lacking})
+            if (malformed := read.manifest.get("malformed")) is not None:
+                first = malformed["first"][0]
+                log.warning(
+                    "%s: %s documents or questions were skipped; the first is %s, line %s: %s", evaluation.label,
+                    f"{malformed['documents']:,}", first["file"], f"{first['place']:,}", first["reason"],
+                )  # fmt: skip
             evaluation.check_text(read, lengths[-1])
             for length in lengths:
                 for said in evaluation.text_shortfalls(read, length):
                     log.warning("%s", said)
             built.setdefault(text.name, []).append(read)
+            recorded = corpora_record.fingerprints(store).get(text.key(corpus), read.fingerprint)
+            if recorded != read.fingerprint:
+                raise UserError(
+                    f"{evaluation.label}: its text was {recorded} when the store {store.location} was begun, and is "
+                    f"{read.fingerprint} now: bring the text back, or give this evaluation another name"
+                )
             fingerprints[text.key(corpus)] = read.fingerprint
     corpora_record.record(store, fingerprints)
     return built
@@ -53,7 +65,7 @@ def _opened(text: Text, corpus: Corpus, opened: TokenizedCorpus, store: Store, r
     except UserError as error:
         recorded = corpora_record.fingerprints(store).get(text.key(corpus))
         if recorded is None:
-            raise
+            raise UserError(f"{text.name}: {str(error).removeprefix(f'{text.name}: ')}") from None
         try:
             read = obtain(text.name, recorded, store)
         except UserError:

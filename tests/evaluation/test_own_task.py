@@ -55,7 +55,11 @@ def ends(subject):
 
 def returns(subject, what="0.5"):
     return {"nan": [Metric("x", float("nan"), "")], "text": [Metric("x", "1", "")], "dict": {"x": 1.0}, "none": None,
-            "twice": [Metric("x", 1.0, ""), Metric("x", 2.0, "")]}[what]
+            "twice": [Metric("x", 1.0, ""), Metric("x", 2.0, "")], "empty": []}[what]
+
+
+def batch(subject):
+    return [Metric("size", 1.0, "")]
 
 
 def none():
@@ -103,6 +107,10 @@ def test_its_code_is_part_of_what_results_are_found_by(package: Path) -> None:
     before = task("good")
     assert settings_text(before.identity) == settings_text(task("good", time_limit=5).identity)
     assert settings_text(before.identity) != settings_text(task("good", sequences=5).identity)
+    (package / "test_tasks.py").write_text("x = 1\n")
+    (package / "tasks.py").write_text(f"# A comment.\n\n{TASKS}")
+    plugins.version.cache_clear()
+    assert settings_text(before.identity) == settings_text(task("good").identity)
     (package / "helper.py").write_text("x = 1\n")
     plugins.version.cache_clear()
     assert settings_text(before.identity) != settings_text(task("good").identity)
@@ -122,9 +130,11 @@ def test_its_code_is_part_of_what_results_are_found_by(package: Path) -> None:
         ("ends", {}, r"tasks\.py:\d+: SystemExit: 3"),
         ("returns", {"what": "nan"}, "returned nan as x: leave out what is not defined"),
         ("returns", {"what": "text"}, "returned '1' as x: a number is asked for"),
-        ("returns", {"what": "dict"}, r"returned 'x': Metric\(name, value, unit\) is asked for"),
-        ("returns", {"what": "none"}, "TypeError"),
-        ("returns", {"what": "twice"}, "returned returns_x twice"),
+        ("returns", {"what": "dict"}, r"returned dict: a list of Metric\(name, value, unit\) is asked for"),
+        ("returns", {"what": "none"}, r"returned NoneType: a list of Metric\(name, value, unit\) is asked for"),
+        ("returns", {"what": "empty"}, "returned no number"),
+        ("returns", {"what": "twice"}, "returned two numbers for the column returns_x"),
+        ("batch", {}, "returned a number for batch_size, a column of training: give it another name"),
     ],
 )
 def test_what_it_does_wrong_is_one_line(subject: Subject, name: str, more: dict[str, Any], said: str) -> None:
@@ -143,7 +153,10 @@ def test_what_it_does_wrong_is_one_line(subject: Subject, name: str, more: dict[
         ),
         ({"task": "own_tasks.tasks:needs"}, r"needs the setting must"),
         ({"task": "own_tasks.tasks:none"}, r"tasks\.py:\d+: none must take the trained cell first"),
-        ({"task": "own_tasks.tasks:quantized"}, "quantized is a task of raysweep: give this one another name"),
+        (
+            {"task": "own_tasks.tasks:quantized"},
+            "quantized: raysweep has columns of that name: give this task another by name",
+        ),
         ({"task": "own_tasks.tasks:nothing"}, r"nothing is not there in .*tasks\.py"),
         ({"task": "own_taskz.tasks:good"}, "No module named 'own_taskz'; where it is a folder beside the search space"),
         ({"task": "own_tasks.tasks:good", "name": "Mine"}, "name"),

@@ -237,6 +237,8 @@ def test_a_bad_row_is_named(corpus: TokenizedCorpus, tmp_path: Path, row: dict[s
     assert said in str(error.value)
     skipping = evaluation({"task": "questions", "name": "mine", "on": on | {"skip_malformed": True}})
     text = open_text(skipping.text, corpus, ignore)
+    assert text.manifest["malformed"]["documents"] == 1
+    assert text.manifest["malformed"]["first"][0]["place"] == 2
     assert len(np.unique(requests(text, "all")[:, 0])) == 1
 
 
@@ -252,5 +254,5 @@ def test_answers_that_do_not_fit_are_left_out(trained: Trained, tmp_path: Path) 
     settings = evaluation(
         {"task": "questions", "name": "mine", "on": write(tmp_path / "no", [{"good": "a", "bad": long}])}
     )
-    with pytest.raises(UserError, match="no question of all has answers of at most 64 tokens: leave it out"):
+    with pytest.raises(UserError, match="every question of the set all has an answer of more than 64 tokens"):
         settings.check_text(trained.subject(settings).text, LENGTH)

@@ -162,9 +162,14 @@ def test_where_the_folder_is_changes_nothing_and_what_is_in_it_does(
     assert found.fingerprint == built.fingerprint
     with (moved / "a.jsonl").open("a") as file:
         file.write(json.dumps({"text": "one more", "kind": "real"}) + "\n")
-    with pytest.raises(UserError, match=rf"loss_law.* was {built.fingerprint} when the store .* was begun and is"):
+    with pytest.raises(
+        UserError, match=rf"^loss_law: its text was {built.fingerprint} when the store .* or give this evaluation"
+    ):
         prepare_texts(left, (other,), corpora, store, ignore)
     assert set(corpora_record.fingerprints(store).values()) == {built.fingerprint}
+    # Under another name it is another evaluation.
+    renamed = evaluation({"task": "loss", "name": "law2", "on": folder | {"folder": str(moved)}})
+    assert len(prepare_texts([CellState(cell, "done")], (renamed,), corpora, Store(str(tmp_path / "s2")), ignore)) == 1
     # What is done needs no text.
     done = [CellState(cell, "done", {"loss_law": "done"})]
     assert prepare_texts(done, (other,), corpora, store, ignore) == {}
@@ -173,12 +178,12 @@ def test_where_the_folder_is_changes_nothing_and_what_is_in_it_does(
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ({"name": "validation"}, "the name validation would make columns that mean something else"),
-        ({"name": "my_loss"}, "the name my_loss would make columns"),
+        ({"name": "validation"}, "raysweep has columns of the name validation: choose another"),
+        ({"name": "my_loss"}, "columns are told apart by the word loss: choose a name without it"),
         ({"name": "My-text"}, "match pattern"),
         ({"on": []}, "at least 1 item"),
         ({"on": {"folder": "/x", "weight": 2}}, "weights are for what is trained on: remove them"),
-        ({"task": "finetune", "name": "python"}, "the name python would make columns"),
+        ({"task": "finetune", "name": "python"}, "raysweep has columns of the name python"),
         ({"task": "finetune", "learning_rate": 0.1, "learning_rate_fraction": 0.5}, "leave learning_rate_fraction out"),
     ],
 )
@@ -195,3 +200,12 @@ def test_text_that_is_too_short_ends_it_before_it_starts(corpus: TokenizedCorpus
         settings = evaluation({"task": task, "name": "x", "on": {"folder": str(tmp_path / "short")}})
         with pytest.raises(UserError, match=said):
             prepare_texts([CellState(cell, "new")], (settings,), {cell.corpus: corpus}, store, ignore)
+
+
+def test_a_single_step_is_refused_since_its_rate_is_zero() -> None:
+    asked = {"task": "finetune", "name": "x", "on": {"folder": "/x"}, "batch_size": 4}
+    evaluation(asked | {"tokens": 8 * LENGTH}).check_cells([make_cell()])
+    with pytest.raises(
+        ValueError, match=r"^tokens 128 is one step of batch_size 4 x sequence_length 32, .*: give 256 at least"
+    ):
+        evaluation(asked | {"tokens": 4 * LENGTH}).check_cells([make_cell()])
