@@ -1,7 +1,7 @@
 """The store of one sweep: every path, and the tables in it.
 
     <store>/plan.parquet                       the cells as last planned; written before any other table
-    <store>/corpora.json                       the fingerprint of every corpus as first built
+    <store>/corpora.json                       the fingerprint of every corpus, and text of an evaluation, as first built
     <store>/run.json                           who is running the sweep now, and how far it is
     <store>/cells/<cell>.parquet               a finished cell: its settings, its status, its last row
     <store>/trajectories/<cell>.parquet        a finished cell's rows over training
