@@ -1,4 +1,4 @@
-"""`corpora.json`: the fingerprint that each corpus of a store, and each text of an evaluation, had when it was first built."""
+"""`corpora.json`: the fingerprint that each corpus of a store, and text of an evaluation, had when it was first built."""
 
 from __future__ import annotations
 
