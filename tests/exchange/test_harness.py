@@ -1,15 +1,14 @@
 """An exported cell in lm-evaluation-harness has the numbers of raysweep's own evaluations."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from tiny import make_cell
 
 from raysweep.corpora.progress import ignore
@@ -54,10 +53,10 @@ def test_the_loss_on_a_held_out_shard_is_the_store_s(
     assert rows[0]["value"] == pytest.approx(loss, abs=1e-5)
 
 
-def test_its_command_line_gives_the_accuracy_of_questions(
+def test_its_tasks_have_the_accuracy_of_questions(
     exported: tuple[Run, Store, Path], corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command of docs/evaluations.md, with a task on a file of one's own."""
+    """What the command of docs/evaluations.md does, with a task on a file of one's own."""
     monkeypatch.setenv("RAYSWEEP_CACHE", str(tmp_path / "cache"))
     run, store, folder = exported
     words = [
@@ -79,15 +78,13 @@ def test_its_command_line_gives_the_accuracy_of_questions(
         "doc_to_choice": "{{[good, bad]}}", "target_delimiter": "", "metric_list": [{"metric": "acc"}],
     }  # fmt: skip
     (tmp_path / "order.yaml").write_text(yaml.safe_dump(task))
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_eval", "--model", "hf", "--model_args", f"pretrained={folder},dtype=float32",
-         "--tasks", "order", "--include_path", str(tmp_path), "--device", "cpu", "--batch_size", "8",
-         "--output_path", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    (result,) = (tmp_path / "out").rglob("results_*.json")
-    theirs = json.loads(result.read_text())["results"]["order"]["acc,none"]
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    arguments = f"pretrained={folder},dtype=float32"
+    found = simple_evaluate(
+        "hf", arguments, ["order"], task_manager=tasks, device="cpu", batch_size=8, log_samples=False
+    )
+    assert found is not None
+    theirs = found["results"]["order"]["acc,none"]
     assert len(pairs) > 20
     assert ours["order_accuracy"] == pytest.approx(theirs)
