@@ -51,6 +51,11 @@ def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[t
             yield column(row["metric"], row["matrix"]), row["value"], row["unit"]
 
 
+def _of_other_code(label: str, store: Store) -> bool:
+    """Whether there are results of an evaluation under other settings, or another version of its code."""
+    return any(name.startswith(f"{label}-") for name in store.directories("evaluations"))
+
+
 def results(space: Space, store: str | Path | Store) -> pa.Table:
     """The results of a sweep so far, one row per finished cell.
 
@@ -85,8 +90,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     timings = read_all(store, f"timings/{TRAIN}", TIMINGS)
     measured = [(one, evaluated(store, one.label, one.identity)) for one in space.evaluations]
     for evaluation, found in measured:
-        others = [name for name in store.directories("evaluations") if name.startswith(f"{evaluation.label}-")]
-        if evaluation.code_version and not found and others:
+        if evaluation.code_version and not found and _of_other_code(evaluation.label, store):
             log.warning(
                 "%s: the store has numbers of other code than %s, version %s, and none of this: `raysweep evaluate` "
                 "computes them", evaluation.label, evaluation.task, evaluation.code_version,
