@@ -21,9 +21,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raysweep.cache import cache, unwritable
+from raysweep.cache import cache
 from raysweep.corpora import build_installed, installed, manifest, source_files, tokenize
-from raysweep.corpora.exclusive import exclusive
+from raysweep.corpora.exclusive import made_once
 from raysweep.corpora.progress import Report, ignore
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.corpus import Corpus
@@ -47,25 +47,18 @@ def build(corpus: Corpus, stream: bool = False, report: Report = ignore) -> Path
     cache cannot be written.
     """
     folder, specification = place(corpus)
-    if (folder / manifest.FILE).exists():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with exclusive(Path(f"{folder}.lock")):
-            if not (folder / manifest.FILE).exists():
-                unfinished = folder.with_name(f"{folder.name}.unfinished")
-                if corpus.name == "installed":
-                    shutil.rmtree(unfinished, ignore_errors=True)
-                    unfinished.mkdir()
-                    content = build_installed.write(corpus, unfinished, report)
-                else:  # What an earlier build has done of it stays.
-                    unfinished.mkdir(exist_ok=True)
-                    content = tokenize.write(corpus, unfinished, stream, report)
-                manifest.finish(specification | content, unfinished)
-                unfinished.rename(folder)
-                shutil.rmtree(folder / tokenize.BLOCKS, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(error) from None
+    installed_text = corpus.name == "installed"
+
+    def make(unfinished: Path) -> None:
+        if installed_text:
+            content = build_installed.write(corpus, unfinished, report)
+        else:
+            content = tokenize.write(corpus, unfinished, stream, report)
+        manifest.finish(specification | content, unfinished)
+
+    # What an earlier build has done of other text stays.
+    if made_once(folder, folder / manifest.FILE, make, resume=not installed_text):
+        shutil.rmtree(folder / tokenize.BLOCKS, ignore_errors=True)
     return folder
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from raysweep.corpora import installed, near_duplicates
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE, shard_of, share
-from raysweep.corpora.tokenizer import END_OF_TEXT, encode, olmo, train_bpe
+from raysweep.corpora.tokenizer import END_OF_TEXT, encode, olmo, token_dtype, train_bpe
 from raysweep.errors import UserError
 from raysweep.space.corpus import Corpus
 
@@ -208,7 +208,7 @@ def _write_shard(
     """Write one token file; returns its entry in the manifest."""
     path = folder / f"{shard.name}.bin"
     path.parent.mkdir(exist_ok=True)
-    dtype = np.dtype("<u2" if corpus.vocabulary <= 2**16 else "<u4")
+    dtype = token_dtype(corpus.vocabulary)
     end = tokenizer.token_to_id(END_OF_TEXT)
     domains: dict[str, Counter[str]] = {}
     checksum = hashlib.sha256()

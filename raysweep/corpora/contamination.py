@@ -31,6 +31,29 @@ def hashes(tokens: NDArray[Any], n: int) -> NDArray[np.uint64]:
     return np.asarray(total ^ (total >> np.uint64(31)))
 
 
+class Hashes:
+    """Sorted hashes, among which many are looked up: a coarse table of bits tells nearly all others apart at once."""
+
+    def __init__(self, values: NDArray[np.uint64]) -> None:
+        """`values` are sorted, each once."""
+        self.values = values
+        self._bits = np.zeros((int(_COARSE) + 1) // 8, dtype=np.uint8)
+        at = values & _COARSE
+        np.bitwise_or.at(self._bits, at >> np.uint64(3), np.uint8(1) << (at & np.uint64(7)).astype(np.uint8))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def places(self, looked_up: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Where in `values` those are that are there, in the order in which they are looked up."""
+        at = looked_up & _COARSE
+        likely = looked_up[(self._bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8)) & 1 == 1]
+        if not len(likely):
+            return np.empty(0, np.int64)
+        places = np.minimum(np.searchsorted(self.values, likely), len(self.values) - 1)
+        return np.asarray(places[self.values[places] == likely])
+
+
 class Grams:
     """The n-grams of evaluation shards, given as (name, its token arrays, each document ended by `end`)."""
 
@@ -46,25 +69,16 @@ class Grams:
                 hashes_by_shard.append(kept)
                 owners.append(np.full(len(kept), len(self.names) - 1, dtype=np.uint32))
         together = np.concatenate([*hashes_by_shard, np.empty(0, np.uint64)])
-        self._hashes, first = np.unique(together, return_index=True)
+        values, first = np.unique(together, return_index=True)
+        self._hashes = Hashes(values)
         self._owners = np.concatenate([*owners, np.empty(0, np.uint32)])[first]
-        bits = np.zeros((int(_COARSE) + 1) // 8, dtype=np.uint8)
-        at = self._hashes & _COARSE
-        np.bitwise_or.at(bits, at >> np.uint64(3), np.uint8(1) << (at & np.uint64(7)).astype(np.uint8))
-        self._bits = bits
 
     def __len__(self) -> int:
         return len(self._hashes)
 
     def shared(self, tokens: NDArray[Any]) -> str | None:
         """The evaluation shard with which a document shares an n-gram, the first in the document; None without one."""
-        every = hashes(tokens, self.n)
-        at = every & _COARSE
-        likely = every[(self._bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8)) & 1 == 1]
-        if not len(likely) or not len(self._hashes):
-            return None
-        places = np.minimum(np.searchsorted(self._hashes, likely), len(self._hashes) - 1)
-        hits = places[self._hashes[places] == likely]
+        hits = self._hashes.places(hashes(tokens, self.n))
         return self.names[self._owners[hits[0]]] if len(hits) else None
 
 

@@ -5,15 +5,41 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
+from raysweep.cache import unwritable
+
 # Seconds after which a process that waits says for what.
 SILENT = 60
+
+
+def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, resume: bool) -> bool:
+    """Have `make` fill a folder that then appears whole, unless `complete` is there: a file in it, or itself.
+
+    One process makes it, under another name, and the others wait. With `resume` what one that was killed has made is kept.
+    Whether this process made it. Raises `UserError` where the cache cannot be written.
+    """
+    if complete.exists():
+        return False
+    try:
+        with exclusive(Path(f"{folder}.lock")):
+            if complete.exists():
+                return False
+            unfinished = folder.with_name(f"{folder.name}.unfinished")
+            if not resume:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(exist_ok=resume)
+            make(unfinished)
+            unfinished.rename(folder)
+            return True
+    except OSError as error:
+        raise unwritable(error) from None
 
 
 @contextmanager

@@ -9,14 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from raysweep.cache import cache, unwritable
-from raysweep.corpora.exclusive import exclusive
+from raysweep.cache import cache
+from raysweep.corpora.exclusive import made_once
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.errors import UserError, first_line
 from raysweep.space import plugins
@@ -45,18 +44,7 @@ def written(name: str, report: Report) -> Path:
     """
     key = re.sub(r"[^\w.-]+", "-", f"{name}-{version(name)}")
     folder = cache() / "sources" / key
-    if folder.is_dir():
-        return folder
-    try:
-        with exclusive(Path(f"{folder}.lock")):
-            if not folder.is_dir():
-                unfinished = folder.with_name(f"{folder.name}.unfinished")
-                shutil.rmtree(unfinished, ignore_errors=True)
-                unfinished.mkdir()
-                _write(name, unfinished, report)
-                unfinished.rename(folder)
-    except OSError as error:
-        raise unwritable(error) from None
+    made_once(folder, folder, lambda unfinished: _write(name, unfinished, report), resume=False)
     return folder
 
 

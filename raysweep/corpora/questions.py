@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from raysweep.corpora.seen import seen_runs
 from raysweep.corpora.source_files import opened, reading, resolve
 from raysweep.corpora.split import domain_name
 from raysweep.corpora.tokenized import TokenizedCorpus
-from raysweep.corpora.tokenizer import encode
+from raysweep.corpora.tokenizer import encode, token_dtype
 from raysweep.errors import UserError
 from raysweep.space.benchmarks import FOLDER
 from raysweep.space.corpus import Source
@@ -68,15 +69,20 @@ def write(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) -> 
     about: dict[str, Any] = {"shards": {}, "seen": {}}
     if skipped:
         about["malformed"] = {"documents": len(skipped), "first": skipped[:LISTED]}
-    for name, questions in sorted(sets.items()):
-        tokens, rows = _tokenized(questions, corpus)
-        right = rows[rows[:, COLUMNS.index("right")] == 1]
-        runs = seen_runs((_of(request, tokens) for request in right), corpus, report)
-        of_question = np.array([[bool(seen.any()), len(seen) > 0] for seen in runs])
+    tokenized = {name: _tokenized(questions, corpus) for name, questions in sorted(sets.items())}
+    # Of all sets together: it reads the whole training split.
+    right = [
+        _of(request, tokens)
+        for tokens, rows in tokenized.values()
+        for request in rows[rows[:, COLUMNS.index("right")] == 1]
+    ]
+    runs = iter(seen_runs(right, corpus, report))
+    for name, (tokens, rows) in tokenized.items():
+        of_question = np.array([[bool(seen.any()), len(seen) > 0] for seen in islice(runs, len(sets[name]))])
         rows[:, COLUMNS.index("seen") :] = of_question[rows[:, 0]]
         shard = f"{PREFIX}{name}"
-        dtype = "<u2" if corpus.manifest["corpus"]["vocabulary"] <= 2**16 else "<u4"
-        about["shards"][shard] = _file(folder, shard, tokens.astype(dtype)) | {"documents": len(questions)}
+        dtype = token_dtype(corpus.manifest["corpus"]["vocabulary"])
+        about["shards"][shard] = _file(folder, shard, tokens.astype(dtype)) | {"documents": len(sets[name])}
         about["shards"][shard + REQUESTS] = _file(folder, shard + REQUESTS, rows.astype("<i8").ravel())
         long_enough = of_question[:, 1].sum()
         about["seen"][shard] = float(of_question[:, 0].sum() / long_enough) if long_enough else None
@@ -118,16 +124,12 @@ def _of_source(
     for file in resolved.files:
         with reading(resolved.name, file.name), opened(file, stream=False) as content:
             for row in read(content, file.name, None, resolved.domain):
-                if isinstance(row, Malformed):
-                    question: Question | str = row.reason
-                else:
-                    question = _question(row.text)
+                question, domain = (row.reason, "") if isinstance(row, Malformed) else (_question(row.text), row.domain)
                 if isinstance(question, str):
                     if not source.skip_malformed:
                         raise UserError(f"{label}: {complaint(resolved.name, file.name, row.place, question)}")
                     skipped.append({"file": file.name, "place": row.place, "reason": question})
                     continue
-                domain = "" if isinstance(row, Malformed) else row.domain
                 name = domain_name(domain) if domain else "all"
                 if names.setdefault(name.casefold(), domain) != domain:
                     raise UserError(

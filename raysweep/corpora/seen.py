@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.corpora.contamination import hashes
+from raysweep.corpora.contamination import Hashes, hashes
 from raysweep.corpora.progress import CorpusProgress, Report
 from raysweep.corpora.tokenized import TokenizedCorpus
 
@@ -19,9 +19,6 @@ RUN = 13
 # Training tokens that are looked at together, by one thread.
 _PIECE = 1 << 21
 
-# Bits of a hash by which nearly all runs are told apart at once.
-_COARSE = np.uint64((1 << 26) - 1)
-
 
 def seen_runs(texts: Iterable[NDArray[np.int64]], corpus: TokenizedCorpus, report: Report) -> list[NDArray[np.bool_]]:
     """For each run of `RUN` tokens of each text, (len(text) - RUN + 1,), whether the training split has it too.
@@ -29,17 +26,12 @@ def seen_runs(texts: Iterable[NDArray[np.int64]], corpus: TokenizedCorpus, repor
     Reads the whole training split once, on every core. A text of fewer tokens has no run.
     """
     of_text = [hashes(text, RUN) for text in texts]
-    wanted = np.unique(np.concatenate([*of_text, np.empty(0, np.uint64)]))
+    wanted = Hashes(np.unique(np.concatenate([*of_text, np.empty(0, np.uint64)])))
     found = np.zeros(len(wanted), dtype=bool)
-    coarse = np.zeros(int(_COARSE) + 1, dtype=bool)
-    coarse[wanted & _COARSE] = True
     training = corpus.tokens("pretraining/train")
 
     def look(start: int) -> NDArray[np.int64]:
-        every = hashes(training[start : start + _PIECE + RUN - 1], RUN)
-        likely = every[coarse[every & _COARSE]]
-        places = np.minimum(np.searchsorted(wanted, likely), max(len(wanted) - 1, 0))
-        return np.asarray(np.unique(places[wanted[places] == likely]) if len(wanted) else places[:0])
+        return np.unique(wanted.places(hashes(training[start : start + _PIECE + RUN - 1], RUN)))
 
     starts = range(0, len(training), _PIECE) if len(wanted) else range(0)
     pool = ThreadPoolExecutor(os.cpu_count())
@@ -49,7 +41,7 @@ def seen_runs(texts: Iterable[NDArray[np.int64]], corpus: TokenizedCorpus, repor
             report(CorpusProgress(corpus.folder.name, "look for evaluation text in training text", done, len(starts)))
     finally:
         pool.shutdown(cancel_futures=True)
-    return [found[np.searchsorted(wanted, runs)] for runs in of_text]
+    return [found[np.searchsorted(wanted.values, runs)] for runs in of_text]
 
 
 def seen_tokens(text: NDArray[np.int64], runs: NDArray[np.bool_]) -> NDArray[np.bool_]:

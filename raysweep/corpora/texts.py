@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.cache import cache, unwritable
+from raysweep.cache import cache
 from raysweep.corpora import manifest, questions, source_files, tokenize
-from raysweep.corpora.exclusive import exclusive
+from raysweep.corpora.build import KEY_DIGITS
+from raysweep.corpora.exclusive import made_once
+from raysweep.corpora.memmap import ConcatenatedMemmap
 from raysweep.corpora.progress import Report
 from raysweep.corpora.seen import seen_runs, seen_tokens
 from raysweep.corpora.tokenized import TokenizedCorpus
@@ -34,8 +35,6 @@ from raysweep.space.text import Text
 
 # Increase with every change here that changes tokens or what is said to be seen.
 REVISION = 1
-
-_KEY_DIGITS = 12
 
 # Tokens of each shard, from its start, that are looked for in the training text.
 LOOKED_FOR = 20_000_000
@@ -63,19 +62,13 @@ def open_text(text: Text, corpus: TokenizedCorpus, report: Report) -> TokenizedC
     Raises `UserError` where its documents or questions cannot be read.
     """
     folder, built_of = _place(text, corpus)
-    if (folder / manifest.FILE).exists():
-        return TokenizedCorpus(folder)
-    try:
-        with exclusive(Path(f"{folder}.lock")):
-            if not (folder / manifest.FILE).exists():
-                unfinished = folder.with_name(f"{folder.name}.unfinished")
-                unfinished.mkdir(exist_ok=True)
-                shutil.copyfile(corpus.folder / "tokenizer.json", unfinished / "tokenizer.json")
-                manifest.finish(built_of | _content(text, corpus, unfinished, report), unfinished)
-                unfinished.rename(folder)
-                shutil.rmtree(folder / tokenize.BLOCKS, ignore_errors=True)
-    except OSError as error:
-        raise unwritable(error) from None
+
+    def make(unfinished: Path) -> None:
+        shutil.copyfile(corpus.folder / "tokenizer.json", unfinished / "tokenizer.json")
+        manifest.finish(built_of | _content(text, corpus, unfinished, report), unfinished)
+
+    if made_once(folder, folder / manifest.FILE, make, resume=True):
+        shutil.rmtree(folder / tokenize.BLOCKS, ignore_errors=True)
     return TokenizedCorpus(folder)
 
 
@@ -88,7 +81,7 @@ def _place(text: Text, corpus: TokenizedCorpus) -> tuple[Path, dict[str, Any]]:
         "text": text.model_dump(mode="json"),
         "source": [source_files.signature(source) for source in text.on],
     }
-    key = hashlib.sha256(json.dumps(built_of, sort_keys=True).encode()).hexdigest()[:_KEY_DIGITS]
+    key = hashlib.sha256(json.dumps(built_of, sort_keys=True).encode()).hexdigest()[:KEY_DIGITS]
     return cache() / "corpora" / f"{text.name}-{key}", built_of
 
 
@@ -99,7 +92,7 @@ def _content(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) 
     documents = _Documents(text.name, corpus.manifest["corpus"]["vocabulary"], text.role, text.on)
     about = tokenize.write(documents, folder, stream=False, report=report)
     end = corpus.manifest["end_of_text"]
-    held_out = {name: tokens for name, tokens in _tokens(about["shards"], folder).items() if name != "finetune/train"}
+    held_out = {name: _tokens(shard, folder) for name, shard in about["shards"].items() if name != "finetune/train"}
     runs = seen_runs((_without_ends(tokens, end) for tokens in held_out.values()), corpus, report)
     seen = {
         name: float(seen_tokens(tokens, of_shard)[tokens != end].mean())
@@ -108,17 +101,10 @@ def _content(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) 
     return about | {"seen": seen}
 
 
-def _tokens(shards: dict[str, Any], folder: Path) -> dict[str, NDArray[np.int64]]:
-    """Shard -> its first tokens."""
-
-    def pieces(shard: dict[str, Any]) -> Iterator[NDArray[np.int64]]:
-        left = LOOKED_FOR
-        for file in shard["files"]:
-            if left > 0:
-                yield np.fromfile(folder / file["file"], dtype=shard["dtype"], count=left).astype(np.int64)
-                left -= file["tokens"]
-
-    return {name: np.concatenate(list(pieces(shard))) for name, shard in shards.items()}
+def _tokens(shard: dict[str, Any], folder: Path) -> NDArray[np.int64]:
+    """The first tokens of a shard."""
+    files = [(folder / file["file"], file["tokens"]) for file in shard["files"]]
+    return ConcatenatedMemmap(files, np.dtype(shard["dtype"]))[:LOOKED_FOR].astype(np.int64)
 
 
 def _without_ends(tokens: NDArray[np.int64], end: int) -> NDArray[np.int64]:

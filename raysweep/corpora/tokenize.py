@@ -47,7 +47,7 @@ from raysweep.corpora.files import Document, read
 from raysweep.corpora.progress import BuildProgress, CorpusProgress, Report
 from raysweep.corpora.source_files import opened, reading, resolve
 from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
-from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, train_bpe
+from raysweep.corpora.tokenizer import END_OF_TEXT, olmo, token_dtype, train_bpe
 from raysweep.errors import UserError
 from raysweep.files import put_in_place
 from raysweep.space.corpus import Sourced
@@ -88,7 +88,7 @@ def write(corpus: Sourced, folder: Path, stream: bool, report: Report) -> dict[s
     _check_domains(corpus, parts, report)
     _tokenizer(corpus, parts, folder, stream)
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
-    dtype = np.dtype("<u2" if corpus.vocabulary <= 2**16 else "<u4").str
+    dtype = token_dtype(corpus.vocabulary).str
     settings = Settings(text, dtype, corpus.fraction, EVERYTHING, stream)
     if corpus.decontaminate is None:
         pretraining = [part for part in parts if part.role == "pretraining"]

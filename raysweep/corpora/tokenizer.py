@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -17,6 +19,11 @@ _UNBROKEN = re.compile(r"\S{1000,}")
 
 # In characters: a tokenizer takes a hundred bytes and more for each token of what it is given at once.
 LONGEST_PIECE = 1 << 20
+
+
+def token_dtype(vocabulary: int) -> np.dtype[Any]:
+    """What tokens of a vocabulary are stored as."""
+    return np.dtype("<u2" if vocabulary <= 2**16 else "<u4")
 
 
 def olmo() -> Tokenizer:
