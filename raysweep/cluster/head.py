@@ -116,9 +116,8 @@ def packed(file: str) -> str:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
-            archive.writestr(
-                zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED
-            )  # Without a date: equal files, equal bytes.
+            # Without a date: equal files are equal bytes.
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     if (size := len(buffer.getvalue())) > _LONGEST:
         raise UserError(
             f"{file} and what belongs to it have {size:,} bytes; at most {_LONGEST:,} can be sent to a cluster: shorten it, "

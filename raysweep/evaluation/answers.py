@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysweep.corpora.questions import COLUMNS, PREFIX, requests
+from raysweep.corpora.questions import COLUMNS, PREFIX, requests, sets
 from raysweep.errors import UserError
 from raysweep.evaluation.task import Metric
 from raysweep.evaluation.with_text import MUCH
+from raysweep.space.evaluations import Evaluation
+from raysweep.space.fields import Count
 
 # torch is imported where it is used: a search space reads the settings.
 if TYPE_CHECKING:
@@ -25,6 +27,27 @@ if TYPE_CHECKING:
     from raysweep.evaluation.task import Subject
 
 Rows = NDArray[np.int64]
+
+
+class Asking(Evaluation):
+    """A task that asks questions."""
+
+    questions: Count | None = None
+    """Questions of each set, from all over it; all by default."""
+
+    def sets(self, text: TokenizedCorpus) -> list[str]:
+        """The sets of questions that are asked, in their order."""
+        return sets(text)
+
+    def check_text(self, text: TokenizedCorpus, sequence_length: int) -> None:
+        check(self.label, text, self.sets(text), sequence_length)
+
+    def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
+        return shortfalls(self.label, text, self.sets(text), sequence_length, self.questions)
+
+    def _number(self) -> str:
+        """How many questions, for people."""
+        return "all" if self.questions is None else f"{self.questions:,}"
 
 
 def column(rows: Rows, name: str) -> Rows:

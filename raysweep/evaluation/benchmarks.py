@@ -13,8 +13,7 @@ from raysweep.errors import allowed
 from raysweep.evaluation import answers
 from raysweep.evaluation.task import Metric
 from raysweep.space.benchmarks import BENCHMARKS
-from raysweep.space.evaluations import Evaluation
-from raysweep.space.fields import Count, unique
+from raysweep.space.fields import unique
 from raysweep.space.text import Text
 
 # torch is imported where it is used: a search space reads the settings.
@@ -32,14 +31,12 @@ def _known(name: str) -> str:
     return name
 
 
-class Settings(Evaluation):
+class Settings(answers.Asking):
     task: Literal["benchmarks"] = "benchmarks"
     of: Annotated[tuple[Annotated[str, AfterValidator(_known)], ...], Field(min_length=1), AfterValidator(unique)] = (
         tuple(BENCHMARKS)
     )
     """Which of `raysweep.space.benchmarks.BENCHMARKS`; all by default."""
-    questions: Count | None = None
-    """Questions of each, from all over it; all by default."""
 
     @property
     def text(self) -> Text:
@@ -50,14 +47,10 @@ class Settings(Evaluation):
         return (*self.of, self.task)
 
     def protocol(self, cells: Sequence[Cell]) -> str:
-        number = "all" if self.questions is None else f"{self.questions:,}"
-        return f"{', '.join(self.of)}, {number} questions of each, zero-shot"
+        return f"{', '.join(self.of)}, {self._number()} questions of each, zero-shot"
 
-    def check_text(self, text: TokenizedCorpus, sequence_length: int) -> None:
-        answers.check(self.label, text, list(self.of), sequence_length)
-
-    def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        return answers.shortfalls(self.label, text, list(self.of), sequence_length, self.questions)
+    def sets(self, text: TokenizedCorpus) -> list[str]:
+        return list(self.of)
 
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import AfterValidator, Field
+from typing import TYPE_CHECKING, Literal
 
 from raysweep.errors import UserError
 from raysweep.evaluation.by_domain import Averaging, averaged, losses, present
 from raysweep.evaluation.task import Metric
-from raysweep.evaluation.with_text import WithText, known, without_weights
-from raysweep.space.corpus import Sources
+from raysweep.evaluation.with_text import Unweighted, WithText, known
 from raysweep.space.fields import Count
 from raysweep.space.text import Text
 
@@ -28,7 +25,7 @@ PREFIX = "evaluation/"
 class Settings(WithText, Averaging):
     reserved = ("train", "validation", "in_distribution", "out_of_distribution")
     task: Literal["loss"] = "loss"
-    on: Annotated[Sources, Field(min_length=1), AfterValidator(without_weights)]
+    on: Unweighted
     """Sources, as a corpus has them. `domain` of a source says which field has the domain; by default it is one domain."""
     sequences: Count = 512
     """Sequences of each domain, at the cell's length (`Sequences.sample`); all where there are fewer."""
@@ -36,10 +33,6 @@ class Settings(WithText, Averaging):
     @property
     def text(self) -> Text:
         return Text(name=self.label, role="evaluation", on=self.on)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return (self.name,)
 
     def protocol(self, cells: Sequence[Cell]) -> str:
         excluded = f", without {', '.join(self.exclude)}" if self.exclude else ""

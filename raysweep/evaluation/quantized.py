@@ -51,9 +51,7 @@ class Settings(Averaging):
     def check_cells(self, cells: Iterable[Cell]) -> None:
         tied = next((cell for cell in cells if cell.weight_tying), None)
         if tied is not None and self.layers != "blocks":
-            raise ValueError(
-                f"layers {self.layers}: W of {tied.id} is its embedding too, which is not quantized: use blocks"
-            )
+            raise ValueError(f"layers {self.layers}: W of {tied.id} is its embedding too: only blocks can be quantized")
 
     @property
     def shards(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from raysweep.space.corpus import Source, Sources
 from raysweep.space.evaluations import Evaluation
@@ -17,6 +17,17 @@ MUCH = 0.05
 _WORDS = ("loss", "accuracy", "bits_per_byte", "overlap")
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+def _without_weights(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """The sources; refuses weights, which are for training."""
+    if any(source.weight is not None for source in sources):
+        raise ValueError("weights are for what is trained on: remove them")
+    return sources
+
+
+Unweighted = Annotated[Sources, Field(min_length=1), AfterValidator(_without_weights)]
+"""Sources of what is evaluated."""
 
 
 class Named(Evaluation):
@@ -40,6 +51,10 @@ class Named(Evaluation):
     @property
     def label(self) -> str:
         return f"{self.task}_{self.name}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.name,)
 
 
 class WithText(Named):
@@ -66,10 +81,3 @@ def known(label: str, shares: dict[str, float]) -> list[str]:
     return [
         f"{label}: training text has much of its tokens, in runs of 13 ({listed}{', ...' if len(much) > 5 else ''})"
     ]
-
-
-def without_weights(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """The sources; refuses weights, which are for training."""
-    if any(source.weight is not None for source in sources):
-        raise ValueError("weights are for what is trained on: remove them")
-    return sources

@@ -92,8 +92,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     for evaluation, found in measured:
         if evaluation.code_version and not found and _of_other_code(evaluation.label, store):
             log.warning(
-                "%s: the store has numbers of other code than %s, version %s, and none of this: `raysweep evaluate` "
-                "computes them", evaluation.label, evaluation.task, evaluation.code_version,
+                "%s: the store's numbers are of other code than version %s: `raysweep evaluate` computes them with it",
+                evaluation.label, evaluation.code_version,
             )  # fmt: skip
     rows: list[dict[str, Any]] = []
     metadata: dict[str, dict[str, str]] = {

@@ -28,6 +28,7 @@ def prepare_texts(
     """
     built: dict[str, list[TokenizedCorpus]] = {}
     fingerprints = {}
+    on_record = corpora_record.fingerprints(store)
     for corpus, opened in corpora.items():
         for evaluation in evaluations:
             lacking = [s for s in left if s.cell.corpus == corpus and s.evaluations.get(evaluation.label) != "done"]
@@ -47,7 +48,7 @@ def prepare_texts(
                 for said in evaluation.text_shortfalls(read, length):
                     log.warning("%s", said)
             built.setdefault(text.name, []).append(read)
-            recorded = corpora_record.fingerprints(store).get(text.key(corpus), read.fingerprint)
+            recorded = on_record.get(text.key(corpus), read.fingerprint)
             if recorded != read.fingerprint:
                 raise UserError(
                     f"{evaluation.label}: its text was {recorded} when the store {store.location} was begun, and is "
