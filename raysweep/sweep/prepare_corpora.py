@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.progress import Report
@@ -106,14 +106,19 @@ def required_shards(evaluations: Iterable[Evaluation]) -> list[str]:
 
 def opened_corpus(corpus: Corpus, store: Store, report: Report) -> TokenizedCorpus:
     """The corpus, built if need be; where its text is gone, as it was built for this store."""
+    return built_or_recorded(lambda: open_corpus(corpus, report=report), corpus.name, corpus.key, store)
+
+
+def built_or_recorded(build: Callable[[], TokenizedCorpus], name: str, key: str, store: Store) -> TokenizedCorpus:
+    """What `build` opens; where it cannot, the copy of the fingerprint that the store has on record under the key."""
     try:
-        return open_corpus(corpus, report=report)
+        return build()
     except UserError as error:
-        recorded = corpora_record.fingerprints(store).get(corpus.key)
+        recorded = corpora_record.fingerprints(store).get(key)
         if recorded is None:
             raise
         try:
-            opened = obtain(corpus.name, recorded, store)
+            opened = obtain(name, recorded, store)
         except UserError:
             raise error from None
         log.warning("%s: using the copy built earlier, %s, instead", error, recorded)

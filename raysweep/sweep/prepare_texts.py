@@ -13,6 +13,7 @@ from raysweep.space.corpus import Corpus
 from raysweep.space.evaluations import Evaluation
 from raysweep.space.text import Text
 from raysweep.store import Store, corpora_record
+from raysweep.sweep.prepare_corpora import built_or_recorded
 from raysweep.sweep.survey import CellState
 
 log = logging.getLogger("raysweep")
@@ -61,18 +62,14 @@ def prepare_texts(
 
 def _opened(text: Text, corpus: Corpus, opened: TokenizedCorpus, store: Store, report: Report) -> TokenizedCorpus:
     """The text, built if need be; where its documents are gone, as it was built for this store."""
-    try:
-        return open_text(text, opened, report)
-    except UserError as error:
-        recorded = corpora_record.fingerprints(store).get(text.key(corpus))
-        if recorded is None:
-            raise UserError(f"{text.name}: {str(error).removeprefix(f'{text.name}: ')}") from None
+
+    def build() -> TokenizedCorpus:
         try:
-            read = obtain(text.name, recorded, store)
-        except UserError:
-            raise error from None
-        log.warning("%s: using the copy built earlier, %s, instead", error, recorded)
-        return read
+            return open_text(text, opened, report)
+        except UserError as error:
+            raise UserError(f"{text.name}: {str(error).removeprefix(f'{text.name}: ')}") from None
+
+    return built_or_recorded(build, text.name, text.key(corpus), store)
 
 
 def prepared_text(evaluation: Evaluation, corpus: Corpus, store: Store) -> TokenizedCorpus | None:
