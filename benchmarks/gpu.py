@@ -33,7 +33,7 @@ from scipy.optimize import nnls
 
 from benchmarks.harness import Result, arguments, in_turn, machine, ratios, show
 from benchmarks.training_step import Text, llama_network, olmo_network
-from raysweep.model.language_model import precision, use_deterministic_operations
+from raysweep.model.language_model import autocast, use_deterministic_operations
 from raysweep.model.loss import unembedding_cross_entropy
 from raysweep.space.cell import Cell
 from raysweep.space.size import SIZES
@@ -116,7 +116,7 @@ def theirs(
     def turn() -> None:
         for batch in batches:
             for part in batch.to(setting.device).split(PART):
-                with precision(setting.device):
+                with autocast(setting.device):
                     value = loss(part) * (len(part) / len(batch))
                 value.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -214,7 +214,7 @@ def of_losses(setting: Setting, rounds: int) -> list[Result]:
 
     def both_ways(piece: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def work() -> None:
-            with precision(setting.device):
+            with autocast(setting.device):
                 value = piece()
             value.backward()
 

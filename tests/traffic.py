@@ -29,10 +29,10 @@ class Traffic(TorchDispatchMode):
 def as_on_a_gpu(traffic: Traffic, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the loss go a GPU's way on a CPU; what is compiled there counts as two reads and a write of the logits."""
 
-    def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def one_kernel(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         assert logits.dtype == torch.bfloat16
         traffic.bytes += 3 * logits.numel() * logits.element_size()
-        return logits, torch.empty(len(logits)), torch.empty(len(logits))
+        return logits, *torch.empty(3, len(logits))
 
     monkeypatch.setattr(loss, "_compiled", lambda: one_kernel)
     monkeypatch.setattr(loss, "_on_gpu", lambda tensor: True)

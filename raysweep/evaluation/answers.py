@@ -78,13 +78,12 @@ def log_likelihoods(subject: Subject, text: TokenizedCorpus, name: str, rows: Ro
     """(requests,) the log of the probability of each answer after its context, in nats."""
     import torch
 
-    from raysweep.model.language_model import precision
     from raysweep.model.loss import token_losses
 
     model, length = subject.language_model, subject.cell.sequence_length
     tokens = np.asarray(text.tokens(f"{PREFIX}{name}"))
     found = np.zeros(len(rows))
-    with torch.no_grad(), precision(subject.device):
+    with torch.no_grad(), subject.language_model.autocast():
         for batch in _batches(rows, length, subject.micro_batch_size * length):
             windows = [_window(rows[request], tokens, length) for request in batch]
             # Attention looks back only: what is put after the end changes nothing.

@@ -1,10 +1,10 @@
 """finetune_python and finetune_math: train on from the final weights, and see what is learnt and what is forgotten.
 
-From the final weights with a fresh AdamW, at one peak rate and one weight decay for all cells of a size (a tenth of the
-rule's rate for that size, and 0.1), with 10% linear warm-up, cosine to zero, and 32 sequences a step. At a tenth of each
-cell's own rate, as it first was, what is forgotten is mostly that rate. Then the loss on the subject's held-out part,
-before and after, and again the in-distribution loss: its rise is the forgetting. A fine-tuning that is killed resumes from
-its own checkpoint.
+From the final weights with a fresh AdamW (whatever trained them), at one peak rate and one weight decay for all cells of
+a size (a tenth of the rule's rate for that size, and 0.1), with 10% linear warm-up, cosine to zero, and 32 sequences a
+step. At a tenth of each cell's own rate, as it first was, what is forgotten is mostly that rate. Then the loss on the
+subject's held-out part, before and after, and again the in-distribution loss: its rise is the forgetting. A fine-tuning
+that is killed resumes from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FineTuning(Evaluation):
     """Peak learning rate, as a fraction of the rate that `relative_to` says."""
     relative_to: Literal["size", "cell"] = "size"
     """`size`: the rule's rate for the cell's size (`raysweep.space.size.peak_learning_rate`). `cell`: the cell's own peak
-    rate, with its own weight decay, as results of before this could be chosen have it."""
+    rate, with its own optimizer and weight decay, as results of before this could be chosen have it."""
     weight_decay: Number = 0.1
     """AdamW's, on every parameter."""
     sequences: Count = 512
@@ -137,6 +137,8 @@ def finetuning(cell: Cell, settings: FineTuning) -> Cell:
         "schedule": "cosine",
         "decay_fraction": None,
         "warmup_fraction": 0.1,
+        **({} if settings.relative_to == "cell" else {"optimizer": "adamw", "weight_decay_on": "all"}),
+        "z_loss": 0.0,
         # What held the rank of the base model where it is.
         "effective_rank_target": None,
         "effective_rank_penalty": 0.0,
@@ -165,7 +167,7 @@ def measured(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shar
     run = _train(subject, settings, text, f"{shards}/train")
     subject.language_model.olmo.load_state_dict(run.model.olmo.state_dict())
     after, forgotten = loss(), in_distribution.loss(subject, settings.sequences)
-    geometry = measure(subject.language_model.unembedding)
+    geometry = measure(subject.language_model.measured_unembedding)
     unit = "nats per token"
     return [
         Metric(f"finetune_{name}_loss_before", before, unit),

@@ -49,9 +49,10 @@ class Settings(Averaging):
     """What is quantized: the blocks' linear layers, or W after them as well."""
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
-        tied = next((cell for cell in cells if cell.weight_tying), None)
-        if tied is not None and self.layers != "blocks":
-            raise ValueError(f"layers {self.layers}: W of {tied.id} is its embedding too: only blocks can be quantized")
+        for cell in cells if self.layers != "blocks" else ():
+            if cell.weight_tying or cell.head_bottleneck:
+                what = "its embedding too" if cell.weight_tying else "a product of two matrices"
+                raise ValueError(f"layers {self.layers}: W of {cell.id} is {what}: only blocks can be quantized")
 
     @property
     def shards(self) -> tuple[str, ...]:
@@ -157,8 +158,6 @@ def _calibrated_layers(
     import numpy as np
     import torch
 
-    from raysweep.model.language_model import precision
-
     olmo = subject.language_model.olmo
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
     indices = shard.sample(sequences)
@@ -172,13 +171,13 @@ def _calibrated_layers(
             for name in LAYERS:
                 layer = getattr(block, name)
                 # Not around the yield: the solver's sums are float32.
-                with precision(subject.device):
+                with subject.language_model.autocast():
                     inputs = [_input(layer, block, state) for state in states]
                 yield layer, inputs
-            with precision(subject.device):
+            with subject.language_model.autocast():
                 states = [block(state)[0] for state in states]
         if unembedding:
-            with precision(subject.device):
+            with subject.language_model.autocast():
                 inputs = [olmo.transformer.ln_f(state) for state in states]  # type: ignore[union-attr, operator]
             yield _unembedding(subject), inputs
 

@@ -34,12 +34,10 @@ def last_states(subject: Subject, sequences: int) -> torch.Tensor:
     import numpy as np
     import torch
 
-    from raysweep.model.language_model import precision
-
     shard = subject.corpus.sequences(SHARD, subject.cell.sequence_length)
     indices = shard.sample(sequences)
     states = []
-    with torch.no_grad(), precision(subject.device):
+    with torch.no_grad(), subject.language_model.autocast():
         for part in np.array_split(indices, -(-len(indices) // subject.micro_batch_size)):
             tokens = torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device)
             states.append(subject.language_model.hidden(tokens)[:, -1].float())

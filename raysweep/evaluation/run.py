@@ -8,8 +8,7 @@ import torch
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.evaluation.task import Metric, Subject
-from raysweep.model import olmo
-from raysweep.model.language_model import LanguageModel, computed_by
+from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import Evaluation
 from raysweep.store import Store
@@ -21,12 +20,11 @@ def run(
     device: torch.device, gpu_share: float = 1.0, text: TokenizedCorpus | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `schemas.EVALUATIONS`, and what computed them."""
-    model = olmo.build(cell.shape, cell.sequence_length, cell.seed, device)
-    model.load_state_dict(weights)
+    model = LanguageModel.of(cell, device, weights)
     settings = evaluation.identity
     directory = store.evaluation_directory(cell.id, evaluation.label, settings)
-    subject = Subject(cell, LanguageModel(model), corpus, store, directory, gpu_share, text)
-    by = computed_by(model, device)
+    subject = Subject(cell, model, corpus, store, directory, gpu_share, text)
+    by = model.computed_by()
     metrics: list[Metric] = evaluation.evaluate(subject)
     rows = [
         {

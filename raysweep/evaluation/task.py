@@ -53,7 +53,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        return self.language_model.unembedding.device
+        return self.language_model.device
 
 
 def example_subject(text: TokenizedCorpus | None = None) -> Subject:
@@ -68,7 +68,6 @@ def example_subject(text: TokenizedCorpus | None = None) -> Subject:
     torch.Size([512, 8])
     """
     from raysweep.corpora.build import open_corpus
-    from raysweep.model import olmo
     from raysweep.model.language_model import LanguageModel
     from raysweep.space.cell import Cell
     from raysweep.store import Store
@@ -77,5 +76,4 @@ def example_subject(text: TokenizedCorpus | None = None) -> Subject:
     cell = Cell.model_validate(
         {"size": {"width": 8}, "corpus": corpus, "tokens": 4096, "batch_size": 4, "sequence_length": 32}
     )
-    model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed))
-    return Subject(cell, model, open_corpus(cell.corpus), Store("unused"), "unused", text=text)
+    return Subject(cell, LanguageModel.of(cell), open_corpus(cell.corpus), Store("unused"), "unused", text=text)

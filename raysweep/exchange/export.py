@@ -18,7 +18,6 @@ from raysweep.evaluation.task import Subject
 from raysweep.exchange.llama import to_llama
 from raysweep.exchange.model_card import model_card
 from raysweep.files import local_path
-from raysweep.model import olmo
 from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
 from raysweep.space.space import Space, find_cell
@@ -113,10 +112,9 @@ def _weights(
     if bits is None:
         return trained.model, trained.state.step
     evaluation = _evaluation(space, "quantized", form)
-    model = olmo.build(cell.shape, cell.sequence_length, cell.seed)
-    model.load_state_dict(trained.model)
-    quantized.gptq(Subject(cell, LanguageModel(model), corpus, store, ""), int(bits[1]), evaluation)
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}, trained.state.step
+    model = LanguageModel.of(cell, weights=trained.model)
+    quantized.gptq(Subject(cell, model, corpus, store, ""), int(bits[1]), evaluation)
+    return {name: tensor.detach() for name, tensor in model.olmo.state_dict().items()}, trained.state.step
 
 
 def _evaluation(space: Space, task: str, form: str) -> Any:

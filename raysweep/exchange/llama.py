@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from raysweep.model.matrices import BOTTLENECK, EMBEDDING, UNEMBEDDING
 from raysweep.space.cell import Cell
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ def to_llama(cell: Cell, weights: dict[str, torch.Tensor], end_of_text: int) -> 
         eos_token_id=end_of_text,
         pad_token_id=None,
     )
+    head = weights[EMBEDDING if shape.tied else UNEMBEDDING]
     renamed = {
-        "model.embed_tokens.weight": weights["transformer.wte.weight"],
+        "model.embed_tokens.weight": weights[EMBEDDING],
         "model.norm.weight": weights["transformer.ln_f.weight"],
-        "lm_head.weight": weights[f"transformer.{'wte' if shape.tied else 'ff_out'}.weight"],
+        "lm_head.weight": head if shape.bottleneck is None else head @ weights[BOTTLENECK],
     }
     for i in range(shape.depth):
         ours, theirs = f"transformer.blocks.{i}", f"model.layers.{i}"

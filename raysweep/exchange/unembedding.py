@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from raysweep.errors import UserError, first_line
 from raysweep.files import is_lfs_pointer
+from raysweep.model.matrices import BOTTLENECK
 
 log = logging.getLogger("raysweep")
 
@@ -183,6 +184,8 @@ def _without_configuration(files: list[Path], given: str, tied: bool = True) -> 
             raise UserError(f"{given}: {name} is in {holders[0].name} and in {holders[1].name}: give one of the files")
         if holders:
             weight = _read(holders[0], name)
+            if BOTTLENECK in names[holders[0]]:
+                return weight.double() @ _read(holders[0], BOTTLENECK).double()
             _check(weight, name, dict.fromkeys(names[holders[0]], holders[0]), None, given, "")
             if name in EMBEDDINGS:
                 log.warning(

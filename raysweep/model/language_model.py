@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from raysweep.errors import UserError
-from raysweep.model import kernels
+from raysweep.model import kernels, matrices, olmo
 from raysweep.model.loss import unembedding_cross_entropy
+from raysweep.space.cell import Cell
 from raysweep.store.sessions import processor
 
 
 class LanguageModel(nn.Module):
     """An OLMo with its loss, as one module: what DDP wraps, so that the gradient of W is averaged too."""
 
-    def __init__(self, olmo: nn.Module) -> None:
+    def __init__(self, olmo: nn.Module, precision: str | None = None, z_loss: float = 0.0) -> None:
+        """`precision` and `z_loss` are those of a cell."""
         super().__init__()
         self.olmo = olmo
+        self._precision, self._z_loss = precision, z_loss
+
+    @classmethod
+    def of(
+        cls, cell: Cell, device: str | torch.device = "cpu", weights: Mapping[str, torch.Tensor] | None = None
+    ) -> Self:
+        """A cell's model, with its first weights or those given under OLMo's names."""
+        model = cls(olmo.build(cell.shape, cell.sequence_length, cell.seed, device), cell.precision, cell.z_loss)
+        if weights is not None:
+            model.olmo.load_state_dict(weights)
+        return model
 
     def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
         """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
@@ -50,12 +64,64 @@ class LanguageModel(nn.Module):
 
     @property
     def unembedding(self) -> torch.Tensor:
-        """W, (V, d)."""
+        """W, (V, d), float32; with a bottleneck the product of its two factors, computed anew."""
+        return self.measured_unembedding.to(self._last_factor.dtype)
+
+    @property
+    def measured_unembedding(self) -> torch.Tensor:
+        """W, of which a product is in float64: float32 would round the zeros of its spectrum."""
+        bottleneck = self._bottleneck
+        if bottleneck is None:
+            return self._last_factor
+        return self._last_factor.double() @ bottleneck.double()
+
+    @property
+    def _last_factor(self) -> torch.Tensor:
         return self.olmo.transformer.ff_out.weight  # type: ignore[union-attr, return-value]
 
-    def forward(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Mean next-token loss in nats of sequences (batch, length + 1)."""
-        return unembedding_cross_entropy(self.hidden(sequences[:, :-1]), self.unembedding, sequences[:, 1:])
+    @property
+    def _bottleneck(self) -> torch.Tensor | None:
+        return getattr(self.olmo.transformer.ff_out, "bottleneck", None)  # type: ignore[union-attr]
+
+    def matrices(self) -> dict[str, torch.Tensor]:
+        """The parameters by OLMo's names, with W whole where it is a product."""
+        parameters: dict[str, torch.Tensor] = dict(self.olmo.named_parameters())
+        if self._bottleneck is not None:
+            del parameters[matrices.BOTTLENECK]
+            parameters[matrices.UNEMBEDDING] = self.measured_unembedding.detach()
+        return parameters
+
+    @property
+    def device(self) -> torch.device:
+        return self.olmo.transformer.wte.weight.device  # type: ignore[union-attr, return-value]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Inside it the model is computed in its precision, gradients beside it."""
+        return autocast(self.device, self._precision)
+
+    def computed_by(self) -> dict[str, str]:
+        """What computes its numbers here, under the columns of the store's timings."""
+        with self.autocast():
+            kernels = _by_kernels(self.olmo, self.olmo.transformer.wte.weight)  # type: ignore[union-attr, arg-type]
+        return {
+            "device": self.device.type,
+            "device_name": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else processor(),
+            "precision": "bfloat16 autocast" if _halved(self.device, self._precision) else "float32",
+            "kernels": "raysweep" if kernels else "ai2-olmo",
+            "compiled": "yes" if _compiled(self.olmo) else "no",
+        }
+
+    def forward(self, sequences: torch.Tensor, unembedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean next-token loss in nats of sequences (batch, length + 1), by another W where one is given.
+
+        Its gradient includes that of the z-loss.
+        """
+        hidden = self.hidden(sequences[:, :-1])
+        if unembedding is None:
+            if (bottleneck := self._bottleneck) is not None:
+                hidden = hidden @ bottleneck.T
+            unembedding = self._last_factor
+        return unembedding_cross_entropy(hidden, unembedding, sequences[:, 1:], self._z_loss)
 
 
 def gpu(share: float, asked_by: str) -> torch.device:
@@ -85,17 +151,6 @@ def use_deterministic_operations() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def computed_by(olmo: Any, device: torch.device) -> dict[str, str]:
-    """What computes the numbers of a model on a device, under the columns of the store's timings."""
-    return {
-        "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "precision": "bfloat16 autocast" if device.type == "cuda" else "float32",
-        "kernels": "raysweep" if _by_kernels(olmo, olmo.transformer.wte.weight) else "ai2-olmo",
-        "compiled": "yes" if _compiled(olmo) else "no",
-    }
-
-
 def _compiled(olmo: Any) -> bool:
     return olmo._compiled_call_impl is not None
 
@@ -105,6 +160,10 @@ def _by_kernels(olmo: Any, inputs: torch.Tensor) -> bool:
     return not _compiled(olmo) and kernels.supports(olmo, inputs)
 
 
-def precision(device: torch.device) -> AbstractContextManager[Any]:
-    """float32 on CPUs, bfloat16 autocast on GPUs."""
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else nullcontext()
+def autocast(device: torch.device, precision: str | None = None) -> AbstractContextManager[Any]:
+    """Matrix products in the `precision` of a cell: `float32` or `bfloat16`, which by default is the one of GPUs."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if _halved(device, precision) else nullcontext()
+
+
+def _halved(device: torch.device, precision: str | None) -> bool:
+    return precision == "bfloat16" or (precision is None and device.type == "cuda")

@@ -29,14 +29,19 @@ CHUNK = {"cpu": 128, "cuda": 8192}
 TILE = 2048
 
 
-def unembedding_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def unembedding_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0
+) -> torch.Tensor:
     """Mean cross-entropy, in nats per token, of `softmax(hidden @ weight.T)`; differentiable once.
 
     `hidden` (..., d), `weight` (V, d), `targets` (...) of integers in [0, V). Equal to `F.cross_entropy` and its
     gradients to rounding. Under autocast the matmuls run in its precision and everything else in float32. Returns a
     float32 scalar (float64 for float64 inputs).
+
+    With `z_loss` the gradient is that of the mean of cross-entropy + z_loss (log z)^2 (PaLM, arXiv 2204.02311, section 5);
+    what is returned is still the cross-entropy.
     """
-    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten())  # type: ignore[no-any-return]
+    return _CrossEntropy.apply(hidden.flatten(0, -2), weight, targets.flatten(), z_loss)  # type: ignore[no-any-return]
 
 
 def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -46,15 +51,17 @@ def token_losses(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tens
         weight = weight.to(_matmul_dtype(flat))
         if _tiled(flat):
             scratch = _Scratch(flat, weight)
-            losses = [scratch.fill(flat[rows], labels[rows], None)[1] for rows in _chunks(flat)]
+            losses = [scratch.fill(flat[rows], labels[rows], None)[2] for rows in _chunks(flat)]
         else:
-            losses = [_exponentials(_logits(flat[rows], weight), labels[rows])[2] for rows in _chunks(flat)]
+            losses = [_exponentials(_logits(flat[rows], weight), labels[rows])[3] for rows in _chunks(flat)]
     return torch.cat(losses).view(targets.shape)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_loss: float
+    ) -> torch.Tensor:
         n = len(hidden)
         wants_gradients = any(ctx.needs_input_grad)
         factor = weight.to(_matmul_dtype(hidden))
@@ -67,17 +74,18 @@ class _CrossEntropy(torch.autograd.Function):
         for rows in _chunks(hidden):
             if scratch is not None:
                 product = None if grad_hidden is None else grad_hidden[rows]
-                norm, losses = scratch.fill(hidden[rows], targets[rows], product)
+                norm, log_z, losses = scratch.fill(hidden[rows], targets[rows], product)
                 total += losses.sum()
+                norm = _with_z_loss(norm, log_z, z_loss)
                 if grad_weight is not None and product is not None:
                     product /= norm[:, None]
                     scratch.add_outer(grad_weight, hidden[rows] / norm[:, None])
                 continue
-            exponentials, norm, losses = _exponentials(_logits(hidden[rows], factor), targets[rows])
+            exponentials, norm, log_z, losses = _exponentials(_logits(hidden[rows], factor), targets[rows])
             total += losses.sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            scale = 1 / norm[:, None]
+            scale = 1 / _with_z_loss(norm, log_z, z_loss)[:, None]
             scaled = (hidden[rows] * scale).to(factor.dtype)
             if _sums_in_float32(factor):
                 grad_hidden[rows] = torch.mm(exponentials, factor, out_dtype=torch.float32) * scale
@@ -103,11 +111,11 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         scale = grad_output / ctx.tokens
         hidden, weight = ctx.saved_tensors
-        wants_hidden, wants_weight, _ = ctx.needs_input_grad
-        return hidden * scale if wants_hidden else None, weight * scale if wants_weight else None, None
+        wants_hidden, wants_weight, *_ = ctx.needs_input_grad
+        return hidden * scale if wants_hidden else None, weight * scale if wants_weight else None, None, None
 
 
 class _Scratch:
@@ -123,8 +131,8 @@ class _Scratch:
 
     def fill(
         self, hidden: torch.Tensor, targets: torch.Tensor, product: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row sums of E and the losses of one chunk; E^T stays in `tiles`, and E W goes to `product` if given.
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Row sums of E, log z and the losses of one chunk; E^T stays in `tiles`, and E W goes to `product` if given.
 
         A language model's logits are far from overflow. So their maximum, which costs another pass, is computed only
         if the sums require it; E is then correct up to a factor per row.
@@ -140,10 +148,12 @@ class _Scratch:
         target_logits = (hidden * self.weight[targets]).sum(dim=1)
         norm = self._exponentials(hidden, None, product)
         if bool(((norm > 1e-30) & (norm < 1e30)).all()):
-            return norm, norm.log() - target_logits
+            log_z = norm.log()
+            return norm, log_z, log_z - target_logits
         largest = torch.stack([(hidden @ rows.T).amax(dim=1) for _, rows in self.tiles]).amax(dim=0)
         norm = self._exponentials(hidden, largest, product)
-        return norm, norm.log() + largest - target_logits
+        log_z = norm.log() + largest
+        return norm, log_z, log_z - target_logits
 
     def _exponentials(
         self, hidden: torch.Tensor, shift: torch.Tensor | None, product: torch.Tensor | None
@@ -162,6 +172,11 @@ class _Scratch:
         """grad_weight += E^T scaled."""
         for start, (tile, _) in zip(range(0, len(self.weight), TILE), self.tiles, strict=True):
             grad_weight[start : start + TILE].addmm_(tile, scaled)
+
+
+def _with_z_loss(norm: torch.Tensor, log_z: torch.Tensor, z_loss: float) -> torch.Tensor:
+    """What E is to be divided by: the gradient of z_loss (log z)^2 is that of log z times 2 z_loss log z."""
+    return norm / (1 + 2 * z_loss * log_z) if z_loss else norm
 
 
 def _tiled(hidden: torch.Tensor) -> bool:
@@ -187,8 +202,8 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return hidden.to(weight.dtype) @ weight.T
 
 
-def _exponentials(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of one chunk: E up to a factor per row, in the precision of the logits, its row sums, and the losses."""
+def _exponentials(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of one chunk: E up to a factor per row, in the precision of the logits, its row sums, log z, and the losses."""
     return (_compiled() if _on_gpu(logits) else normalised)(logits, targets)
 
 
@@ -197,12 +212,12 @@ def _on_gpu(tensor: torch.Tensor) -> bool:
 
 
 @lru_cache(1)
-def _compiled() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _compiled() -> Callable[..., tuple[torch.Tensor, ...]]:
     return torch.compile(normalised)
 
 
-def normalised(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of logits (n, V) and targets (n,): exp(logits - maximum), (n, V) in their precision, its sums and the losses, (n,).
+def normalised(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of logits (n, V) and targets (n,): exp(logits - maximum), (n, V) in their precision; its sums, log z, losses, (n,).
 
     Written so that a compiler makes one pass for the maximum and one for the rest.
     """
@@ -211,4 +226,5 @@ def normalised(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tenso
     exponentials = (values - largest[:, None]).exp()
     norm = exponentials.sum(dim=1)
     chosen = values.gather(1, targets[:, None]).squeeze(1)
-    return exponentials.to(logits.dtype), norm, norm.log() + largest - chosen
+    log_z = norm.log() + largest
+    return exponentials.to(logits.dtype), norm, log_z, log_z - chosen

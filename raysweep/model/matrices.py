@@ -8,14 +8,18 @@ import torch
 
 from raysweep.space.size import Size
 
-_WHOLE = {"embedding": "transformer.wte.weight", "unembedding": "transformer.ff_out.weight"}
+EMBEDDING, UNEMBEDDING = "transformer.wte.weight", "transformer.ff_out.weight"
+BOTTLENECK = "transformer.ff_out.bottleneck"
+"""With a `head_bottleneck` of rank r: the B, (r, d), of W = A B, whose A, (V, r), then has the name of W."""
+
+_WHOLE = {"embedding": EMBEDDING, "unembedding": UNEMBEDDING}
 
 
 def weight(name: str, parameters: Mapping[str, torch.Tensor], size: Size) -> torch.Tensor:
     """The weight matrix of that name, (rows, width), out of parameters (or their gradients) under OLMo's names."""
     if name in _WHOLE:
         # Of a tied model the embedding is both.
-        return parameters[_WHOLE[name] if _WHOLE[name] in parameters else _WHOLE["embedding"]]
+        return parameters[_WHOLE[name] if _WHOLE[name] in parameters else EMBEDDING]
     _, block, *part = name.split(".")
     prefix = f"transformer.blocks.{block}"
     if part[0] == "mlp":

@@ -28,11 +28,13 @@ class _ParallelBlock(OLMoSequentialBlock):
 
 
 class _Unembedding(nn.Module):
-    """W, of shape (V, d), kept under OLMo's own parameter name but not applied in the forward pass."""
+    """W, of shape (V, d), kept under OLMo's own parameter name but not applied in the forward pass; or its two factors."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, bottleneck: nn.Parameter | None = None) -> None:
         super().__init__()
         self.weight = weight
+        if bottleneck is not None:
+            self.bottleneck = bottleneck
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
@@ -100,6 +102,12 @@ def build(shape: Shape, sequence_length: int, seed: int, device: str | torch.dev
         config.weight_tying = False  # From here on W is applied where the loss is, as in all models.
         unembedding: nn.Module = _TiedUnembedding(model.transformer.wte)  # type: ignore[union-attr, arg-type]
     else:
-        unembedding = _Unembedding(model.transformer.ff_out.weight)  # type: ignore[union-attr, arg-type]
+        weight: nn.Parameter = model.transformer.ff_out.weight  # type: ignore[union-attr, assignment]
+        bottleneck = None
+        if shape.bottleneck is not None:
+            # Drawn last, so that all else begins as without it; logits begin as large as those of a whole W.
+            bottleneck = nn.Parameter(torch.randn(shape.bottleneck, shape.width) / shape.bottleneck**0.5)
+            weight = nn.Parameter(weight.detach()[:, : shape.bottleneck].clone())
+        unembedding = _Unembedding(weight, bottleneck)
     model.transformer["ff_out"] = unembedding  # type: ignore[operator]
     return model.to(device)

@@ -49,8 +49,15 @@ class Cell(Strict):
     """Share of the steps over which the rate of `wsd` falls."""
     warmup_fraction: Fraction = 0.1
     """Share of the steps over which the rate rises linearly from zero."""
+    optimizer: Annotated[Literal["adamw", "muon"], Column("adamw or muon", since=6)] = "adamw"
+    """`muon`: Muon on every matrix of the blocks and AdamW on the rest, at one rate (`raysweep.training.optimizer`)."""
     weight_decay: Number = 0.1
-    """AdamW's, on every parameter."""
+    """That of the optimizer, times the rate, at every step."""
+    weight_decay_on: Annotated[Literal["all", "matrices"], Column("all or matrices", since=6)] = "all"
+    """Which parameters decay: every one, or all but the weights of norms."""
+    z_loss: Annotated[Number, Column(since=6)] = 0.0
+    """Adds this multiple of the mean of (log z)^2 to what is minimised, z being the sum of a token's exponentiated logits
+    (PaLM, arXiv 2204.02311); losses are reported without it, gradient norms with it."""
     beta1: Annotated[Fraction, Field(lt=1)] = 0.9
     beta2: Annotated[Fraction, Field(lt=1)] = 0.95
     epsilon: Annotated[Positive, Field(ge=1e-30)] = 1e-8
@@ -65,6 +72,9 @@ class Cell(Strict):
     """Whether queries and keys pass through an RMSNorm of their own before attention (OLMo 2, arXiv 2501.00656)."""
     mlp_ratio: Annotated[Count, Field(le=64), Column("widths", since=5)] = MLP_RATIO
     """Outputs of an MLP's first layer, in widths; SwiGLU leaves half of them, which are the MLP's neurons."""
+    head_bottleneck: Annotated[Count | None, Column("rank", since=6)] = None
+    """The rank r of W = A B, with A (V, r) and B (r, d) trained in its place (the rank-constrained head of Godey et al.
+    2024, arXiv 2404.07647)."""
     effective_rank_target: Annotated[
         Annotated[Fraction, Field(gt=0)] | None, Column("fraction of the width", since=3)
     ] = None
@@ -75,6 +85,9 @@ class Cell(Strict):
     """W's singular values above this are lowered to it after every step."""
     reports: Annotated[Count, Field(le=10_000), Column("rows evenly over training", since=3)] = 20
     """Rows evenly over training, beside the first few at doubling steps."""
+    precision: Annotated[Literal["float32", "bfloat16"] | None, Column("of matrix products", since=6)] = None
+    """What matrix products are computed in, in training and in evaluations; weights, sums and geometry are in float32 or
+    more. By default float32 on a CPU and bfloat16 on a GPU: then an id has other numbers on the other kind of device."""
     validation_sequences: Annotated[Count, Column("sequences")] = 128
     """Sequences of the validation split on which each report measures the loss."""
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 6198
@@ -121,6 +134,21 @@ class Cell(Strict):
             raise ValueError("effective_rank_target and effective_rank_penalty (above 0) need each other")
         return self
 
+    @model_validator(mode="after")
+    def _bottleneck_of_a_free_matrix(self) -> Cell:
+        if self.head_bottleneck is None:
+            return self
+        if self.head_bottleneck >= self.size.width:
+            raise ValueError(
+                f"head_bottleneck {self.head_bottleneck} is a rank, which must be below the width {self.size.width}"
+            )
+        for name in ("weight_tying", "effective_rank_target", "spectral_norm_cap"):
+            if getattr(self, name) != Cell.model_fields[name].default:
+                raise ValueError(
+                    f"head_bottleneck and {name} do not go together: W is then the product of two matrices"
+                )
+        return self
+
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.sequence_length
@@ -151,7 +179,7 @@ class Cell(Strict):
         size = self.size
         return Shape(
             size.width, size.depth, size.heads, self.corpus.vocabulary, self.block, self.weight_tying, self.qk_norm,
-            self.mlp_ratio,
+            self.mlp_ratio, self.head_bottleneck,
         )  # fmt: skip
 
     @property
@@ -181,6 +209,11 @@ class Cell(Strict):
         further += "" if self.decay_fraction is None else f"{self.decay_fraction:g}"
         further += "-tied" * self.weight_tying + "-qknorm" * self.qk_norm
         further += "" if self.mlp_ratio == MLP_RATIO else f"-mlp{self.mlp_ratio}"
+        further += "" if self.head_bottleneck is None else f"-head{self.head_bottleneck}"
+        further += "" if self.optimizer == "adamw" else f"-{self.optimizer}"
+        further += "" if self.weight_decay_on == "all" else f"-wd_on_{self.weight_decay_on}"
+        further += "" if self.z_loss == 0 else f"-z{self.z_loss:g}"
+        further += "" if self.precision is None else f"-{self.precision}"
         further += "" if self.effective_rank_target is None else f"-rank{self.effective_rank_target:g}"
         further += "" if self.spectral_norm_cap is None else f"-cap{self.spectral_norm_cap:g}"
         return (

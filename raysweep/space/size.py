@@ -28,7 +28,8 @@ class Shape:
 
     `width` is the hidden size d, `depth` the number of blocks, `heads` the attention heads, `vocabulary` the number V of
     rows of the embedding and of the unembedding. A `block` is `sequential` or `parallel`, which has the same parameters.
-    `tied`, `qk_norm` and `mlp_ratio` are the `weight_tying`, `qk_norm` and `mlp_ratio` of a cell.
+    `tied`, `qk_norm`, `mlp_ratio` and `bottleneck` are the `weight_tying`, `qk_norm`, `mlp_ratio` and `head_bottleneck` of
+    a cell.
     """
 
     width: int
@@ -39,6 +40,7 @@ class Shape:
     tied: bool = False
     qk_norm: bool = False
     mlp_ratio: int = MLP_RATIO
+    bottleneck: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -47,11 +49,15 @@ class Shape:
         Equal to `OLMo.num_params(include_embedding=False)`. A block holds 4 d^2 in its attention and, at an `mlp_ratio` of
         4, 6 d^2 in its MLP (`ff_proj` maps d to 4d, SwiGLU halves that, `ff_out` maps 2d back); there are 2 depth + 1 norms
         of d weights, and two more in each block with `qk_norm`. A matrix that is embedding and unembedding counts as the
-        latter: so N is that of the computation, and tied models have the learning rates and FLOP of others.
+        latter: so N is that of the computation, and tied models have the learning rates and FLOP of others. Of W = A B both
+        factors count.
         """
         d = self.width
         norms = (2 + 2 * self.qk_norm) * self.depth + 1
-        return self.depth * (4 * d * d + 3 * self.mlp_ratio * d * d // 2) + self.vocabulary * d + norms * d
+        head = self.vocabulary * d
+        if self.bottleneck is not None:
+            head = self.bottleneck * (self.vocabulary + d)
+        return self.depth * (4 * d * d + 3 * self.mlp_ratio * d * d // 2) + head + norms * d
 
 
 class Size(Strict):

@@ -201,7 +201,6 @@ def measure_cell(
     import torch
 
     from raysweep.corpora.shared import obtain
-    from raysweep.model import olmo
     from raysweep.model.language_model import LanguageModel, gpu
     from raysweep.model.metrics import Matrix
     from raysweep.sweep.cell_tables import spectra_rows
@@ -224,7 +223,7 @@ def measure_cell(
     size = resources["micro_batch_size"] or fitting_micro_batch(cell, device, gpus or 1.0)
     end = _at_the_end(cell, store, device) if any(other == END for one in lacking for _, other in one.metrics) else None
     measures = Measures(cell, corpus, lacking, size, end)
-    language_model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
+    language_model = LanguageModel.of(cell, device)
     rows: list[dict[str, Any]] = []
     spectra: dict[str, torch.Tensor] = {}
     damaged = []
@@ -238,7 +237,7 @@ def measure_cell(
             damaged.append(step)
             continue
         language_model.olmo.load_state_dict(kept.model)
-        more, singular_values = measures.at(step, language_model, Matrix(language_model.unembedding))
+        more, singular_values = measures.at(step, language_model, Matrix(language_model.measured_unembedding))
         rows += more
         spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
@@ -247,7 +246,6 @@ def measure_cell(
 
 def _at_the_end(cell: Cell, store: Store, device: torch.device) -> LanguageModel:
     """The model that training ended with. Raises `UserError` where its weights are gone."""
-    from raysweep.model import olmo
     from raysweep.model.language_model import LanguageModel
     from raysweep.sweep.cell_tables import final_checkpoint
 
@@ -256,16 +254,16 @@ def _at_the_end(cell: Cell, store: Store, device: torch.device) -> LanguageModel
         raise UserError(
             f"its final weights are damaged or gone: `raysweep run` trains it again, or leave out against: {END}"
         )
-    model = LanguageModel(olmo.build(cell.shape, cell.sequence_length, cell.seed, device))
-    model.olmo.load_state_dict(final.model)
-    return model
+    return LanguageModel.of(cell, device, final.model)
 
 
 def _check_device(cell: Cell, device: str, store: Store) -> None:
+    if cell.precision is not None:
+        return
     timing = store.read_rows(store.timing_file(cell.id, TRAIN), TIMINGS)
     trained_on = timing[0]["device"] if timing else None
     if trained_on is not None and trained_on != device:
         raise UserError(
-            f"it was trained on {trained_on}, and would be measured on {device}, in another precision: set "
-            f"resources.train.gpus {'above 0' if trained_on == 'cuda' else 'to 0'}, or measure weights alone"
+            f"it was trained on {trained_on}, and would be measured on {device}, in another precision, since it sets "
+            f"none: set resources.train.gpus {'above 0' if trained_on == 'cuda' else 'to 0'}, or measure weights alone"
         )

@@ -1,7 +1,7 @@
 """A training checkpoint: a folder of a few files, each under a checksum, found again after any kill.
 
 model.safetensors       weights under OLMo's names
-optimizer.safetensors   AdamW's moments by parameter, and torch's random state
+optimizer.safetensors   the optimizer's moments by parameter, and torch's random state
 spectra.safetensors     the singular values so far, where any are kept
 state.json              position, rows so far, and the checksums of the others
 """

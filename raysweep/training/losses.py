@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from raysweep.corpora.sequences import Sequences
-from raysweep.model.language_model import LanguageModel, precision
+from raysweep.model.language_model import LanguageModel
 from raysweep.model.loss import token_losses
 from raysweep.space.cell import Cell
 
@@ -13,12 +13,13 @@ from raysweep.space.cell import Cell
 def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, micro_batch_size: int) -> float:
     """Mean next-token loss in nats over a sample of `count` sequences (all of them where there are fewer)."""
     indices = sequences.sample(count)
-    device = language_model.unembedding.device
+    device = language_model.device
     total = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad(), precision(device):
+    unembedding = language_model.unembedding
+    with torch.no_grad(), language_model.autocast():
         for start in range(0, len(indices), micro_batch_size):
             tokens = torch.from_numpy(sequences.read(indices[start : start + micro_batch_size])).to(device)
-            losses = token_losses(language_model.hidden(tokens[:, :-1]), language_model.unembedding, tokens[:, 1:])
+            losses = token_losses(language_model.hidden(tokens[:, :-1]), unembedding, tokens[:, 1:])
             total += losses.sum(dtype=torch.float64).cpu()
     return float(total / (len(indices) * sequences.length))
 

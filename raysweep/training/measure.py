@@ -17,7 +17,7 @@ from raysweep.corpora.sequences import Sequences
 from raysweep.corpora.token_counts import token_counts
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.model import matrices, metrics
-from raysweep.model.language_model import LanguageModel, precision
+from raysweep.model.language_model import LanguageModel
 from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
 from raysweep.space.measure import END, GRADIENTS, HIDDEN, UNEMBEDDING, Wanted, check_sequences
@@ -88,7 +88,7 @@ class Measures:
     @cached_property
     def _at_the_end(self) -> _Moment:
         assert self._end is not None
-        return _Moment(self, self.cell.steps, self._end, Matrix(self._end.unembedding))
+        return _Moment(self, self.cell.steps, self._end, Matrix(self._end.measured_unembedding))
 
     def _value(self, name: str, matrix: Matrix, moment: _Moment, one: Wanted, other: str) -> tuple[float, str]:
         """A metric's value, and the reason where there is none."""
@@ -151,7 +151,7 @@ class _Moment:
 
     @cached_property
     def _parameters(self) -> Mapping[str, torch.Tensor]:
-        return dict(self._language_model.olmo.named_parameters())
+        return self._language_model.matrices()
 
     def _states(self, sequences: int, positions: str) -> dict[str, torch.Tensor]:
         """The states (rows, d) of each layer by its name, float32, on the CPU."""
@@ -161,8 +161,8 @@ class _Moment:
             shard = measures.corpus.sequences(TEST, measures.cell.sequence_length)
             check_sequences(sequences, len(shard), measures.cell.sequence_length, measures.corpus.folder.name)
             kept: list[list[torch.Tensor]] = []
-            device = self._language_model.unembedding.device
-            with torch.no_grad(), precision(device):
+            device = self._language_model.device
+            with torch.no_grad(), self._language_model.autocast():
                 for tokens in _batches(shard, sequences, measures.micro_batch_size, device):
                     states = self._language_model.states(tokens)
                     kept.append([(s if positions == "all" else s[:, -1:]).flatten(0, 1).float().cpu() for s in states])
@@ -174,17 +174,20 @@ class _Moment:
     @cached_property
     def _gradients(self) -> Mapping[str, torch.Tensor]:
         """The gradient of the mean loss of the batch that the next step trains on, under the names of the parameters."""
-        measures, device = self._measures, self._language_model.unembedding.device
+        measures, device = self._measures, self._language_model.device
         cell = measures.cell
         shard = measures.corpus.sequences(TRAIN, cell.sequence_length)
         positions = self._step * cell.batch_size + np.arange(cell.batch_size)
         indices = shard.order(measures.corpus.fingerprint, cell.seed).at(positions)
-        parameters = self._parameters
+        parameters = dict(self._parameters)
+        if (unembedding := parameters.get(matrices.UNEMBEDDING)) is not None:
+            # Where it is a product, by itself.
+            parameters[matrices.UNEMBEDDING] = unembedding.detach().float().requires_grad_()
         total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         for start in range(0, len(indices), measures.micro_batch_size):
             part = torch.from_numpy(shard.read(indices[start : start + measures.micro_batch_size])).to(device)
-            with precision(device):
-                loss = self._language_model(part) * (len(part) / len(indices))
+            with self._language_model.autocast():
+                loss = self._language_model(part, parameters.get(matrices.UNEMBEDDING)) * (len(part) / len(indices))
             # Not `backward`, which a group of workers would answer together.
             for name, gradient in zip(total, torch.autograd.grad(loss, list(parameters.values())), strict=True):
                 total[name] += gradient

@@ -22,8 +22,8 @@ from torch import nn
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.model import interventions, olmo
-from raysweep.model.language_model import LanguageModel, computed_by, precision
+from raysweep.model import interventions
+from raysweep.model.language_model import LanguageModel
 from raysweep.model.metrics import Matrix
 from raysweep.space.cell import Cell
 from raysweep.space.measure import Measurement, wanted
@@ -31,6 +31,7 @@ from raysweep.training.checkpoint import Checkpoint, TrainState
 from raysweep.training.feed import Feed
 from raysweep.training.losses import even_micro_batch, fitting_micro_batch, mean_loss
 from raysweep.training.measure import Measures
+from raysweep.training.optimizer import Optimizer
 from raysweep.training.schedule import learning_rate
 
 # Over its whole length a run asks this many times whether a checkpoint is due, or at every step: in the paper's longest
@@ -81,19 +82,9 @@ class Run:
         self._measures = Measures(cell, corpus, wanted(measure, cell), self.micro_batch_size)
         self.spectra: dict[str, torch.Tensor] = {}
 
-        built = olmo.build(cell.shape, cell.sequence_length, cell.seed, self.device)
-        if weights is not None:
-            built.load_state_dict(weights)
-        self.parameters = dict(built.named_parameters())
-        self.model = LanguageModel(built)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=cell.peak_learning_rate,
-            betas=(cell.beta1, cell.beta2),
-            eps=cell.epsilon,
-            weight_decay=cell.weight_decay,
-            fused=True,
-        )
+        self.model = LanguageModel.of(cell, self.device, weights)
+        self.parameters = dict(self.model.olmo.named_parameters())
+        self.optimizer = Optimizer(cell, self.parameters)
         self.state = TrainState(cell.id, corpus.fingerprint)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -101,9 +92,9 @@ class Run:
         self._begun = time.monotonic() - self.state.seconds
         # Replicas start from rank 0's weights, so they are wrapped once those are in place.
         if compile:
-            built.compile()
+            self.model.olmo.compile()
         self.replica = distribute(self.model)
-        if self.state.computed_by[-1:] != [here := computed_by(built, self.device)]:
+        if self.state.computed_by[-1:] != [here := self.model.computed_by()]:
             self.state.computed_by.append(here)
 
     @property
@@ -162,7 +153,7 @@ class Run:
             last = i == len(parts) - 1
             synchronise = nullcontext() if last or self.workers == 1 else self.replica.no_sync()  # type: ignore[operator]
             with synchronise:
-                with precision(self.device):
+                with self.model.autocast():
                     loss = self.replica(part) * (len(part) / share)
                 loss.backward()
             total += loss.detach()
@@ -173,12 +164,10 @@ class Run:
             interventions.add_rank_penalty(
                 self.model.unembedding, self.cell.effective_rank_target, self.cell.effective_rank_penalty
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.cell, step)
-        self.optimizer.step()
+        self.optimizer.step(learning_rate(self.cell, step))
+        self.optimizer.zero_grad()
         if self.cell.spectral_norm_cap is not None:
             interventions.cap_spectral_norm(self.model.unembedding, self.cell.spectral_norm_cap)
-        self.optimizer.zero_grad()
         return total, norm
 
     def _mean_over_workers(self, value: float) -> float:
@@ -195,7 +184,7 @@ class Run:
         state.loss_sum, state.loss_steps = 0.0, 0
         if self.rank:
             return None
-        unembedding = Matrix(self.model.unembedding)
+        unembedding = Matrix(self.model.measured_unembedding)
         measured, spectra = self._measures.at(state.step, self.model, unembedding)
         state.measures += measured
         self.spectra |= spectra
@@ -217,10 +206,7 @@ class Run:
     def checkpoint(self) -> Checkpoint:
         """The state at this position; the tensors are the run's own, so write them before going on."""
         self.state.seconds = time.monotonic() - self._begun
-        optimizer: dict[str, torch.Tensor] = {"random_state": torch.get_rng_state()}
-        for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[parameter].items():
-                optimizer[f"{name}:{key}"] = value
+        optimizer = {"random_state": torch.get_rng_state()} | self.optimizer.moments()
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
         return Checkpoint(self.state, weights, optimizer, self.spectra)
 
@@ -235,9 +221,5 @@ class Run:
             for name, parameter in self.parameters.items():
                 parameter.copy_(checkpoint.model[name])
         torch.set_rng_state(checkpoint.optimizer["random_state"].cpu())
-        for name, parameter in self.parameters.items():
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                value = checkpoint.optimizer.get(f"{name}:{key}")
-                if value is not None:
-                    self.optimizer.state[parameter][key] = value.to(self.device)
+        self.optimizer.restore(checkpoint.optimizer)
         self.state, self.spectra = state, dict(checkpoint.spectra)

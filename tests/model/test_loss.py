@@ -43,6 +43,22 @@ def test_logits_that_overflow_an_exponential(scale: float) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [(torch.float64, 1.0), (torch.float32, 1.0), (torch.float32, 1000.0), (torch.bfloat16, 1.0)]
+)
+def test_z_loss_is_in_the_gradient_and_not_in_the_value(dtype: torch.dtype, scale: float) -> None:
+    hidden, weight, targets = problem(140, 12, 101, torch.float32 if dtype == torch.bfloat16 else dtype, scale)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours = with_gradients(unembedding_cross_entropy(hidden, weight, targets, z_loss=0.01), hidden, weight)
+    logits = hidden @ weight.T
+    plain = F.cross_entropy(logits, targets)
+    whole = plain + 0.01 * logits.logsumexp(dim=1).square().mean()
+    reference = [plain.detach(), *torch.autograd.grad(whole, (hidden, weight))]
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-4, torch.bfloat16: 0.03}[dtype]
+    for a, b in zip(ours, reference, strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance * float(b.abs().max()), rtol=tolerance)
+
+
 def test_gradient_check() -> None:
     hidden, weight, targets = problem(5, 3, 7, torch.float64)
     assert torch.autograd.gradcheck(lambda h, w: unembedding_cross_entropy(h, w, targets), (hidden, weight))

@@ -185,6 +185,7 @@ def test_a_cell_written_under_schema_2_has_the_settings_that_came_later(tmp_path
     store = Store(str(tmp_path))
     later = ("block", "effective_rank_target", "effective_rank_penalty", "spectral_norm_cap", "reports")
     later += ("schedule", "decay_fraction", "weight_tying", "qk_norm", "mlp_ratio")
+    later += ("head_bottleneck", "optimizer", "weight_decay_on", "z_loss", "precision")
     older = pa.schema([f for f in CELLS if f.name not in later], metadata={"raysweep_schema": "2"})
     cell = make_cell()
     store.write_table(store.cell_file("a"), [cell.describe() | {"status": "done"}], older)

@@ -32,13 +32,15 @@ def written_under(version: str, without: tuple[str, ...] = (), *, change: bool =
 
 
 def test_what_an_earlier_version_did_not_have_is_what_every_cell_had_then() -> None:
+    since_6 = ("head_bottleneck", "optimizer", "weight_decay_on", "z_loss", "precision")
     since_5 = ("schedule", "decay_fraction", "weight_tying", "qk_norm", "mlp_ratio")
     since_3 = ("block", "effective_rank_target", "effective_rank_penalty", "spectral_norm_cap", "reports")
-    for version in ("1", "2", "3", "4"):
-        missing = (*since_3, *since_5) if version < "3" else since_5
+    for version in ("1", "2", "3", "4", "5"):
+        missing = since_6 + (since_5 if version < "5" else ()) + (since_3 if version < "3" else ())
         (row,) = tables.decode(written_under(version, missing), schemas.PLAN).to_pylist()
         assert row == ROW
         assert [row[name] for name in since_5] == ["cosine", None, False, False, 4]
+        assert [row[name] for name in since_6] == [None, "adamw", "all", 0.0, None]
         assert list(row) == schemas.PLAN.names
 
 

@@ -198,11 +198,11 @@ def test_compiled_blocks_give_the_same_losses(corpus: TokenizedCorpus) -> None:
 
 
 @pytest.mark.parametrize("block", ["sequential", "parallel"])
-def test_blocks_are_one_graph_that_is_compiled_once(
-    corpus: TokenizedCorpus, block: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_blocks_are_one_graph_that_is_compiled_once(corpus: TokenizedCorpus, block: str) -> None:
     """What GPUs run: no graph break under autocast, no second compilation over a run. The graph is not made code of."""
-    cell = make_cell(size={"width": 96, "heads": 2, "depth": 2}, block=block, tokens=32 * 8 * 6, batch_size=8)
+    cell = make_cell(
+        size={"width": 96, "heads": 2, "depth": 2}, block=block, tokens=32 * 8 * 6, batch_size=8, precision="bfloat16"
+    )
     graphs = []
 
     def keep(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
@@ -212,7 +212,6 @@ def test_blocks_are_one_graph_that_is_compiled_once(
     torch._dynamo.reset()
     run = Run(cell, corpus, micro_batch_size=4)
     run.model.olmo.compile(backend=keep, fullgraph=True)
-    monkeypatch.setattr(train, "precision", lambda device: torch.autocast("cpu", dtype=torch.bfloat16))
     for step in range(cell.steps):
         run._step(step)
     assert len(graphs) == 1
