@@ -267,7 +267,16 @@ def show_differences(comparison: Comparison, folder: Path, store: Store) -> None
         f"{len(differences):,} of {comparison.compared:,} numbers differ from those in {escape(str(folder))}; "
         f"store {escape(store.location)}"
     )
-    say("another processor, compiler or version rounds differently: sessions.parquet lists the published ones")
+    there, here = comparison.trained_there, comparison.trained_here
+    if there is not None and here is not None and there != here:
+        say(f"trained there on {escape(there)}")
+        say(f"trained here on {escape(here)}")
+    if "bfloat16" in (there or "") and "bfloat16" not in (here or ""):
+        say("the published numbers are of bfloat16 products, these of float32: that is more than rounding")
+    elif "bfloat16" in (here or "") and there is not None and "bfloat16" not in there:
+        say("the published numbers are of float32 products, these of bfloat16: that is more than rounding")
+    else:
+        say("another processor, compiler or version rounds differently: sessions.parquet lists the published ones")
 
 
 VERDICTS = {"supported": "green", "contradicted": "red", "undecided": "yellow"}

@@ -15,13 +15,13 @@ from raysweep.space.measure import column as named
 from raysweep.space.space import Space, find_cell
 from raysweep.store import Store
 from raysweep.store.measures import value_key
-from raysweep.store.results import results
+from raysweep.store.results import TRAINED_ON, results
 from raysweep.store.schemas import MEASURES, TRAJECTORIES
 from raysweep.sweep.events import Event
 from raysweep.sweep.runner import SweepResult, run
 
 # Of a row of results what differs from one run to the next, or says where the row is from.
-_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", "trained_on", "raysweep_version", "torch_version"}
+_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", TRAINED_ON, "raysweep_version", "torch_version"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,9 @@ class Comparison:
 
     compared: int
     differences: list[Difference]
+    trained_there: str | None = None
+    """Device, precision and code of the first cell's training, where that was recorded."""
+    trained_here: str | None = None
 
 
 def reproduce(
@@ -98,7 +101,8 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
             if (key := value_key(row)) in values:
                 where, metric = f"step {row['step']}, {row['matrix']}: ", row["metric"]
                 compare_row(where, {metric: values[key]}, {metric: row["value"]})
-    return Comparison(count, differences)
+    first = space.cells[0].id
+    return Comparison(count, differences, theirs_by_id[first].get(TRAINED_ON), here[first].get(TRAINED_ON))
 
 
 def _same(a: Any, b: Any) -> bool:
