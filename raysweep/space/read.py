@@ -1,36 +1,24 @@
-"""A search-space file -> a validated `Space`.
-
-A search space has a `base` (one value per field), a `cross` (axes, full product) and `ablate` (a list of items; each is a
-small grid of changes to the base, crossed with `cross`). Its cells are cross x ({base} + every ablation), equal cells
-counted once, in the order of the file.
-"""
+"""A search-space file -> a validated `Space`; its cells are read by `raysweep.space.read_cells`."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from raysweep.errors import UserError, allowed, did_you_mean
+from raysweep.errors import UserError, allowed
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import OWN, Evaluation, settings_class
-from raysweep.space.explain import explain, show
+from raysweep.space.explain import show
 from raysweep.space.hypotheses import Hypotheses, load_hypotheses
 from raysweep.space.measure import END, Measurement, check_metric, wanted
 from raysweep.space.plugins import add_path
+from raysweep.space.read_cells import CellsReader, Reader
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.space.yaml_file import YamlFile
 
 log = logging.getLogger("raysweep")
-
-# Beyond this an axis is a mistake, and making the cells would only hang.
-MOST_CELLS = 100_000
-
 _KEYS = ("name", "base", "cross", "ablate", "evaluations", "code", "measure", "resources", "loggers", "hypotheses")
 
 _Path = tuple[str | int, ...]
@@ -79,15 +67,15 @@ def hypotheses_file(space_file: Path) -> Path | None:
     return None if name is None else space_file.parent / name
 
 
-class _Reader:
+class _Reader(Reader):
     """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
 
     def __init__(self, file: YamlFile, tolerant: bool = False, code: bool = True) -> None:
-        self.file = file
+        super().__init__(file)
         self._tolerant, self._with_code = tolerant, code
 
     def space(self) -> Space:
-        content = self._mapping(self.file.content, ())
+        content = self.mapping(self.file.content, ())
         for key in content:
             if key not in _KEYS:
                 raise self.file.error((key,), f"unknown key; {allowed(key, _KEYS)}")
@@ -102,87 +90,20 @@ class _Reader:
             if not self._tolerant:
                 raise
             log.warning("%s", error)
-        cells = self._cells(content)
+        cells = CellsReader(self.file).cells(content)
         evaluations = self._evaluations(content.get("evaluations"))
-        resources = self._validated(
+        resources = self.validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
         measure = content.get("measure")
         values["measure"] = self._measure(self._importable(measure) if self._tolerant else measure, cells)
         values["hypotheses"] = self._hypotheses(content.get("hypotheses"))
         whole = {**values, "cells": cells, "evaluations": evaluations, "resources": resources}
-        space: Space = self._validated(Space, whole, ())
+        space: Space = self.validated(Space, whole, ())
         self._check_workers(space)
         self._check_kept(space)
         self._check_evaluations(space)
         return space
-
-    def _cells(self, content: dict[str, Any]) -> tuple[Cell, ...]:
-        base = self._mapping(content["base"], ("base",))
-        base = {name: self._value(name, value, ("base", name)) for name, value in base.items()}
-        cross = self._axes({} if (given := content.get("cross")) is None else given, ("cross",))
-        ablate = [] if (given := content.get("ablate")) is None else given
-        if not isinstance(ablate, list):
-            raise self.file.error(
-                ("ablate",), f"a list of items like {{weight_decay: [0.01, 0.5]}} is needed, not {show(ablate)}"
-            )
-        items = [self._axes(item, ("ablate", i)) for i, item in enumerate(ablate)]
-        for i, item in enumerate(items):
-            for name in item:
-                if name in cross:
-                    raise self.file.error(
-                        ("ablate", i, name), "already an axis of cross; an axis belongs to one of them"
-                    )
-        count = math.prod(map(len, cross.values())) * (1 + sum(math.prod(map(len, i.values())) for i in items))
-        if count > MOST_CELLS:
-            raise UserError(
-                f"{self.file.path}: cross and ablate: {count:,} cells; a sweep may have at most {MOST_CELLS:,}"
-            )
-        changes: list[tuple[_Path, dict[str, Any]]] = [(("base",), {})]
-        changes += [(("ablate", i), change) for i, item in enumerate(items) for change in _product(item)]
-        cells: dict[str, Cell] = {}
-        for crossed in _product(cross):
-            for where, ablated in changes:
-                axes = crossed | ablated
-                cell: Cell = self._validated(Cell, base | axes, where, axes)
-                if cells.setdefault(cell.id, cell) != cell:
-                    raise self.file.error(
-                        where,
-                        "two cells differ only in the paths of their corpora and would share results: give the "
-                        "corpora different names",
-                    )
-        return tuple(cells.values())
-
-    def _axes(self, content: Any, where: _Path) -> dict[str, list[Any]]:
-        axes: dict[str, list[Any]] = {}
-        for name, values in self._mapping(content, where).items():
-            here = (*where, name)
-            self._check_field(name, here)
-            if not isinstance(values, list):
-                raise self.file.error(here, f"a list of values is needed, not {show(values)}")
-            if not values:
-                raise self.file.error(here, "the list is empty; give at least one value or remove the axis")
-            axes[name] = [self._value(name, value, (*here, i)) for i, value in enumerate(values)]
-            for i, value in enumerate(axes[name]):
-                if value in axes[name][:i]:
-                    raise self.file.error((*here, i), f"{show(values[i])} is in the list twice")
-        return axes
-
-    def _check_field(self, name: Any, where: _Path) -> None:
-        fields = Cell.model_fields
-        if name not in fields:
-            raise self.file.error(where, f"unknown field{did_you_mean(name, fields) or f'; {allowed(name, fields)}'}")
-
-    def _value(self, name: Any, value: Any, where: _Path) -> Any:
-        """One value of one field, validated by the field's own type."""
-        self._check_field(name, where)
-        field = Cell.model_fields[name]
-        kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-        try:
-            return TypeAdapter(kind).validate_python(value)
-        except ValidationError as error:
-            inside, message = explain(error, kind)
-            raise self.file.error((*where, *inside), message) from None
 
     def _evaluations(self, content: Any) -> tuple[Evaluation, ...]:
         if content is None:
@@ -197,7 +118,7 @@ class _Reader:
                 raise self.file.error(("evaluations", i), str(error)) from None
             values = {"task": item} if isinstance(item, str) else item
             try:
-                evaluations.append(self._validated(kind, values, ("evaluations", i)))
+                evaluations.append(self.validated(kind, values, ("evaluations", i)))
             except UserError as error:
                 if not self._tolerant or kind.__module__ != OWN:
                     raise
@@ -246,7 +167,7 @@ class _Reader:
             raise self.file.error(("measure",), f"a list of {{of: ..., metrics: [...]}} is needed, not {show(content)}")
         measure: list[Measurement] = []
         for i, item in enumerate(content):
-            measure.append(self._validated(Measurement, item, ("measure", i)))
+            measure.append(self.validated(Measurement, item, ("measure", i)))
             # Of each size, MLP and length one cell: nothing else counts.
             for cell in {(cell.size, cell.sequence_length, cell.mlp_ratio): cell for cell in cells}.values():
                 try:
@@ -269,20 +190,6 @@ class _Reader:
                 ("hypotheses",), f"{name} is what a search space is called: call the hypotheses otherwise"
             )
         return load_hypotheses(self.file.path.parent / name)
-
-    def _validated(self, kind: Any, values: Any, where: _Path, axes: dict[str, Any] | None = None) -> Any:
-        try:
-            return kind.model_validate(values)
-        except ValidationError as error:
-            inside, message = explain(error, kind)
-            at = f" (at {', '.join(f'{k}={show(v)}' for k, v in axes.items())})" if axes else ""
-            raise self.file.error((*where, *inside), message + at) from None
-
-    def _mapping(self, value: Any, where: _Path) -> dict[Any, Any]:
-        if not isinstance(value, dict):
-            what = "" if where else "the file: "
-            raise self.file.error(where, f"{what}a mapping of names to values is needed, not {show(value)}")
-        return value
 
     def _check_workers(self, space: Space) -> None:
         workers = space.resources.train.workers
@@ -327,7 +234,3 @@ class _Reader:
             except ValueError as error:
                 name, _, message = str(error).partition(" ")
                 raise self.file.error((*where, name), f"{message}") from None
-
-
-def _product(axes: dict[str, list[Any]]) -> list[dict[str, Any]]:
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
