@@ -59,6 +59,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     say(
         f"\n[bold]{totals['cells']} cells[/], {abbreviate(totals['tokens'])} tokens, {totals['flops']:.2g} FLOP of training"
     )
+    if plan["design"]:
+        say(escape(plan["design"]))
     priced = any("dollars" in device for device in plan["devices"].values())
     devices = Table(box=None, pad_edge=False, header_style="bold")
     headings = ["device", "hours", *(["dollars"] if priced else []), "share of its peak", "by size"]

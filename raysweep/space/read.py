@@ -19,7 +19,11 @@ from raysweep.space.space import Space
 from raysweep.space.yaml_file import YamlFile
 
 log = logging.getLogger("raysweep")
-_KEYS = ("name", "base", "cross", "ablate", "evaluations", "code", "measure", "resources", "loggers", "hypotheses")
+
+_KEYS = (
+    "name", "base", "cross", "ablate", "sample", "over", "where", "evaluations", "code", "measure", "resources", "loggers",
+    "hypotheses",
+)  # fmt: skip
 
 _Path = tuple[str | int, ...]
 
@@ -90,7 +94,7 @@ class _Reader(Reader):
             if not self._tolerant:
                 raise
             log.warning("%s", error)
-        cells = CellsReader(self.file).cells(content)
+        cells, values["design"] = CellsReader(self.file).cells(content)
         evaluations = self._evaluations(content.get("evaluations"))
         resources = self.validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)

@@ -1,8 +1,9 @@
 """The cells of a search-space file.
 
-A search space has a `base` (one value per field), a `cross` (axes, full product) and `ablate` (a list of items; each is a
-small grid of changes to the base, crossed with `cross`). Its cells are cross x ({base} + every ablation), equal cells
-counted once, in the order of the file.
+A search space has a `base` (one value per field), a `cross` (axes, full product), a `sample` of points `over` ranges of
+settings, and `ablate` (a list of items, each a small grid of changes). Its cells are cross x points x ({the point} + every
+ablation), where without a `sample` there is one point, the base. `where` keeps those for which it holds. Equal cells count
+once; the order is that of the file.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from raysweep.errors import UserError, allowed, did_you_mean
 from raysweep.space.cell import Cell
+from raysweep.space.condition import Condition
+from raysweep.space.design import Design, Over, Sample
 from raysweep.space.explain import explain, show
 from raysweep.space.yaml_file import YamlFile
 
@@ -46,9 +49,10 @@ class Reader:
 
 
 class CellsReader(Reader):
-    """Reads `base`, `cross` and `ablate`."""
+    """Reads `base`, `cross`, `sample` with `over`, `ablate` and `where`."""
 
-    def cells(self, content: dict[str, Any]) -> tuple[Cell, ...]:
+    def cells(self, content: dict[str, Any]) -> tuple[tuple[Cell, ...], Design]:
+        """The cells, and how they were chosen."""
         base = self.mapping(content["base"], ("base",))
         base = {name: self._value(name, value, ("base", name)) for name, value in base.items()}
         cross = self._axes({} if (given := content.get("cross")) is None else given, ("cross",))
@@ -64,25 +68,98 @@ class CellsReader(Reader):
                     raise self.file.error(
                         ("ablate", i, name), "already an axis of cross; an axis belongs to one of them"
                     )
+        sample, over = self._sample(content, {name for axes in (cross, *items) for name in axes})
         count = math.prod(map(len, cross.values())) * (1 + sum(math.prod(map(len, i.values())) for i in items))
+        count *= 1 if sample is None else sample.count
         if count > MOST_CELLS:
             raise UserError(
-                f"{self.file.path}: cross and ablate: {count:,} cells; a sweep may have at most {MOST_CELLS:,}"
+                f"{self.file.path}: {count:,} cells by cross, sample and ablate; a sweep may have at most {MOST_CELLS:,}"
             )
-        changes: list[tuple[_Path, dict[str, Any]]] = [(("base",), {})]
+        changes: list[tuple[_Path, dict[str, Any]]] = [(("base",) if sample is None else ("sample",), {})]
         changes += [(("ablate", i), change) for i, item in enumerate(items) for change in _product(item)]
+        condition = self._condition(content.get("where"))
         cells: dict[str, Cell] = {}
-        for crossed in _product(cross):
+        left_out = made = 0
+        for crossed, point in itertools.product(_product(cross), self._points(sample, over)):
             for where, ablated in changes:
-                axes = crossed | ablated
+                axes = crossed | point | ablated
                 cell: Cell = self.validated(Cell, base | axes, where, axes)
+                if condition is not None and not self._holds(condition, cell):
+                    left_out += 1
+                    continue
+                made += 1
                 if cells.setdefault(cell.id, cell) != cell:
                     raise self.file.error(
                         where,
                         "two cells differ only in the paths of their corpora and would share results: give the "
                         "corpora different names",
                     )
-        return tuple(cells.values())
+        if not cells:
+            raise self.file.error(("where",), f"it holds for none of the {left_out:,} cells")
+        design = Design(
+            sample=sample, over=over, where=content.get("where") or "", left_out=left_out,
+            equal=made - len(cells) if sample else 0,
+        )  # fmt: skip
+        return tuple(cells.values()), design
+
+    def _sample(self, content: dict[str, Any], axes: set[str]) -> tuple[Sample | None, dict[str, Over]]:
+        if content.get("sample") is None and content.get("over") is None:
+            return None, {}
+        for key, other in (("sample", "over"), ("over", "sample")):
+            if not content.get(key):
+                raise self.file.error((other,), f"sample and over need each other, and there is no {key}")
+        sample: Sample = self.validated(Sample, self.mapping(content["sample"], ("sample",)), ("sample",))
+        over: dict[str, Over] = {}
+        for name, given in self.mapping(content["over"], ("over",)).items():
+            here = ("over", name)
+            self._check_field(name, here)
+            if name in axes:
+                raise self.file.error(here, "already an axis of cross or ablate; an axis belongs to one of them")
+            range_: Over = self.validated(Over, self.mapping(given, here), here)
+            if range_.choice is not None:
+                values = [self._value(name, value, (*here, "choice", i)) for i, value in enumerate(range_.choice)]
+                range_ = range_.model_copy(update={"choice": tuple(values)})
+            over[name] = range_
+            for share in (0.0, 1 - 2**-30):
+                self._value(name, range_.at(share, self._is_whole(name)), here)
+        # By name, so that the order of lines in the file does not matter.
+        return sample, dict(sorted(over.items()))
+
+    def _points(self, sample: Sample | None, over: dict[str, Over]) -> list[dict[str, Any]]:
+        if sample is None:
+            return [{}]
+        whole = {name: self._is_whole(name) for name in over}
+        return [
+            {name: over[name].at(share, whole[name]) for name, share in zip(over, point, strict=True)}
+            for point in sample.points(len(over))
+        ]
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a setting takes whole numbers only."""
+        try:
+            self._value(name, 1.5, ())
+        except UserError:
+            return True
+        return False
+
+    def _condition(self, text: Any) -> Condition | None:
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            raise self.file.error(
+                ("where",), f'a condition in quotes is needed, such as "steps >= 256", not {show(text)}'
+            )
+        try:
+            return Condition(text)
+        except ValueError as error:
+            raise self.file.error(("where",), str(error)) from None
+
+    def _holds(self, condition: Condition, cell: Cell) -> bool:
+        row = cell.describe() | {"tokens_per_parameter": cell.tokens / cell.shape.parameters}
+        try:
+            return condition.holds(row)
+        except ValueError as error:
+            raise self.file.error(("where",), str(error)) from None
 
     def _axes(self, content: Any, where: _Path) -> dict[str, list[Any]]:
         axes: dict[str, list[Any]] = {}

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SerializeAsAny
 
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
+from raysweep.space.design import Design
 from raysweep.space.evaluations import Evaluation, evaluation
 from raysweep.space.fields import Strict, unique
 from raysweep.space.hypotheses import Hypotheses
@@ -40,6 +41,8 @@ class Space(Strict):
     """What is measured while a cell trains, beside the geometry of its unembedding."""
     code: tuple[str, ...] = ()
     """Folders of packages of the user's own, absolute, which every worker can import."""
+    design: Design = Design()
+    """How the cells were chosen where it was not by a grid alone."""
     hypotheses: Hypotheses | None = None
     """What is claimed of the results; None for the claims of the paper."""
 

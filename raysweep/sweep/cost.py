@@ -110,8 +110,9 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
         (6 N D, Kaplan et al. 2020). `devices`: for each device its `peak` in FLOP/s, the `hours` of one such device, the
         share of its peak that `flops` are then done at (`utilisation`, and for each size `utilisation_of_sizes`), where that
         is from (`source`), and `dollars` where there is a price. `measure`: what the search space measures of its deepest
-        cell, and its share of the FLOP (`raysweep.sweep.measure_cost`). `most_expensive`: the `id` and the `share` of all
-        hours of the five longest cells, on the first device.
+        cell, and its share of the FLOP (`raysweep.sweep.measure_cost`). `design`: how the cells were
+        chosen where it was not by a grid alone, in words. `most_expensive`: the `id` and the `share` of all hours of the
+        five longest cells, on the first device.
 
     Raises
     ------
@@ -139,6 +140,7 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
             "flops": flops,
         },
         "devices": {name: _on(device, space, flops, (prices or {}).get(name)) for name, device in devices.items()},
+        "design": space.design.said,
         "measure": measured(space),
         "most_expensive": [{"id": cell, "share": seconds / whole} for seconds, cell in longest[:5]],
     }
