@@ -84,7 +84,9 @@ def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Findin
         yield from hypothesis.tests
         return
     measured = dict.fromkeys([*sweep.tasks.values(), *sweep.cells.select_dtypes("number")])
-    named = [c for c in measured if fnmatchcase(c, hypothesis.for_each) and not of_domain(c)]
+    named = [
+        c for c in measured if fnmatchcase(c, hypothesis.for_each) and not of_domain(c) and c not in sweep.settings
+    ]
     columns = [c for c in named if sweep.cells[c].notna().any()]
     for column in columns:
         for test in hypothesis.tests:

@@ -43,12 +43,16 @@ def write(folder: Path, seed: int = 0) -> Space:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "simulated.yaml").write_text(_space_text())
     simulated = space()
-    store = Store(str(folder / "store"))
+    fill(Store(str(folder / "store")), simulated, seed)
+    return simulated
+
+
+def fill(store: Store, simulated: Space, seed: int = 0) -> None:
+    """Write simulated results of every cell of a search space to a store."""
     rng = np.random.default_rng(seed)
     store.write_table("plan.parquet", [cell.describe() for cell in simulated.cells], PLAN)
     for cell in simulated.cells:
         _write_cell(store, simulated, cell, simulate(cell, rng), rng)
-    return simulated
 
 
 def simulate(cell: Cell, rng: np.random.Generator) -> dict[str, float]:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from raysweep.analysis import drawing, plots
 from raysweep.analysis.columns import COSINE, ISOTROPY, PAPER_METRICS, PAPER_TASKS, RANK, outcome
+from raysweep.analysis.sampled_plots import sampled
 from raysweep.analysis.sweep_data import SweepData
 
 COLUMNS = ("figure", "name", "file", "title", "reason")
@@ -116,8 +117,14 @@ def _save(entry: Entry, sweep: SweepData, folder: Path) -> dict[str, Any]:
 
 
 def _effect_of(name: str, columns: tuple[str, ...]) -> Callable[[SweepData], Figure]:
+    return partial(_effect, name=name, columns=columns)
+
+
+def _effect(sweep: SweepData, name: str, columns: tuple[str, ...]) -> Figure:
+    if sweep.is_sampled(name):
+        return sampled(sweep, name, columns)
     # The paper trains every token budget for the same number of steps.
-    return partial(plots.hyperparameter, name=name, columns=columns, equal_steps=name == "tokens")
+    return plots.hyperparameter(sweep, name, columns, equal_steps=name == "tokens")
 
 
 def _task(sweep: SweepData, task: str, metrics: tuple[str, ...]) -> Figure:

@@ -1,6 +1,7 @@
 """One test of a claim: an effect with its interval, the rule it is held to, and the verdict that follows.
 
-Effects of hyperparameters have exact permutation intervals (`trends`); everything else resamples configurations.
+Effects of hyperparameters have exact permutation intervals (`trends`), those of sampled ones the jackknife's (`adjusted`);
+everything else resamples configurations.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pandas as pd
 from scipy import stats
 
 from raysweep.analysis import statistics
+from raysweep.analysis.adjusted import adjusted
 from raysweep.analysis.columns import outcome, words
 from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS
@@ -122,6 +124,17 @@ class Tests:
             equal = "steps and all else" if equal_steps else "all else"
             return Finding(name, rule, reason=f"no two cells that this compares differ in {over} with {equal} equal")
         return of_effect(name, rule, over_range)
+
+    def adjusted(self, setting: str, column: str, what: str, rule: str) -> Finding:
+        """The effect of a sampled setting over its range."""
+        name = f"{what}, from the lowest to the highest {words(setting)}, adjusted for the other settings"
+        if column not in self.cells:
+            return Finding(name, rule, reason=f"no cell has {words(column) or 'a loss'}")
+        found = adjusted(self.sweep, setting, column)
+        if found.effect is None or found.reason:
+            value, n = (math.nan, 0) if found.effect is None else (found.effect.value, found.effect.n)
+            return Finding(name, rule, value, n=n, reason=found.reason)
+        return Finding(name, rule, found.effect.value, found.effect.low, found.effect.high, found.effect.n)
 
     def resampled(
         self, name: str, rule: str, columns: tuple[str, ...],

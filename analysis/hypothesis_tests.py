@@ -7,6 +7,7 @@ of columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pandas as pd
 
@@ -24,6 +25,10 @@ def findings(tests: Tests, test: Test) -> list[Finding]:
         if name in tests.cells and not pd.api.types.is_numeric_dtype(tests.cells[name]):
             return [Finding(measured.called(test.kind), measured.rule, reason=f"{words(name)} is no number")]
     found = list(_KINDS[test.kind](measured))
+    over = getattr(measured.spec, "over", None)
+    if test.kind != "trend" and isinstance(over, str) and tests.sweep.is_sampled(over):
+        sampled = f"{words(over)} was sampled: of its effects only a trend from the lowest to the highest has a test"
+        found = [replace(f, reason=sampled) if f.reason else f for f in found]
     if unmet := measured.unmet:
         return [Finding(f.effect, f.rule, f.value, n=f.n, reason=unmet) for f in found]
     return found

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
+from raysweep.analysis.adjusted import adjusted
 from raysweep.analysis.columns import of_domain
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import swing, trend
@@ -83,7 +84,8 @@ def effects(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     """What each hyperparameter does to each task and metric, lowest to highest value, and in seeds' standard deviations.
 
     An effect is the slope of a straight line over the values tested, times their range; `swing` is the largest difference
-    between two of the values. Token budgets are compared at equal steps where they can be, as the paper does. `sweep` is a
+    between two of the values. That of a setting that was sampled is adjusted for the others (`adjusted`): then `comparisons`
+    is 0 and `swing` is empty. Token budgets are compared at equal steps where they can be, as the paper does. `sweep` is a
     `SweepData.design`. Columns: `EFFECT_COLUMNS`; the last is empty where there is no noise to hold an effect against.
     """
     deviation = standard_deviations(noise)
@@ -91,11 +93,14 @@ def effects(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     for name in sweep.hyperparameters:
         for column in outcomes(sweep):
             equal_steps = sweep.at_equal_steps(name)
-            measured = trend(sweep, name, column, equal_steps=equal_steps)
+            if sweep.is_sampled(name):
+                measured = adjusted(sweep, name, column).effect
+            else:
+                measured = trend(sweep, name, column, equal_steps=equal_steps)
             if measured is None:
                 continue
             times = measured.value / deviation[column] if deviation.get(column) else np.nan
-            turns = swing(sweep, name, column, equal_steps)
+            turns = math.nan if sweep.is_sampled(name) else swing(sweep, name, column, equal_steps)
             rows.append((name, column, measured.value, *measured.interval, measured.n, measured.slices, turns, times))
     return pd.DataFrame(rows, columns=EFFECT_COLUMNS)
 

@@ -79,6 +79,7 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
     seconds, rate = cells.get("train_seconds", pd.Series(dtype=float)), cells.get("train_tokens_per_second")
     rows = [
         ("cells analysed", f"{len(cells)} of {sweep.planned} planned"),
+        *([("how they were chosen", sweep.chosen)] if sweep.chosen else []),
         *((f"evaluation {task}", said) for task, said in sweep.protocols.items()),
         *_beyond_the_design(sweep),
         ("diverged cells, left out", ", ".join(sweep.diverged) or "none"),
@@ -88,7 +89,7 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
         ("training compute", f"{cells['flops'].sum():.3g} FLOP"),
         (
             "varied at equal size",
-            ", ".join(f"{words(h)} {_levels(cells[h])}" for h in varied) or "nothing",
+            ", ".join(f"{words(h)} {_levels(cells[h], sweep.is_sampled(h))}" for h in varied) or "nothing",
         ),
         ("tasks", ", ".join(outcome(t) for t in sweep.tasks)),
         ("metrics", ", ".join(words(m) for m in sweep.metrics)),
@@ -103,7 +104,9 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
     return rows
 
 
-def _levels(values: pd.Series) -> str:
+def _levels(values: pd.Series, sampled: bool = False) -> str:
+    if sampled:
+        return f"({short(values.min())} to {short(values.max())}, {values.nunique()} values)"
     return f"({', '.join(short(value) for value in sorted(values.dropna().unique()))})"
 
 

@@ -22,6 +22,11 @@ FEWEST_SLOPES = 6
 
 def trend(m: Measured) -> Iterator[Finding]:
     over = m.spec.over
+    whole = (m.spec.from_, m.spec.to) == ("lowest", "highest") and not m.spec.only_ends
+    if whole and m.tests.sweep.is_sampled(over):
+        column = m.column(m.spec.of)
+        yield m.tests.adjusted(over, column, m.called(m.words(m.spec.of)), m.rule)
+        return
 
     def ends(cells: pd.DataFrame) -> pd.DataFrame:
         return cells[cells[over].isin([cells[over].min(), cells[over].max()])]

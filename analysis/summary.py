@@ -36,6 +36,8 @@ def summary(
     parts = []
     if sweep.condition:
         parts += [f"Only the cells for which `{sweep.condition}`: {len(sweep.cells)} of {sweep.planned}.", ""]
+    if sweep.chosen:
+        parts += [f"The cells: {sweep.chosen}.", ""]
     own = sweep.hypotheses != paper_hypotheses()
     if own or (card["verdict"] != "undecided").any():
         declared = [f"They were {sweep.declared}.", ""] if sweep.declared else []
@@ -185,12 +187,17 @@ class Effects:
 
 def of_hyperparameters(noise: pd.DataFrame, effects: pd.DataFrame) -> Effects:
     """The tables of `noise` as what is shown of them."""
+    adjusted = dict.fromkeys(effects["hyperparameter"][effects["comparisons"] == 0])
+    said = (
+        f"Of what was sampled ({', '.join(map(words, adjusted))}) no two cells are equal but for one setting: there it is "
+        "the slope of a regression on all settings over the range sampled, and the interval is the jackknife's over points. "
+    ) if adjusted else ""  # fmt: skip
     note = (
         "Each entry: the slope of a straight line over the values tested, taken as equally spaced, from the lowest to the "
         f"highest, all else equal; its 95% permutation interval, {_BOLD}; {_NOISE}; and where the column turns in between "
         "(more than half as far again as the line goes, and more than two standard deviations), the largest difference "
         "between two values. Cells that have some of the values tell of their part of the line. Tokens at equal steps, so "
-        f"that the batch size goes with them, where they were varied so. {_BETWEEN}"
+        f"that the batch size goes with them, where they were varied so. {said}{_BETWEEN}"
     )
     return _effects("Effects against the noise of seeds", note, noise, effects)
 

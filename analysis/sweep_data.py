@@ -61,11 +61,17 @@ class SweepData:
     """When that was declared; empty where nobody knows."""
     condition: str = ""
     """What `where` chose the cells by."""
+    chosen: str = ""
+    """How the cells were chosen where it was not by a grid alone, in words."""
+    sampled: dict[str, bool] = field(default_factory=dict)
+    """Column of each setting that was sampled -> whether equal factors are equal steps of it."""
 
     @cached_property
     def tasks(self) -> dict[str, str]:
         """Task -> its column, the paper's tasks first."""
-        columns = [c for c in self.cells if self._is_task(c) and c not in _NOT_A_TASK and not of_domain(c)]
+        # `z_loss` is a setting.
+        others = {*_NOT_A_TASK, *PLAN.names}
+        columns = [c for c in self.cells if self._is_task(c) and c not in others and not of_domain(c)]
         columns = [c for c in columns if self.cells[c].notna().any()]
         measured = {c: self.cells[c].notna().sum() for c in columns}
         if measured.get("in_distribution_loss", 0) > measured.get("validation_loss", 0) / 2:
@@ -105,9 +111,17 @@ class SweepData:
 
     @cached_property
     def hyperparameters(self) -> list[str]:
-        """The numbers that were varied at equal size and with everything else equal, except the seed."""
+        """The numbers that were varied at equal size and with everything else equal, except the seed; or were sampled."""
         others = [s for s in self.free_settings if s not in ("width", "seed")]
-        return [s for s in others if self.over_seeds.slices(s, self.at_equal_steps(s))]
+        return [s for s in others if self.over_seeds.slices(s, self.at_equal_steps(s)) or self.is_sampled(s)]
+
+    def is_sampled(self, setting: str) -> bool:
+        """Whether a setting was sampled, and is a number of which there are several."""
+        setting = BASE_RATE if setting == "learning_rate" else setting
+        if setting not in self.sampled or setting not in self.cells:
+            return False
+        values = self.cells[setting]
+        return bool(pd.api.types.is_numeric_dtype(values) and values.nunique() > 1)
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -296,6 +310,11 @@ def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
         "fine_tuning_steps": {task: fewest for task, fewest in steps.items() if fewest},
         "protocols": {evaluation.label: evaluation.protocol(space.cells) for evaluation in space.evaluations},
         "hypotheses": hypotheses,
+        "chosen": space.design.said,
+        "sampled": {
+            BASE_RATE if name == "learning_rate" else name: over.is_logarithmic
+            for name, over in space.design.over.items()
+        },
         "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",
     }
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import types
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -46,6 +47,15 @@ Number = Annotated[Real, Field(ge=0)]
 Positive = Annotated[Real, Field(gt=0)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Gpus = Annotated[Number, AfterValidator(_share_of_one)]
+
+
+def plain(annotation: Any) -> type:
+    """The Python type of a field, without its limits and whether it may be absent; `str` of one of several texts."""
+    if get_origin(annotation) is Annotated:
+        return plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return plain(next(one for one in get_args(annotation) if one is not type(None)))
+    return str if get_origin(annotation) is Literal else annotation  # type: ignore[no-any-return]
 
 
 class Strict(BaseModel):

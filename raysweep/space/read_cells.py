@@ -19,6 +19,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.condition import Condition
 from raysweep.space.design import Design, Over, Sample
 from raysweep.space.explain import explain, show
+from raysweep.space.fields import plain
 from raysweep.space.yaml_file import YamlFile
 
 # Beyond this an axis is a mistake, and making the cells would only hang.
@@ -136,11 +137,7 @@ class CellsReader(Reader):
 
     def _is_whole(self, name: str) -> bool:
         """Whether a setting takes whole numbers only."""
-        try:
-            self._value(name, 1.5, ())
-        except UserError:
-            return True
-        return False
+        return plain(Cell.model_fields[name].annotation) is int
 
     def _condition(self, text: Any) -> Condition | None:
         if text is None:

@@ -6,14 +6,13 @@ The settings of a cell are columns by themselves: a new field of `Cell` with a d
 
 from __future__ import annotations
 
-import types
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import pyarrow as pa
 from pydantic.fields import FieldInfo
 
 from raysweep.space.cell import Cell
-from raysweep.space.fields import Column
+from raysweep.space.fields import Column, plain
 from raysweep.space.metrics import METRICS
 
 # The settings that tables call by another name, or by several.
@@ -62,14 +61,6 @@ _TEXT, _COUNT, REAL = pa.string(), pa.int64(), pa.float64()
 
 def _arrow_type(field: FieldInfo) -> pa.DataType:
     """The type of a column for a field of a cell, which may be absent."""
-
-    def plain(kind: Any) -> type:
-        if get_origin(kind) is Annotated:
-            return plain(get_args(kind)[0])
-        if get_origin(kind) in (Union, types.UnionType):
-            return plain(next(one for one in get_args(kind) if one is not type(None)))
-        return str if get_origin(kind) is Literal else kind
-
     return {str: _TEXT, int: _COUNT, float: REAL, bool: pa.bool_()}[plain(field.annotation)]
 
 

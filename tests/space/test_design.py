@@ -100,6 +100,11 @@ def test_cells_of_a_sample(tmp_path: Path) -> None:
         assert len(f"{cell.learning_rate:.10g}".lstrip("0.").replace("e-", "")) <= 6
         assert cell.weight_decay in (0.01, 0.1, 1.0)
         assert cell.batch_size in (4, 8, 16, 32, 64)
+    fractions = load(
+        tmp_path, over={"warmup_fraction": {"uniform": [0, 0.5]}, "batch_size": {"uniform": [4, 64]}}
+    ).cells
+    assert sum(cell.warmup_fraction < 0.25 for cell in fractions) == 16
+    assert len({cell.batch_size for cell in fractions}) > 20
     # Even: of 32 points each half of the rates has 16, and each weight decay ten or eleven.
     assert sum(cell.peak_learning_rate < math.sqrt(1e-4 * 3e-2) for cell in cells) == 16
     assert {sum(cell.weight_decay == decay for cell in cells) for decay in (0.01, 0.1, 1.0)} <= {10, 11}
