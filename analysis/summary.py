@@ -36,6 +36,13 @@ def summary(
     parts = []
     if sweep.condition:
         parts += [f"Only the cells for which `{sweep.condition}`: {len(sweep.cells)} of {sweep.planned}.", ""]
+    if "corpus" in sweep.cells and (corpora := sorted(sweep.cells["corpus"].unique()))[1:]:
+        parts += [
+            f"The cells are of {len(corpora)} corpora ({', '.join(corpora)}), whose losses are of different text. Effects "
+            "compare cells of one corpus; correlations over all cells mix them, and the partial one adjusts for the corpus. "
+            f"""`raysweep analyze --where 'corpus == "{corpora[0]}"'` is about one.""",
+            "",
+        ]
     if sweep.chosen:
         parts += [f"The cells: {sweep.chosen}.", ""]
     own = sweep.hypotheses != paper_hypotheses()

@@ -74,6 +74,11 @@ class Evaluation(Strict):
         """The role whose documents the task needs beside those of pretraining, such as `out_of_distribution`."""
         return None
 
+    def fits(self, cell: Cell) -> bool:
+        """Whether the corpus of a cell has what the task needs; cells of others go without it."""
+        sources = cell.corpus.sources()
+        return self.corpus_role is None or not sources or self.corpus_role in sources
+
     @property
     def shards(self) -> tuple[str, ...]:
         """The shards of the corpus that must hold a sequence for it."""

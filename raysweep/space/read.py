@@ -227,14 +227,14 @@ class _Reader(Reader):
                 raise self.file.error(
                     where, f"an earlier evaluation has columns that begin with {twice}: give one another name"
                 )
-            role = evaluation.corpus_role
-            for corpus in dict.fromkeys(cell.corpus for cell in space.cells):
-                if role is not None and corpus.sources() and role not in corpus.sources():
-                    raise self.file.error(
-                        where, f"the corpus {corpus.name} has no {role}: give it sources, or drop the task"
-                    )
+            fitting = [cell for cell in space.cells if evaluation.fits(cell)]
+            if not fitting:
+                names = " and ".join(dict.fromkeys(cell.corpus.name for cell in space.cells))
+                raise self.file.error(
+                    where, f"the corpus {names} has no {evaluation.corpus_role}: give it sources, or drop the task"
+                )
             try:
-                evaluation.check_cells(space.cells)
+                evaluation.check_cells(fitting)
             except ValueError as error:
                 name, _, message = str(error).partition(" ")
                 raise self.file.error((*where, name), f"{message}") from None

@@ -46,6 +46,10 @@ class Space(Strict):
     hypotheses: Hypotheses | None = None
     """What is claimed of the results; None for the claims of the paper."""
 
+    def evaluations_of(self, cell: Cell) -> list[Evaluation]:
+        """The evaluations that fit a cell's corpus."""
+        return [evaluation for evaluation in self.evaluations if evaluation.fits(cell)]
+
 
 def find_cell(space: Space, part: str) -> Cell:
     """The cell with this id, or with this part in its id. Raises `UserError` where no cell or several have it."""

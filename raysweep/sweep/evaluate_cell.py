@@ -61,7 +61,7 @@ def missing_evaluations(cell: Cell, space: Space, store: Store) -> list[Evaluati
     """The evaluations of a cell that the store has no rows of."""
     return [
         evaluation
-        for evaluation in space.evaluations
+        for evaluation in space.evaluations_of(cell)
         if store.evaluation_rows(cell.id, evaluation.label, evaluation.identity) is None
     ]
 

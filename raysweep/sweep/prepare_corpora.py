@@ -42,10 +42,12 @@ def prepare_corpora(
     built = {}
     for corpus, length in lengths.items():
         opened = built[corpus] = opened_corpus(corpus, store, report)
-        for shard in required_shards(evaluations):
+        cells = [state.cell for state in left if state.cell.corpus == corpus]
+        fitting = [evaluation for evaluation in evaluations if evaluation.fits(cells[0])]
+        for shard in required_shards(fitting):
             opened.sequences(shard, length)
-        _check_states([state.cell for state in left if state.cell.corpus == corpus], opened, measure)
-        for evaluation in evaluations:
+        _check_states(cells, opened, measure)
+        for evaluation in fitting:
             evaluation.check_corpus(opened, length)
     for said in _shortfalls(left, evaluations, built):
         log.warning("%s", said)
@@ -79,6 +81,9 @@ def _shortfalls(
     for corpus, opened in built.items():
         cells = [state.cell for state in left if state.cell.corpus == corpus]
         name = f"corpus {corpus.name}"
+        without = [evaluation for evaluation in evaluations if not evaluation.fits(cells[0])]
+        for evaluation in without:
+            yield f"{name} has no {evaluation.corpus_role}: {evaluation.label} is left out for its cells"
         epochs = {
             cell.id: opened.sequences("pretraining/train", cell.sequence_length).epochs(cell.steps * cell.batch_size)
             for cell in cells
@@ -94,7 +99,7 @@ def _shortfalls(
             asked = max(cell.validation_sequences for cell in cells if cell.sequence_length == length)
             if held < asked:
                 yield f"{name}: validation asks for {asked:,} sequences, and there are {held:,} of {length:,} tokens"
-            for evaluation in evaluations:
+            for evaluation in [one for one in evaluations if one not in without]:
                 yield from (f"{name}: {said}" for said in evaluation.shortfalls(opened, length))
 
 

@@ -64,7 +64,7 @@ def _short(space: Space, cell: Cell, folder: Path) -> Space:
         "sequences": 2, "calibration_sequences": 2, "tokens": STEPS * BATCH * SEQUENCE, "batch_size": BATCH, "questions": 2,
     }  # fmt: skip
     evaluations = []
-    for evaluation in space.evaluations:
+    for evaluation in space.evaluations_of(cell):
         shorter: dict[str, Any] = {name: value for name, value in few.items() if name in type(evaluation).model_fields}
         text = evaluation.text
         if text is not None and text.role != "questions":

@@ -138,7 +138,8 @@ def survey(store: Store, space: Space) -> Survey:
             state.training = "started"
         if state.training == "diverged":
             continue
-        for task, rows in evaluations.items():
+        for task in (evaluation.label for evaluation in space.evaluations_of(cell)):
+            rows = evaluations[task]
             if row and cell.id in rows:
                 state.evaluations[task] = "done"
             elif (failed := error(cell, task)) is not None:

@@ -50,7 +50,7 @@ def complete_cell(
     """Do what the store lacks of a cell and return the errors. Raises `StoreError` if not even those can be written."""
     try:
         check_same_code(code)
-        for task in space.evaluations:
+        for task in space.evaluations_of(cell):
             task.check_here()
     except UserError as different:
         trained = store.cell_row(cell.id) is not None

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from tiny import make_cell
 
+from raysweep.errors import UserError
 from raysweep.evaluation import in_distribution, out_of_distribution
+from raysweep.space.read import load
 from raysweep.store import Store
+from raysweep.sweep.evaluate_cell import missing_evaluations
 from raysweep.sweep.prepare_corpora import prepare_corpora
 from raysweep.sweep.survey import CellState, survey
 
@@ -77,3 +81,41 @@ def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pyt
         prepare_corpora(states(store, longer), [], store, lambda progress: None)
     assert "1 of 1 cells read training text more than once, up to 6.0 times" in caplog.text
     assert "validation asks for 1,000,000 sequences" in caplog.text
+
+
+def test_two_corpora_in_one_sweep_each_with_what_fits(
+    text: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cells of the corpus without domains go without that evaluation: said, not planned, not missing."""
+    from raysweep.space.space import Space
+
+    write(tmp_path / "other" / "a.jsonl", [{"text": words(300 * i, 60)} for i in range(1000)])
+    plain = {"name": "plain", "tokenizer": "bpe", "vocabulary": 300, "pretraining": {"folder": str(tmp_path / "other")}}
+    evaluations = (in_distribution.Settings(sequences=2), out_of_distribution.Settings(sequences=2))
+    cells = tuple(make_cell(corpus=corpus, validation_sequences=1) for corpus in (text, plain))
+    space = Space(name="x", cells=cells, evaluations=evaluations)
+    store = Store(str(tmp_path / "store"))
+    planned = survey(store, space)
+    assert [list(state.evaluations) for state in planned.states] == [
+        ["in_distribution", "out_of_distribution"], ["in_distribution"],
+    ]  # fmt: skip
+    assert planned.counts()["evaluations"]["planned"] == 3
+    assert [one.label for one in missing_evaluations(cells[1], space, store)] == ["in_distribution"]
+    with caplog.at_level(logging.WARNING, "raysweep"):
+        built = prepare_corpora(list(planned.states), evaluations, store, lambda progress: None)
+    assert "corpus plain has no out_of_distribution: out_of_distribution is left out for its cells" in caplog.text
+    assert len({opened.fingerprint for opened in built.values()}) == 2
+    # Alone it is refused, before anything is built.
+    file = tmp_path / "space.yaml"
+    base = {"size": {"width": 16}, "corpus": plain, "tokens": 4096, "batch_size": 4, "sequence_length": 32}
+    file.write_text(
+        yaml.safe_dump({"name": "y", "base": base, "evaluations": ["out_of_distribution"]}), encoding="utf-8"
+    )
+    with pytest.raises(
+        UserError, match="the corpus plain has no out_of_distribution: give it sources, or drop the task"
+    ):
+        load(file)
+    file.write_text(yaml.safe_dump({
+        "name": "y", "base": base, "cross": {"corpus": [plain, text]}, "evaluations": ["out_of_distribution"],
+    }), encoding="utf-8")  # fmt: skip
+    assert len(load(file).cells) == 2
