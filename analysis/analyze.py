@@ -62,6 +62,10 @@ class AnalysisSummary:
     """Cells of the search space."""
     claims: pd.DataFrame
     """The scorecard: one row per claim with its verdict, effect and interval."""
+    design: sweep.SweepData
+    """What the claims are about: without interventions and seeds that were added for the noise."""
+    tested: list[claims.Tested]
+    """Every test behind the claims."""
 
 
 def analyze(
@@ -145,7 +149,8 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     laws.to_csv(output / "scaling_law.csv", index=False)
     between_seeds = noise.seed_noise(loaded)
     between_seeds.to_csv(output / "seed_noise.csv", index=False)
-    card, tests = claims.claims(design, statistics, between_seeds)
+    tested = claims.tested(design, statistics, between_seeds)
+    card, tests = claims.scorecard(tested)
     card.to_csv(output / "claims.csv", index=False)
     tests.to_csv(output / "claim_tests.csv", index=False)
     effects = noise.effects(design, between_seeds)
@@ -178,4 +183,4 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     for path in earlier - now:
         for ending in (".png", ".pdf", ".csv", ".md", ".tex"):
             path.with_suffix(ending).unlink(missing_ok=True)
-    return AnalysisSummary(len(loaded.cells), loaded.planned, card)
+    return AnalysisSummary(len(loaded.cells), loaded.planned, card, design, tested)

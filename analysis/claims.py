@@ -19,9 +19,11 @@ means Student's; everything else resamples configurations. docs/hypotheses.md ha
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -38,22 +40,51 @@ TEST_COLUMNS = (*COLUMNS, "p", "q", "p_against")
 _LEVEL = 0.025
 
 
-def claims(
-    sweep: SweepData, regressions: pd.DataFrame, noise: pd.DataFrame | None = None
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The scorecard, one row per hypothesis with the columns `COLUMNS`, and every test behind it with `TEST_COLUMNS`.
+@dataclass(frozen=True)
+class Tested:
+    """One test of a hypothesis, and what it measured."""
 
-    `regressions` is the first table of `regressions.regressions`, `noise` that of `noise.seed_noise`. `p` is that of the
-    interval (`findings.p_value`). `q` is the false-discovery rate at which the test would be counted as supported (Benjamini
-    and Hochberg 1995, over all tests). `p_against` is the p of the other side times the number of tests of the hypothesis,
-    at most 1.
+    hypothesis: Hypothesis
+    test: Test | None
+    """None where the hypothesis has no test, for want of a column."""
+    finding: Finding
+
+
+def tested(sweep: SweepData, regressions: pd.DataFrame, noise: pd.DataFrame | None) -> list[Tested]:
+    """Every test of every hypothesis, in their order.
+
+    `regressions` is the first table of `regressions.regressions`, `noise` that of `noise.seed_noise`.
     """
     keys = ["task", "metric", "statistic"]
     table = regressions.set_index(keys) if len(regressions) else regressions
     tests = Tests(sweep, table) if noise is None else Tests(sweep, table, noise)
-    card, rows = [], []
+    found = []
     for hypothesis in sweep.hypotheses.hypotheses:
-        found = [finding for test in expanded(hypothesis, sweep) for finding in _findings(tests, test)]
+        for test in expanded(hypothesis, sweep):
+            if isinstance(test, Finding):
+                found.append(Tested(hypothesis, None, test))
+            else:
+                found += [Tested(hypothesis, test, finding) for finding in findings(tests, test)]
+    return found
+
+
+def claims(
+    sweep: SweepData, regressions: pd.DataFrame, noise: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The `scorecard` of a sweep."""
+    return scorecard(tested(sweep, regressions, noise))
+
+
+def scorecard(every: list[Tested]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scorecard, one row per hypothesis with the columns `COLUMNS`, and every test behind it with `TEST_COLUMNS`.
+
+    `p` is that of the interval (`findings.p_value`). `q` is the false-discovery rate at which the test would be counted as
+    supported (Benjamini and Hochberg 1995, over all tests). `p_against` is the p of the other side times the number of
+    tests of the hypothesis, at most 1.
+    """
+    card, rows = [], []
+    for hypothesis, of_hypothesis in itertools.groupby(every, lambda one: one.hypothesis):
+        found = [one.finding for one in of_hypothesis]
         about = {"claim": hypothesis.id, "statement": hypothesis.says, "place": hypothesis.where}
         count = sum(math.isfinite(f.p_value) for f in found)
         own = [
@@ -96,7 +127,3 @@ def expanded(hypothesis: Hypothesis, sweep: SweepData) -> Iterator[Test | Findin
         yield Finding(
             f"for each {hypothesis.for_each}", "", reason=f"no column called {hypothesis.for_each} was measured"
         )
-
-
-def _findings(tests: Tests, test: Test | Finding) -> list[Finding]:
-    return [test] if isinstance(test, Finding) else findings(tests, test)

@@ -40,6 +40,8 @@ class Finding:
     reason: str = ""
     squared: bool = False
     """Whether the interval is that of a correlation, squared with its sign (`statistics.added_r2_interval`)."""
+    comparisons: int = 0
+    """The slices that it is over, of an effect of a hyperparameter at equal settings; 0 of others."""
 
     @property
     def p_value(self) -> float:
@@ -196,4 +198,4 @@ def of_effect(name: str, rule: str, measured: Effect) -> Finding:
     if not math.isfinite(measured.low):
         reason = f"{measured.slices} comparisons at equal settings allow too few permutations for a 95% interval"
         return Finding(name, rule, measured.value, n=measured.n, reason=reason)
-    return Finding(name, rule, measured.value, measured.low, measured.high, measured.n)
+    return Finding(name, rule, measured.value, measured.low, measured.high, measured.n, comparisons=measured.slices)

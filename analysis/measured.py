@@ -15,6 +15,21 @@ from raysweep.analysis.hypothesis_statistics import within_size_spread
 from raysweep.space.hypotheses import Among, Test
 
 
+def chosen(among: Among, cells: pd.DataFrame) -> pd.Series:
+    """(n,) of each cell, whether a test of `among` is about it."""
+    kept = pd.Series(True, index=cells.index)
+    if among.tokens_per_parameter is not None:
+        kept &= cells["tokens"] >= among.tokens_per_parameter * cells["parameters"]
+    if among.block is not None and "block" in cells:
+        kept &= cells["block"] == among.block
+    if among.sizes is not None:
+        sizes = np.sort(cells["parameters"].unique())
+        half = (len(sizes) + 1) // 2
+        of = {"smallest": sizes[:1], "largest": sizes[-1:], "smaller half": sizes[:half], "larger half": sizes[-half:]}
+        kept &= cells["parameters"].isin(of[among.sizes])
+    return kept
+
+
 @dataclass(frozen=True)
 class Measured:
     """One test on one sweep, with the words and bounds that it uses."""
@@ -30,19 +45,7 @@ class Measured:
     @property
     def tests(self) -> Tests:
         """The tests on the cells that this one is about."""
-        among, cells = self.test.among, self.of_sweep.cells
-        kept = pd.Series(True, index=cells.index)
-        if among.tokens_per_parameter is not None:
-            kept &= cells["tokens"] >= among.tokens_per_parameter * cells["parameters"]
-        if among.block is not None and "block" in cells:
-            kept &= cells["block"] == among.block
-        if among.sizes is not None:
-            sizes = np.sort(cells["parameters"].unique())
-            half = (len(sizes) + 1) // 2
-            chosen = {
-                "smallest": sizes[:1], "largest": sizes[-1:], "smaller half": sizes[:half], "larger half": sizes[-half:],
-            }  # fmt: skip
-            kept &= cells["parameters"].isin(chosen[among.sizes])
+        kept = chosen(self.test.among, self.of_sweep.cells)
         return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
 
     @property

@@ -105,4 +105,7 @@ def strongest(m: Measured) -> Iterator[Finding]:
     # Welch's, against the one that is largest here: resamples of six comparisons are too narrow.
     largest = max(by_setting.values(), key=lambda changes: float(changes.mean()))
     apart = stats.ttest_ind(own, largest, equal_var=False).confidence_interval(0.95)
-    yield Finding(name, m.rule, float(own.mean() - largest.mean()), float(apart.low), float(apart.high), n=len(own))
+    yield Finding(
+        name, m.rule, float(own.mean() - largest.mean()), float(apart.low), float(apart.high), n=len(own),
+        comparisons=len(own),
+    )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from raysweep.analysis.next_cells import Next
     from raysweep.exchange.account import Account
     from raysweep.exchange.reproduce import Comparison
     from raysweep.space.space import Space
@@ -293,6 +294,30 @@ def show_claims(card: list[dict[str, Any]]) -> None:
         verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
         table.add_row(str(row["claim"]), verdict, row["statement"])
     show(table)
+
+
+def show_next(plan: Next) -> None:
+    """What would decide each undecided test, the cheapest first."""
+    from raysweep.analysis.next_cells import said  # With pandas and scipy.
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("claim", "test", "today", "needed", "new cells", "cost"):
+        table.add_column(heading, overflow="fold", justify="left" if heading in ("claim", "test", "cost") else "right")
+    within = {id(need) for need in plan.chosen}
+    for need in sorted((one for one in plan.needs if one.cells), key=lambda one: one.cost.order):
+        about = need.tested
+        row = (f"{about.hypothesis.id}", about.finding.effect, f"{need.today:,}", f"{need.number:,} {need.units}")
+        style = "" if id(need) in within else "dim"
+        table.add_row(*map(escape, row), f"{len(need.cells):,}", str(need.cost), style=style)
+    if table.rows:
+        show(table)
+    reasons = Counter(need.reason for need in plan.needs if not need.cells)
+    for reason, number in reasons.most_common():
+        say(f"[dim]{number} undecided {'test' if number == 1 else 'tests'}: {escape(reason)}[/]")
+    if plan.cells:
+        say(f"{said(plan)}; the sweep took {plan.spent} so far")
+    elif any(need.cells for need in plan.needs):
+        say(f"[yellow]the cheapest costs more than there is[/]: the sweep took {plan.spent}; --hours allows more")
 
 
 def _setting(value: Any) -> str:

@@ -27,6 +27,17 @@ def load_space(options: argparse.Namespace, reading: bool = False) -> Space:
     return load_to_read(Path(options.space)) if reading else load(options.space)
 
 
+def hours(text: str) -> float:
+    """Hours above 0. Raises `argparse.ArgumentTypeError`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a number above 0 is needed, not {text}")
+    return value
+
+
 def open_store(options: argparse.Namespace, space: Space) -> Store:
     """The store of --store, else of RAYSWEEP_STORE, else the search space's own."""
     for what, location in (("--store", options.store), (STORE, os.environ.get(STORE))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from raysweep.cli.options import hours
 from raysweep.version import __version__
 
 
@@ -161,6 +162,14 @@ def build_parser() -> _Parser:
     analyzed.add_argument(
         "--output", metavar="DIR", required=True, help="a folder; results of the same name are replaced"
     )
+    analyzed.add_argument(
+        "--next", metavar="FILE.yaml",
+        help="write a search space with the cells that would decide the tests that are undecided, the cheapest first",
+    )  # fmt: skip
+    analyzed.add_argument(
+        "--hours", metavar="H", type=hours,
+        help="of --next: GPU-hours, or core-hours where training has no GPU (default: as many as the sweep took so far)",
+    )  # fmt: skip
     measured = command(
         "geometry", "model_commands:geometry", "measure the unembedding of a language model", json_option
     )

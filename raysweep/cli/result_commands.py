@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raysweep.cli import messages
 from raysweep.cli.options import load_space, open_store, print_json
@@ -12,6 +13,9 @@ from raysweep.errors import UserError, reason
 from raysweep.files import local_path, put_in_place
 from raysweep.store import Store
 from raysweep.store.results import results as results_table
+
+if TYPE_CHECKING:
+    from raysweep.analysis.analyze import AnalysisSummary
 
 
 def results(options: argparse.Namespace) -> int:
@@ -103,6 +107,12 @@ def analyze(options: argparse.Namespace) -> int:
     published = Path(options.space).is_dir()
     if published and options.store:
         raise UserError(f"{options.space} already contains its results: leave --store out")
+    if options.hours is not None and options.next is None:
+        raise UserError("--hours is for --next FILE.yaml, which is missing")
+    if options.next is not None and options.where is not None:
+        raise UserError("--next is about the whole sweep: leave --where out")
+    if options.next is not None and Path(options.next).suffix not in (".yaml", ".yml"):
+        raise UserError(f"--next {options.next}: a search space is a .yaml file")
     space = options.space if published else load_space(options, reading=True)
     store = None if published else open_store(options, space)
     with ProgressBars() as bars:
@@ -113,4 +123,49 @@ def analyze(options: argparse.Namespace) -> int:
     else:
         messages.show_claims(card)
         print(f"{summary.analysed} of {summary.planned} cells analysed; open {output / 'report.html'}")
+    if options.next is not None:
+        _write_next(options, summary, store, output)
     return 0
+
+
+def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: Store | None, output: Path) -> None:
+    """`--next`: the search space, and beside the report `next.csv`."""
+    import pandas as pd
+
+    from raysweep.analysis.next_cells import next_cells, said
+    from raysweep.exchange.published import SPACE, read_published
+    from raysweep.space.read import load_to_read, load_with_count
+    from raysweep.space.write import write_with_cells, write_with_count
+    from raysweep.store.results import timings as timings_of
+    from raysweep.store.schemas import TIMINGS
+
+    file = Path(options.space) / SPACE if store is None else Path(options.space)
+    space = load_to_read(file)
+    if store is None:
+        timings = read_published(Path(options.space)).timings.to_pandas()
+    else:
+        timings = pd.DataFrame(timings_of(space, store, summary.design.cells["id"]), columns=TIMINGS.names)
+    plan = next_cells(
+        space, summary.design, summary.tested, timings, options.hours, lambda count: load_with_count(file, count).cells
+    )
+    plan.table.to_csv(output / "next.csv", index=False)
+    messages.show_next(plan)
+    if not plan.cells:
+        print(f"{options.next} was not written; {output / 'next.csv'} has every undecided test")
+        return
+    target = local_path(options.next, "--next")
+    heading = (
+        f"{space.name}, with what `raysweep analyze --next` found lacking: {said(plan)}.\n"
+        "Cells that the store has are not trained again."
+    )
+    if plan.count:
+        write_with_count(file, plan.count, target, heading)
+    else:
+        write_with_cells(file, [*space.cells, *plan.cells], target, heading)
+    written = load_to_read(target)
+    lost = {cell.id for cell in (*space.cells, *plan.cells)} - {cell.id for cell in written.cells}
+    if lost:
+        raise AssertionError(f"{target} lacks {len(lost)} cells, such as {min(lost)}")
+    print(
+        f"{target}: {len(written.cells):,} cells, {len(plan.cells):,} of them new; `raysweep run {target}` trains those"
+    )

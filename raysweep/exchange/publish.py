@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,8 @@ from raysweep.exchange.published import LATER, SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
 from raysweep.space.read import hypotheses_file, load_to_read
 from raysweep.store import Store, declarations, sessions
-from raysweep.store.index import read_all
-from raysweep.store.results import evaluated, results
-from raysweep.store.schemas import MEASURES, SPECTRA, TIMINGS, TRAJECTORIES
-from raysweep.store.store import TRAIN
+from raysweep.store.results import evaluated, results, timings
+from raysweep.store.schemas import MEASURES, SPECTRA, TRAJECTORIES
 from raysweep.store.tables import read_parquet
 
 
@@ -30,22 +27,17 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
     finished = table["id"].to_pylist()
     _check_nothing_is_lost(folder, finished, store)
-    stages = [TRAIN, *(evaluation.label for evaluation in space.evaluations)]
     evaluations = [evaluated(store, e.label, e.identity) for e in space.evaluations]
-    timings = {stage: read_all(store, f"timings/{stage}", TIMINGS) for stage in stages}
     rows: dict[str, list[dict[str, Any]]] = {
         "trajectories": [
             row for cell in finished for row in store.read_rows(store.trajectory_file(cell), TRAJECTORIES) or []
         ],
         "evaluations": [row for cell in finished for task in evaluations for row in task.get(cell, [])],
-        "timings": [row for cell in finished for stage in stages for row in timings[stage].get(cell, [])],
+        "timings": timings(space, store, finished),
         "sessions": sessions.read(store, space.name),
         "measures": [row for cell in finished for row in store.read_rows(store.measures_file(cell), MEASURES) or []],
         "spectra": [row for cell in finished for row in store.read_rows(store.spectra_file(cell), SPECTRA) or []],
     }  # fmt: skip
-    for row in rows["timings"]:
-        if row["finished"] is not None:  # `read_all` gives times as text.
-            row["finished"] = datetime.datetime.fromisoformat(row["finished"])
     declared = declarations.read(store, space.name)
     tables = {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
     # Last, so that a publication that was cut off is seen: its cells are not those of the rows over training.

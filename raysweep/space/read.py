@@ -60,6 +60,13 @@ def load_to_read(path: Path) -> Space:
     return _Reader(YamlFile(path), tolerant=True).space()
 
 
+def load_with_count(path: Path, count: int) -> Space:
+    """As `load_to_read`, with another number of sampled points."""
+    file = YamlFile(path)
+    file.content["sample"]["count"] = count
+    return _Reader(file, tolerant=True).space()
+
+
 def load_published(path: Path) -> Space:
     """The search space of published results, as `load_to_read` has it; code that lies beside it is not imported."""
     return _Reader(YamlFile(path), tolerant=True, code=False).space()

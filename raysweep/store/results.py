@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[t
 def _of_other_code(label: str, store: Store) -> bool:
     """Whether there are results of an evaluation under other settings, or another version of its code."""
     return any(name.startswith(f"{label}-") for name in store.directories("evaluations"))
+
+
+def timings(space: Space, store: Store, cells: Iterable[str]) -> list[dict[str, Any]]:
+    """The rows of `schemas.TIMINGS` of these cells: of their training, and of each evaluation of the space."""
+    stages = [TRAIN, *(evaluation.label for evaluation in space.evaluations)]
+    by_cell = [read_all(store, f"timings/{stage}", TIMINGS) for stage in stages]
+    rows = [row for cell in cells for of_stage in by_cell for row in of_stage.get(cell, [])]
+    for row in rows:
+        if row["finished"] is not None:  # `read_all` gives times as text.
+            row["finished"] = datetime.datetime.fromisoformat(row["finished"])
+    return rows
 
 
 def results(space: Space, store: str | Path | Store) -> pa.Table:

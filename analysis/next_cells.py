@@ -1,0 +1,241 @@
+"""What would decide the tests that are undecided: how many more cells, at what cost, and a search space of the cheapest.
+
+For each test `power` gives the number of comparisons, configurations or points that decide it at today's estimate and noise.
+What is lacking is made of combinations of the values that were tested (`untested`), or, of a sampled design, of further
+points. Costs are those of the finished cells of a size: seconds for each FLOP of training, and seconds of its evaluations.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from raysweep.analysis.claims import Tested
+from raysweep.analysis.measured import chosen
+from raysweep.analysis.power import MOST, POWER, needed
+from raysweep.analysis.sweep_data import SweepData
+from raysweep.analysis.untested import Keep, Untested
+from raysweep.space.cell import Cell
+from raysweep.space.resources import Resources
+from raysweep.space.space import Space
+from raysweep.store.store import TRAIN
+
+COLUMNS = (
+    "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "new_cells", "gpu_hours", "core_hours",
+    "reason",
+)  # fmt: skip
+
+# Kinds of test that compare cells that are equal but for the setting that they are over.
+_OF_COMPARISONS = ("trend", "at", "turn", "trend_by_size", "strongest")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Hours of GPUs and of cores."""
+
+    gpu_hours: float = 0.0
+    core_hours: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.gpu_hours + other.gpu_hours, self.core_hours + other.core_hours)
+
+    @property
+    def order(self) -> tuple[float, float]:
+        return self.gpu_hours, self.core_hours
+
+    def __str__(self) -> str:
+        parts = [(self.gpu_hours, "GPU-hours"), (self.core_hours, "core-hours")]
+        return " and ".join(f"{hours:.3g} {name}" for hours, name in parts if hours) or "nothing"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What would decide one undecided test."""
+
+    tested: Tested
+    units: str
+    """`comparisons`, `configurations` or `points`."""
+    today: int
+    """Their number now."""
+    number: int
+    """Their number that decides it in four of five sweeps; 0 where there is none."""
+    cells: tuple[Cell, ...]
+    """What is to be trained for it."""
+    count: int
+    """Of a sampled design: the `count` of its `sample`; else 0."""
+    cost: Cost
+    reason: str
+    """Why there are no cells for it; empty where there are."""
+
+    @property
+    def row(self) -> dict[str, object]:
+        """Under `COLUMNS`."""
+        found = self.tested.finding
+        return {
+            "claim": self.tested.hypothesis.id, "effect": found.effect, "rule": found.rule, "value": found.value,
+            "low": found.low, "high": found.high, "units": self.units, "today": self.today, "needed": self.number or None,
+            "new_cells": len(self.cells) if not self.reason else None, "gpu_hours": self.cost.gpu_hours,
+            "core_hours": self.cost.core_hours, "reason": self.reason,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Next:
+    """The next cells of a sweep."""
+
+    needs: list[Need]
+    """One for each undecided test."""
+    chosen: list[Need]
+    """Those that `cells` decide: the cheapest, within the budget."""
+    cells: list[Cell]
+    """The new cells, none twice."""
+    count: int
+    """Of a sampled design: the `count` of its `sample`; else 0."""
+    cost: Cost
+    spent: Cost
+    """What the finished cells took."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        return pd.DataFrame([need.row for need in self.needs], columns=COLUMNS)
+
+
+def next_cells(
+    space: Space, design: SweepData, tested: list[Tested], timings: pd.DataFrame, budget: float | None = None,
+    larger: Callable[[int], tuple[Cell, ...]] | None = None,
+) -> Next:  # fmt: skip
+    """What would decide the undecided ones of `tested`, and the cheapest of it.
+
+    `timings` are rows of `schemas.TIMINGS`. `budget` is in hours of what cells train on, GPUs or cores; by default what the
+    sweep took so far. `larger` gives the cells of a sampled space with another `count`.
+    """
+    ids = set(design.cells["id"])
+    cells = [cell for cell in space.cells if cell.id in ids]
+    costs = _Costs(space, cells, timings)
+    untested = Untested(cells)
+    undecided = [one for one in tested if one.finding.verdict == "undecided"]
+    needs = [_need(one, space, design, untested, costs, larger) for one in undecided]
+    spent = costs.of(cells)
+    on_gpus = space.resources.train.gpus > 0
+    limit = budget if budget is not None else (spent.gpu_hours if on_gpus else spent.core_hours)
+    kept: list[Need] = []
+    new: dict[str, Cell] = {}
+    for need in sorted((one for one in needs if one.cells), key=lambda one: one.cost.order):
+        with_it = new | {cell.id: cell for cell in need.cells}
+        cost = costs.of(with_it.values())
+        if (cost.gpu_hours if on_gpus else cost.core_hours) <= limit:
+            kept.append(need)
+            new = with_it
+    count = max((need.count for need in kept), default=0)
+    return Next(needs, kept, list(new.values()), count, costs.of(new.values()), spent)
+
+
+def _need(
+    one: Tested, space: Space, design: SweepData, untested: Untested, costs: _Costs,
+    larger: Callable[[int], tuple[Cell, ...]] | None,
+) -> Need:  # fmt: skip
+    found, test = one.finding, one.test
+    sampled = space.design.sample
+    over = (
+        getattr(getattr(test, test.kind), "over", None) if test is not None and test.kind in _OF_COMPARISONS else None
+    )
+    units = "points" if sampled is not None else "configurations" if over is None else "comparisons"
+    today = found.comparisons or found.n
+
+    def without(reason: str, number: int = 0) -> Need:
+        return Need(one, units, today, number, (), 0, Cost(), reason)
+
+    if test is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
+        return without(found.reason or "it has no interval")
+    number = needed(found, today)
+    if number is None:
+        return without(f"no number would: the estimate lies on the bound (more than {MOST} times today's)")
+    if sampled is not None and larger is not None:
+        # The finished points are to those planned as the new ones will be.
+        count = math.ceil(sampled.count * number / today)
+        if sampled.design == "latin_hypercube":
+            count = sampled.count * 2 ** math.ceil(math.log2(number / today))
+        there = {cell.id for cell in space.cells}
+        new = tuple(cell for cell in larger(count) if cell.id not in there)
+        return Need(one, units, today, number, new, count, costs.of(new), "")
+    if getattr(getattr(test, test.kind), "equal_steps", False):
+        return without(f"{number} {units} at equal steps: add token budgets with their batch sizes by hand", number)
+    groups = (
+        untested.configurations(_about(one, design))
+        if over is None
+        else untested.comparisons(over, _about(one, design))
+    )
+    lacking = number - today
+    taken = list(itertools.islice(groups, lacking))
+    if len(taken) < lacking:
+        return without(
+            f"{lacking:,} more {units} are needed, and the values that were tested make {len(taken):,}: test others",
+            number,
+        )
+    new = tuple({cell.id: cell for group in taken for cell in group}.values())
+    return Need(one, units, today, number, new, 0, costs.of(new), "")
+
+
+def _about(one: Tested, design: SweepData) -> Keep:
+    """Whether a test is about a cell."""
+    assert one.test is not None
+    among = one.test.among
+    sizes = set(
+        design.cells[chosen(among.model_copy(update={"tokens_per_parameter": None}), design.cells)]["parameters"]
+    )
+    every = among.sizes is None
+
+    def keep(cell: Cell) -> bool:
+        if among.tokens_per_parameter is not None and cell.tokens < among.tokens_per_parameter * cell.shape.parameters:
+            return False
+        if among.block is not None and cell.block != among.block:
+            return False
+        return every or cell.shape.parameters in sizes
+
+    return keep
+
+
+class _Costs:
+    """What cells take, by what the finished ones took."""
+
+    def __init__(self, space: Space, finished: list[Cell], timings: pd.DataFrame) -> None:
+        self._resources: Resources = space.resources
+        by_id = {cell.id: cell for cell in finished}
+        rows = timings[timings["cell"].isin(by_id)]
+        rows = rows.assign(
+            size=[by_id[cell].size.label for cell in rows["cell"]],
+            flops=[by_id[cell].flops for cell in rows["cell"]],
+        )
+        training, others = rows[rows["stage"] == TRAIN], rows[rows["stage"] != TRAIN]
+        rate = training["seconds"] / training["flops"]
+        self._rates, self._rate = rate.groupby(training["size"]).median(), float(rate.median())
+        of_cells = others.groupby(["size", "cell"])["seconds"].sum()
+        self._evaluations = of_cells.groupby("size").median()
+        self._evaluation = float(of_cells.median()) if len(of_cells) else 0.0
+
+    def of(self, cells: object) -> Cost:
+        """Of training and evaluating cells, each once."""
+        return sum((self._one(cell) for cell in cells), Cost())  # type: ignore[attr-defined]
+
+    def _one(self, cell: Cell) -> Cost:
+        train, evaluate = self._resources.train, self._resources.evaluate
+        training = float(self._rates.get(cell.size.label, self._rate)) * cell.flops / 3600
+        evaluation = float(self._evaluations.get(cell.size.label, self._evaluation)) / 3600
+        return Cost(
+            training * train.workers * train.gpus + evaluation * evaluate.gpus,
+            (0 if train.gpus else training * train.workers * train.cpus)
+            + (0 if evaluate.gpus else evaluation * evaluate.cpus),
+        )
+
+
+def said(plan: Next) -> str:
+    """What the new cells are for, in a sentence."""
+    claims = ", ".join(dict.fromkeys(str(need.tested.hypothesis.id) for need in plan.chosen))
+    return (
+        f"{len(plan.cells):,} more cells, about {plan.cost}, would decide {len(plan.chosen)} of {len(plan.needs)} undecided "
+        f"tests (of claims {claims}) in {POWER:.0%} of sweeps each, if today's estimates are the truth"
+    )

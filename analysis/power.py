@@ -1,0 +1,60 @@
+"""How many more comparisons or configurations would decide a test, at today's estimate and noise.
+
+A standard error falls with the square root of the number of what it is over. So from an interval over n of them follows
+what it would be over n', and how often it would then leave out the bound: the power of Student's t test. The answer is the
+smallest n' with a power of 0.8. It takes the estimate for the truth, which it is not: where the effect is smaller than it
+seems today, more are needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from raysweep.analysis.findings import Finding
+
+POWER = 0.8
+"""Of five sweeps of that size four decide the test."""
+
+MOST = 100
+"""Beyond so many times today's number the estimate is said to lie on the bound."""
+
+
+def needed(finding: Finding, units: int) -> int | None:
+    """The number of units that would decide an undecided finding whose interval is over so many; None where none would."""
+    sign, _, bound = finding.rule.partition(" ")
+    value, low, high, limit = finding.value, finding.low, finding.high, float(bound.removeprefix("±"))
+    if finding.squared:
+        # There the interval is that of a correlation, squared.
+        low, high, limit = (float(np.sign(x) * math.sqrt(abs(x))) for x in (low, high, limit))
+        value = (low + high) / 2
+    within = sign == "within"
+    if within and abs(value) >= limit:
+        # It may come to lie outside the margin.
+        within, limit = False, math.copysign(limit, value)
+    apart = abs(limit) - abs(value) if within else abs(value - limit)
+    half = (high - low) / 2 if within else (value - low if value > limit else high - value)
+    if not (half > 0 and apart > 0) or units < 2:
+        return None
+    # Of one unit.
+    deviation = half / float(stats.t.ppf(0.975, units - 1)) * math.sqrt(units)
+
+    def decides(number: int) -> bool:
+        error, wide = deviation / math.sqrt(number), float(stats.t.ppf(0.975, number - 1))
+        if within:
+            inside = stats.norm.cdf((limit - value) / error - wide) - stats.norm.cdf((-limit - value) / error + wide)
+            return bool(inside >= POWER)
+        return bool(stats.nct.sf(wide, number - 1, apart / error) >= POWER)
+
+    enough = units
+    while not decides(enough):
+        enough *= 2
+        if enough > 2 * MOST * units:
+            return None
+    too_few = max(enough // 2, 1)
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        too_few, enough = (too_few, middle) if decides(middle) else (middle, enough)
+    return enough if enough <= MOST * units else None

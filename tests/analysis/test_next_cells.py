@@ -1,0 +1,203 @@
+"""What would decide undecided tests: the cells, their cost, the file, and whether they decide in four of five sweeps."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from raysweep.analysis import claims, example, sweep_data
+from raysweep.analysis.next_cells import Next, next_cells
+from raysweep.cli.main import main
+from raysweep.space.cell import Cell
+from raysweep.space.read import load, load_with_count
+from raysweep.space.space import Space
+from raysweep.space.write import write_with_cells
+from raysweep.store import Store
+from raysweep.store.results import timings
+from raysweep.store.schemas import TIMINGS
+
+GRID: dict[str, Any] = {
+    "name": "grid",
+    "base": {"corpus": "pile", "tokens": 32e9, "batch_size": 128},
+    "cross": {"size": ["4M", "8M", "16M", "28M"]},
+    "ablate": [
+        {"batch_size": [64, 256]}, {"weight_decay": [0.01, 0.5]}, {"final_learning_rate_fraction": [0.0, 0.01]},
+    ],
+    "hypotheses": "own.hypotheses.yaml",
+}  # fmt: skip
+
+
+def written(folder: Path, tests: list[dict[str, Any]], content: dict[str, Any] = GRID) -> Path:
+    hypotheses = [{"id": i, "says": "it", "tests": [test]} for i, test in enumerate(tests, 1)]
+    (folder / "own.hypotheses.yaml").write_text(yaml.safe_dump({"hypotheses": hypotheses}), encoding="utf-8")
+    (folder / "space.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return folder / "space.yaml"
+
+
+def simulated(space: Space, seed: int) -> sweep_data.SweepData:
+    """The planted numbers of every cell, in memory."""
+    rng = np.random.default_rng(seed)
+    rows = [cell.describe() | example.simulate(cell, rng) | {"status": "done"} for cell in space.cells]
+    kept = ("effective_rank_W", "in_distribution_loss")
+    frame = pd.DataFrame(rows)[[*space.cells[0].describe(), "status", *kept]]
+    return sweep_data.from_tables("x", frame, pd.DataFrame({"cell": []}), **sweep_data._said_of(space, []))
+
+
+def found(sweep: sweep_data.SweepData) -> list[claims.Tested]:
+    return claims.tested(sweep, pd.DataFrame(), None)
+
+
+def times(space: Space, per_flop: float = 1e-15) -> pd.DataFrame:
+    """An evaluation of 36 s for each cell beside its training."""
+    rows = [{"cell": c.id, "stage": "train", "seconds": c.flops * per_flop} for c in space.cells]
+    return pd.DataFrame(rows + [{"cell": c.id, "stage": "in_distribution", "seconds": 36.0} for c in space.cells])
+
+
+def planned(space: Space, sweep: sweep_data.SweepData, **more: Any) -> Next:
+    return next_cells(space, sweep, found(sweep), times(space), **more)
+
+
+def effect(sweep: sweep_data.SweepData) -> float:
+    return found(sweep)[0].finding.value
+
+
+DECAY = {"trend": {"of": "effective_rank_W", "over": "weight_decay"}, "expect": "> 0.14"}
+
+
+def test_new_comparisons_decide_in_four_of_five_sweeps(tmp_path: Path) -> None:
+    """A pilot of four comparisons whose estimate is the truth's; then whole sweeps with the cells that were planned."""
+    space = load(written(tmp_path, [DECAY]))
+    truth = float(np.mean([effect(simulated(space, seed)) for seed in range(40)]))
+    # 0.1 for each factor of ten, over a line through 0.01, 0.1 and 0.5.
+    assert truth == pytest.approx(0.17, abs=0.005)
+    pilots = (simulated(space, seed) for seed in range(40, 200))
+    pilot = next(p for p in pilots if abs(effect(p) - truth) < 0.001 and found(p)[0].finding.verdict == "undecided")
+    plan = planned(space, pilot, budget=1e9)
+    (need,) = plan.needs
+    assert (need.units, need.today) == ("comparisons", 4)
+    larger = space.model_copy(update={"cells": (*space.cells, *plan.cells)})
+    sweeps = [simulated(larger, seed) for seed in range(1000, 1040)]
+    assert found(sweeps[0])[0].finding.comparisons == need.number > 4
+    assert 0.6 <= np.mean([found(one)[0].finding.verdict != "undecided" for one in sweeps]) <= 0.97
+    assert np.mean([effect(one) for one in sweeps]) == pytest.approx(truth, abs=0.01)
+
+
+def test_cells_are_combinations_of_what_was_tested_and_cost_what_those_did(tmp_path: Path) -> None:
+    correlation = {"correlation": {"of": "effective_rank_W", "with": "in_distribution_loss"}, "expect": "< 0"}
+    smallest = correlation | {"among": {"sizes": "smaller half"}, "expect": "> -0.45"}
+    space = load(written(tmp_path, [DECAY, correlation, smallest]))
+    sweep = simulated(space, 1)
+    plan = planned(space, sweep, budget=1e9)
+    assert [need.reason for need in plan.needs] == ["", "", ""]
+    there = {cell.id for cell in space.cells}
+    for need in plan.needs:
+        assert len({cell.id for cell in need.cells} - there) == len(need.cells)
+        for cell in need.cells:
+            assert cell.batch_size in (64, 128, 256)
+            assert cell.weight_decay in (0.01, 0.1, 0.5)
+            assert cell.final_learning_rate_fraction in (0.0, 0.01, 0.1)
+        hours = sum(cell.flops * 1e-15 + 36 for cell in need.cells) / 3600
+        assert need.cost.core_hours == pytest.approx(hours)
+        assert need.cost.gpu_hours == 0
+        if need.tested.hypothesis.id == 1:
+            # Whole comparisons: each further one has the three decays.
+            by_rest: dict[Any, set[float]] = {}
+            for cell in (*space.cells, *need.cells):
+                rest = (cell.size.label, cell.batch_size, cell.final_learning_rate_fraction)
+                by_rest.setdefault(rest, set()).add(cell.weight_decay)
+            assert sum(len(decays) == 3 for decays in by_rest.values()) == need.number
+        else:
+            half = need.tested.hypothesis.id == 3
+            assert {cell.size.label for cell in need.cells} == ({"4M", "8M"} if half else {"4M", "8M", "16M", "28M"})
+            assert len(need.cells) == need.number - need.today
+    assert plan.spent.core_hours == pytest.approx(sum(c.flops * 1e-15 + 36 for c in space.cells) / 3600)
+    # Within the hours given the cheapest, and no more.
+    cheapest = min((n for n in plan.needs if n.cells), key=lambda need: need.cost.core_hours)
+    little = planned(space, sweep, budget=cheapest.cost.core_hours * 1.001)
+    assert [need.tested.hypothesis.id for need in little.chosen] == [cheapest.tested.hypothesis.id]
+    assert not planned(space, sweep, budget=1e-6).cells
+
+
+def test_why_nothing_would(tmp_path: Path) -> None:
+    level = effect(simulated(load(written(tmp_path, [DECAY])), 1))
+    on_the_bound = DECAY | {"expect": f"> {level:.9f}"}
+    missing = {"trend": {"of": "cosine_W", "over": "weight_decay"}, "expect": "> 0"}
+    # Three settings of three values make 27 of each of the four sizes, of which 28 are there.
+    too_many = {"correlation": {"of": "effective_rank_W", "with": "in_distribution_loss"}, "expect": "< -0.15"}
+    space = load(written(tmp_path, [on_the_bound, missing, too_many]))
+    sweep = simulated(space, 1)
+    reasons = [need.reason for need in planned(space, sweep, budget=1e9).needs]
+    assert reasons[0] == "no number would: the estimate lies on the bound (more than 100 times today's)"
+    assert reasons[1] == "no cell has cosine of W"
+    assert reasons[2].endswith("more configurations are needed, and the values that were tested make 80: test others")
+
+
+def test_a_sampled_design_gets_more_points(tmp_path: Path) -> None:
+    content = {
+        "name": "sampled", "base": {"corpus": "pile", "tokens": 32e9, "size": "4M"}, "sample": {"count": 20, "seed": 1},
+        "over": {"batch_size": {"powers_of": 2, "between": [32, 512]}, "weight_decay": {"log_uniform": [0.01, 0.5]}},
+        "hypotheses": "own.hypotheses.yaml",
+    }  # fmt: skip
+    file = written(tmp_path, [DECAY], content)
+    space = load(file)
+    sweeps = (simulated(space, seed) for seed in range(60))
+    sweep = next(s for s in sweeps if found(s)[0].finding.verdict == "undecided" and abs(effect(s) - 0.14) > 0.005)
+    plan = planned(space, sweep, budget=1e9, larger=lambda count: load_with_count(file, count).cells)
+    (need,) = plan.needs
+    assert (need.units, need.today, plan.count) == ("points", 20, need.number)
+    assert len(plan.cells) == plan.count - 20
+    assert load_with_count(file, plan.count).cells == (*space.cells, *plan.cells)
+
+
+@pytest.mark.parametrize("folder", [".", "elsewhere"])
+def test_the_file_has_every_cell_under_its_id(tmp_path: Path, folder: str) -> None:
+    """Of all kinds of settings, and of `installed` as it is without decontamination."""
+    file = written(tmp_path, [DECAY])
+    old = {"name": "installed", "tokenizer": "bpe", "vocabulary": 512, "decontaminate": None}
+    cells = [
+        Cell.model_validate({"size": {"width": 32, "heads": 2}, "tokens": 10**6, "batch_size": 4} | more)
+        for more in (
+            {"corpus": old}, {"corpus": old | {"decontaminate": 13}}, {"corpus": "pile", "weight_tying": True},
+            {"corpus": old, "learning_rate": 0.01, "schedule": "wsd", "decay_fraction": 0.5, "seed": 4},
+            {"corpus": old, "head_bottleneck": 8, "size": "4M"}, {"corpus": old, "tokens": 2**24, "precision": "bfloat16"},
+        )
+    ]  # fmt: skip
+    output = tmp_path / folder / "next.yaml"
+    write_with_cells(file, cells, output, "two\nlines")
+    again = load(output)
+    assert [cell.id for cell in again.cells] == [cell.id for cell in cells]
+    assert again.cells == tuple(cells)
+    assert again.hypotheses == load(file).hypotheses
+    assert output.read_text(encoding="utf-8").startswith("# two\n# lines\n")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a store to the file, which `plan` reads; a name that is no file of YAML and options alone are refused."""
+    monkeypatch.chdir(tmp_path)
+    file = written(tmp_path, [DECAY])
+    space = load(file)
+    store = Store("runs/grid")
+    example.fill(store, space, seed=3)
+    sweep = sweep_data.load(store, space)
+    rows = pd.DataFrame(timings(space, store, sweep.cells["id"]), columns=TIMINGS.names)
+    expected = next_cells(space, sweep, found(sweep), rows, budget=1e6)
+    assert expected.cells
+    with pytest.raises(SystemExit, match="0"):
+        main(["analyze", "space.yaml", "--output", "report", "--next", "next.yaml", "--hours", "1e6"])
+    said = capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "report" / "next.csv")
+    assert list(table["needed"]) == [need.number for need in expected.needs]
+    assert f"next.yaml: {28 + len(expected.cells)} cells, {len(expected.cells)} of them new" in said
+    assert {cell.id for cell in load(tmp_path / "next.yaml").cells} == {c.id for c in (*space.cells, *expected.cells)}
+    for wrong, words in (
+        (["--next", "next.txt"], "a search space is a .yaml file"),
+        (["--hours", "3"], "--hours is for --next FILE.yaml, which is missing"),
+        (["--next", "next.yaml", "--where", "steps > 1"], "leave --where out"),
+        (["--next", "next.yaml", "--hours", "0"], "a number above 0 is needed, not 0"),
+    ):
+        with pytest.raises(SystemExit, match="[12]"):
+            main(["analyze", "space.yaml", "--output", "report", *wrong])
+        assert words in capsys.readouterr().err
