@@ -66,6 +66,8 @@ class AnalysisSummary:
     """What the claims are about: without interventions and seeds that were added for the noise."""
     tested: list[claims.Tested]
     """Every test behind the claims."""
+    noise: pd.DataFrame
+    """How much seeds of one configuration differ, as `noise.seed_noise` has it."""
 
 
 def analyze(
@@ -183,4 +185,4 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     for path in earlier - now:
         for ending in (".png", ".pdf", ".csv", ".md", ".tex"):
             path.with_suffix(ending).unlink(missing_ok=True)
-    return AnalysisSummary(len(loaded.cells), loaded.planned, card, design, tested)
+    return AnalysisSummary(len(loaded.cells), loaded.planned, card, design, tested, between_seeds)

@@ -42,6 +42,8 @@ class Finding:
     """Whether the interval is that of a correlation, squared with its sign (`statistics.added_r2_interval`)."""
     comparisons: int = 0
     """The slices that it is over, of an effect of a hyperparameter at equal settings; 0 of others."""
+    squares: float = math.nan
+    """`Effect.squares`, of such an effect."""
 
     @property
     def p_value(self) -> float:
@@ -198,4 +200,6 @@ def of_effect(name: str, rule: str, measured: Effect) -> Finding:
     if not math.isfinite(measured.low):
         reason = f"{measured.slices} comparisons at equal settings allow too few permutations for a 95% interval"
         return Finding(name, rule, measured.value, n=measured.n, reason=reason)
-    return Finding(name, rule, measured.value, measured.low, measured.high, measured.n, comparisons=measured.slices)
+    return Finding(name, rule, measured.value, measured.low, measured.high, measured.n, comparisons=measured.slices,
+        squares=measured.squares,
+    )  # fmt: skip

@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from raysweep.analysis.claims import Tested
 from raysweep.analysis.measured import chosen
-from raysweep.analysis.power import MOST, POWER, needed
+from raysweep.analysis.noise import standard_deviations
+from raysweep.analysis.power import MOST, POWER, decides, needed, standard_error
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.untested import Keep, Untested
 from raysweep.space.cell import Cell
@@ -25,9 +26,12 @@ from raysweep.space.space import Space
 from raysweep.store.store import TRAIN
 
 COLUMNS = (
-    "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "new_cells", "gpu_hours", "core_hours",
-    "reason",
+    "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "seeds", "new_cells", "gpu_hours",
+    "core_hours", "reason",
 )  # fmt: skip
+
+# More seeds of every cell than this are not offered.
+_MOST_SEEDS = 32
 
 # Kinds of test that compare cells that are equal but for the setting that they are over.
 _OF_COMPARISONS = ("trend", "at", "turn", "trend_by_size", "strongest")
@@ -58,7 +62,7 @@ class Need:
 
     tested: Tested
     units: str
-    """`comparisons`, `configurations` or `points`."""
+    """`comparisons`, `configurations`, `points`, or `seeds` of every cell."""
     today: int
     """Their number now."""
     number: int
@@ -67,6 +71,8 @@ class Need:
     """What is to be trained for it."""
     count: int
     """Of a sampled design: the `count` of its `sample`; else 0."""
+    seeds: int
+    """The seeds of every cell that would decide it as well, where the noise between seeds is known; else 0."""
     cost: Cost
     reason: str
     """Why there are no cells for it; empty where there are."""
@@ -78,8 +84,8 @@ class Need:
         return {
             "claim": self.tested.hypothesis.id, "effect": found.effect, "rule": found.rule, "value": found.value,
             "low": found.low, "high": found.high, "units": self.units, "today": self.today, "needed": self.number or None,
-            "new_cells": len(self.cells) if not self.reason else None, "gpu_hours": self.cost.gpu_hours,
-            "core_hours": self.cost.core_hours, "reason": self.reason,
+            "seeds": self.seeds or None, "new_cells": len(self.cells) if not self.reason else None,
+            "gpu_hours": self.cost.gpu_hours, "core_hours": self.cost.core_hours, "reason": self.reason,
         }  # fmt: skip
 
 
@@ -105,20 +111,23 @@ class Next:
 
 
 def next_cells(
-    space: Space, design: SweepData, tested: list[Tested], timings: pd.DataFrame, budget: float | None = None,
-    larger: Callable[[int], tuple[Cell, ...]] | None = None,
+    space: Space, design: SweepData, tested: list[Tested], noise: pd.DataFrame, timings: pd.DataFrame,
+    budget: float | None = None, larger: Callable[[int], tuple[Cell, ...]] | None = None,
 ) -> Next:  # fmt: skip
     """What would decide the undecided ones of `tested`, and the cheapest of it.
 
-    `timings` are rows of `schemas.TIMINGS`. `budget` is in hours of what cells train on, GPUs or cores; by default what the
-    sweep took so far. `larger` gives the cells of a sampled space with another `count`.
+    `noise` is what `analysis.noise.seed_noise` gives, `timings` are rows of `schemas.TIMINGS`. `budget` is in hours of what
+    cells train on, GPUs or cores; by default what the sweep took so far. `larger` gives the cells of a sampled space with
+    another `count`.
     """
     ids = set(design.cells["id"])
     cells = [cell for cell in space.cells if cell.id in ids]
     costs = _Costs(space, cells, timings)
     untested = Untested(cells)
     undecided = [one for one in tested if one.finding.verdict == "undecided"]
+    deviations = standard_deviations(noise)
     needs = [_need(one, space, design, untested, costs, larger) for one in undecided]
+    needs = [_with_seeds(need, cells, design, untested, costs, deviations) for need in needs]
     spent = costs.of(cells)
     on_gpus = space.resources.train.gpus > 0
     limit = budget if budget is not None else (spent.gpu_hours if on_gpus else spent.core_hours)
@@ -147,7 +156,7 @@ def _need(
     today = found.comparisons or found.n
 
     def without(reason: str, number: int = 0) -> Need:
-        return Need(one, units, today, number, (), 0, Cost(), reason)
+        return Need(one, units, today, number, (), 0, 0, Cost(), reason)
 
     if test is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
         return without(found.reason or "it has no interval")
@@ -161,7 +170,7 @@ def _need(
             count = sampled.count * 2 ** math.ceil(math.log2(number / today))
         there = {cell.id for cell in space.cells}
         new = tuple(cell for cell in larger(count) if cell.id not in there)
-        return Need(one, units, today, number, new, count, costs.of(new), "")
+        return Need(one, units, today, number, new, count, 0, costs.of(new), "")
     if getattr(getattr(test, test.kind), "equal_steps", False):
         return without(f"{number} {units} at equal steps: add token budgets with their batch sizes by hand", number)
     groups = (
@@ -177,7 +186,37 @@ def _need(
             number,
         )
     new = tuple({cell.id: cell for group in taken for cell in group}.values())
-    return Need(one, units, today, number, new, 0, costs.of(new), "")
+    return Need(one, units, today, number, new, 0, 0, costs.of(new), "")
+
+
+def _with_seeds(
+    need: Need, cells: list[Cell], design: SweepData, untested: Untested, costs: _Costs, deviations: dict[str, float]
+) -> Need:
+    """The same with further seeds of every cell, where those would decide the test and cost less.
+
+    Of an effect's variance s^2 / (k squares) is the seeds', with k seeds of each cell and a deviation s between them. More
+    of them lower that part, and leave the rest.
+    """
+    found, test = need.tested.finding, need.tested.test
+    if test is None or test.kind not in ("trend", "at") or found.comparisons < 2:
+        return need
+    of = getattr(test, test.kind).of
+    deviation = deviations.get(design.tasks.get(design.main_task, "") if of == "loss" else of)
+    error, there = standard_error(found, found.comparisons), untested.seeds_there
+    if deviation is None or error is None:
+        return need
+    of_seeds = deviation**2 / (there * found.squares)
+    rest = max(error**2 - of_seeds, 0.0)
+    for number in range(there + 1, _MOST_SEEDS + 1):
+        if decides(found, math.sqrt(rest + of_seeds * there / number), found.comparisons):
+            new = tuple(untested.seeds(cells, number))
+            cost = costs.of(new)
+            if need.cells and need.cost.order <= cost.order:
+                return replace(need, seeds=number)
+            return replace(
+                need, units="seeds", today=there, number=number, cells=new, seeds=number, cost=cost, reason=""
+            )
+    return need
 
 
 def _about(one: Tested, design: SweepData) -> Keep:

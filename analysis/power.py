@@ -24,37 +24,57 @@ MOST = 100
 
 def needed(finding: Finding, units: int) -> int | None:
     """The number of units that would decide an undecided finding whose interval is over so many; None where none would."""
-    sign, _, bound = finding.rule.partition(" ")
-    value, low, high, limit = finding.value, finding.low, finding.high, float(bound.removeprefix("±"))
-    if finding.squared:
-        # There the interval is that of a correlation, squared.
-        low, high, limit = (float(np.sign(x) * math.sqrt(abs(x))) for x in (low, high, limit))
-        value = (low + high) / 2
-    within = sign == "within"
-    if within and abs(value) >= limit:
-        # It may come to lie outside the margin.
-        within, limit = False, math.copysign(limit, value)
-    apart = abs(limit) - abs(value) if within else abs(value - limit)
-    half = (high - low) / 2 if within else (value - low if value > limit else high - value)
-    if not (half > 0 and apart > 0) or units < 2:
+    error = standard_error(finding, units)
+    if error is None:
         return None
-    # Of one unit.
-    deviation = half / float(stats.t.ppf(0.975, units - 1)) * math.sqrt(units)
 
-    def decides(number: int) -> bool:
-        error, wide = deviation / math.sqrt(number), float(stats.t.ppf(0.975, number - 1))
-        if within:
-            inside = stats.norm.cdf((limit - value) / error - wide) - stats.norm.cdf((-limit - value) / error + wide)
-            return bool(inside >= POWER)
-        return bool(stats.nct.sf(wide, number - 1, apart / error) >= POWER)
+    def enough_of(number: int) -> bool:
+        return decides(finding, error * math.sqrt(units / number), number)
 
     enough = units
-    while not decides(enough):
+    while not enough_of(enough):
         enough *= 2
         if enough > 2 * MOST * units:
             return None
     too_few = max(enough // 2, 1)
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
-        too_few, enough = (too_few, middle) if decides(middle) else (middle, enough)
+        too_few, enough = (too_few, middle) if enough_of(middle) else (middle, enough)
     return enough if enough <= MOST * units else None
+
+
+def standard_error(finding: Finding, units: int) -> float | None:
+    """That of an interval over so many units, of the side that the bound is on; None where it says nothing."""
+    low, high, value, limit, within = _on_its_scale(finding)
+    half = (high - low) / 2 if within else (value - low if value > limit else high - value)
+    if not (half > 0 and _apart(value, limit, within) > 0) or units < 2:
+        return None
+    return half / float(stats.t.ppf(0.975, units - 1))
+
+
+def decides(finding: Finding, error: float, units: int) -> bool:
+    """Whether a test of this estimate with such a standard error, over so many units, has the `POWER`."""
+    _, _, value, limit, within = _on_its_scale(finding)
+    wide = float(stats.t.ppf(0.975, units - 1))
+    if within:
+        inside = stats.norm.cdf((limit - value) / error - wide) - stats.norm.cdf((-limit - value) / error + wide)
+        return bool(inside >= POWER)
+    return bool(stats.nct.sf(wide, units - 1, _apart(value, limit, within) / error) >= POWER)
+
+
+def _apart(value: float, limit: float, within: bool) -> float:
+    return abs(limit) - abs(value) if within else abs(value - limit)
+
+
+def _on_its_scale(finding: Finding) -> tuple[float, float, float, float, bool]:
+    """The ends of the interval, the estimate, the bound, and whether the estimate lies within a margin of that size."""
+    sign, _, bound = finding.rule.partition(" ")
+    low, high, value, limit = finding.low, finding.high, finding.value, float(bound.removeprefix("±"))
+    if finding.squared:
+        # There the interval is that of a correlation, squared.
+        low, high, limit = (float(np.sign(x) * math.sqrt(abs(x))) for x in (low, high, limit))
+        value = (low + high) / 2
+    if sign == "within" and abs(value) >= limit:
+        # It may come to lie outside the margin.
+        return low, high, value, math.copysign(limit, value), False
+    return low, high, value, limit, sign == "within"

@@ -43,6 +43,8 @@ class Effect:
     n: int
     """Cells in the slices."""
     slices: int
+    squares: float = math.nan
+    """Of the contrast about its mean in each slice, summed: of errors of deviation s the effect has s / sqrt(squares)."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -154,7 +156,7 @@ def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0, permutations: i
     spared = math.floor(0.025 * len(shuffled)) - silent
     ordered = np.sort(ends)
     low, high = (float(ordered[spared]), float(ordered[-1 - spared])) if spared >= 0 else (-math.inf, math.inf)
-    return Effect(xy / xx, low, high, sum(len(x) for x, _ in centred), len(centred))
+    return Effect(xy / xx, low, high, sum(len(x) for x, _ in centred), len(centred), xx)
 
 
 def _all(slices: list[tuple[Array, Array]]) -> Array:

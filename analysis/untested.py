@@ -31,6 +31,16 @@ class Untested:
         for cell in cells:
             self._sizes.setdefault(cell.size.label, []).append(cell)
 
+    def seeds(self, cells: list[Cell], number: int) -> list[Cell]:
+        """These cells with further seeds, until each has so many."""
+        further = range(self._seeds[-1] + 1, self._seeds[-1] + 1 + number - len(self._seeds))
+        first = [cell for cell in cells if cell.seed == self._seeds[0]]
+        return [cell.model_copy(update={"seed": seed}) for seed in further for cell in first]
+
+    @property
+    def seeds_there(self) -> int:
+        return len(self._seeds)
+
     def configurations(self, keep: Keep) -> Iterator[list[Cell]]:
         """Each with every seed of the design."""
         yield from _in_turn([self._of_size(cells, keep) for cells in self._sizes.values()])

@@ -146,8 +146,9 @@ def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: St
     else:
         timings = pd.DataFrame(timings_of(space, store, summary.design.cells["id"]), columns=TIMINGS.names)
     plan = next_cells(
-        space, summary.design, summary.tested, timings, options.hours, lambda count: load_with_count(file, count).cells
-    )
+        space, summary.design, summary.tested, summary.noise, timings, options.hours,
+        lambda count: load_with_count(file, count).cells,
+    )  # fmt: skip
     plan.table.to_csv(output / "next.csv", index=False)
     messages.show_next(plan)
     if not plan.cells:

@@ -1,5 +1,6 @@
 """What would decide undecided tests: the cells, their cost, the file, and whether they decide in four of five sweeps."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from raysweep.analysis import claims, example, sweep_data
+from raysweep.analysis import claims, example, power, sweep_data
 from raysweep.analysis.next_cells import Next, next_cells
+from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.cli.main import main
 from raysweep.space.cell import Cell
 from raysweep.space.read import load, load_with_count
@@ -53,8 +55,11 @@ def times(space: Space, per_flop: float = 1e-15) -> pd.DataFrame:
     return pd.DataFrame(rows + [{"cell": c.id, "stage": "in_distribution", "seconds": 36.0} for c in space.cells])
 
 
-def planned(space: Space, sweep: sweep_data.SweepData, **more: Any) -> Next:
-    return next_cells(space, sweep, found(sweep), times(space), **more)
+def planned(space: Space, sweep: sweep_data.SweepData, noise: float | None = None, **more: Any) -> Next:
+    """`noise` is the deviation of the rank between seeds, where that is known."""
+    known = [("effective_rank_W", noise, 0, 1, 9, 3, "")] if noise is not None else []
+    between = pd.DataFrame(known, columns=NOISE_COLUMNS)
+    return next_cells(space, sweep, found(sweep), between, times(space), **more)
 
 
 def effect(sweep: sweep_data.SweepData) -> float:
@@ -80,6 +85,30 @@ def test_new_comparisons_decide_in_four_of_five_sweeps(tmp_path: Path) -> None:
     assert found(sweeps[0])[0].finding.comparisons == need.number > 4
     assert 0.6 <= np.mean([found(one)[0].finding.verdict != "undecided" for one in sweeps]) <= 0.97
     assert np.mean([effect(one) for one in sweeps]) == pytest.approx(truth, abs=0.01)
+
+
+def test_seeds_where_they_cost_less(tmp_path: Path) -> None:
+    """All of the noise is between seeds: four comparisons with k seeds have the error of 4 k comparisons."""
+    space = load(written(tmp_path, [DECAY | {"expect": "> 0.145"}]))
+    sweep = next(s for s in (simulated(space, seed) for seed in range(60)) if 0.164 < effect(s) < 0.172)
+    finding = found(sweep)[0].finding
+    assert finding.verdict == "undecided"
+    # Sum of squares of 0, 1/2 and 1 about their mean, in each of four slices.
+    assert finding.squares == pytest.approx(4 * 0.5)
+    without = planned(space, sweep, budget=1e9)
+    error = power.standard_error(finding, 4)
+    assert error is not None
+    plan = planned(space, sweep, noise=error * math.sqrt(2.0), budget=1e9)
+    (need,) = plan.needs
+    # The power of the t test with 3 degrees of freedom, at the error of so many seeds.
+    enough = next(k for k in range(2, 40) if power.decides(finding, error / math.sqrt(k), 4))
+    assert need.seeds == enough
+    if need.units == "seeds":
+        assert len(plan.cells) == (enough - 1) * len(space.cells)
+        assert {cell.seed for cell in plan.cells} == {6198 + i for i in range(1, enough)}
+    assert need.cost.core_hours <= without.needs[0].cost.core_hours or without.needs[0].reason
+    # Noise that seeds have no part in is not lowered by them.
+    assert planned(space, sweep, noise=1e-6, budget=1e9).needs[0].seeds == 0
 
 
 def test_cells_are_combinations_of_what_was_tested_and_cost_what_those_did(tmp_path: Path) -> None:
