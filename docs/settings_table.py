@@ -10,7 +10,7 @@ COLUMNS = {
     "in_distribution_loss": "in distribution", "out_of_distribution_loss": "out of it",
     "quantized_4bit_in_distribution_loss_change": "4-bit GPTQ adds", "finetune_python_loss": "fine-tuned on Python",
     "forgetting_python_loss_change": "forgets", "sciq_bits_per_byte": "SciQ, bits per byte",
-    "effective_rank_W": "rank of W", "effective_rank_H": "rank of H", "cosine_W": "cosine of W", "train_seconds": "seconds",
+    "effective_rank_W": "rank of W", "effective_rank_H": "rank of H", "cosine_W": "cosine of W",
 }  # fmt: skip
 
 
@@ -29,8 +29,7 @@ def main() -> None:
     print("| | " + " | ".join(COLUMNS.values()) + " |")
     print("|---|" + "---|" * len(COLUMNS))
     for name, *values in rows:
-        digits = [0 if column == "train_seconds" else 3 for column in COLUMNS]
-        print(f"| {name} | " + " | ".join(f"{value:.{n}f}" for value, n in zip(values, digits, strict=True)) + " |")
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
 
 
 def _short(value: object) -> str:
