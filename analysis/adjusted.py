@@ -1,9 +1,10 @@
 """What a sampled setting does to a column, the other settings adjusted for by regression.
 
 In a sampled design no two cells are equal but for one setting, so that nothing can be compared at equal settings (`trends`).
-There the effect is the coefficient of the setting in a least-squares regression of the column on all settings that vary,
-and on the squares of those that are numbers where there are cells enough. A setting runs from 0 at the lowest value tested
-to 1 at the highest, on the scale that it was sampled on: so the effect is the change over the range, as it is of a grid.
+There the effect is the coefficient of the setting in a least-squares regression of the column on all settings that vary, the
+width among them, and on the squares of those that are numbers where there are cells enough. A setting runs from 0 at the
+lowest value tested to 1 at the highest, on the scale that it was sampled on: so the effect is the change over the range, as
+it is of a grid. Where the rule sets the learning rate, a setting that changes N moves the rate with it.
 
 The interval is Student's, with the error of the jackknife over points (a point's cells are left out together), which holds
 where errors differ in size and where the regression's form is not quite that of the truth (MacKinnon and White 1985).
@@ -94,12 +95,15 @@ def _without(nothing: Adjustment, reason: str) -> Adjustment:
 
 def _columns(sweep: SweepData, setting: str, cells: pd.DataFrame) -> tuple[list[Array], list[Array]]:
     """The other settings that vary, each about its mean: those that are numbers, and 0 or 1 for each further kind."""
-    others = [s for s in sweep.free_settings if s not in (setting, "seed", "width") and s in cells]
     numbers, kinds = [], []
-    for name in ["parameters", *others]:
+    for name in sweep.free_settings:
+        if name in (setting, "seed") or name not in cells:
+            continue
         values = cells[name]
         if values.nunique(dropna=False) < 2:
             continue
+        if name == BASE_RATE and cells.groupby("parameters")[name].nunique().max() == 1:
+            continue  # The rule's, which goes with the size and what changes it.
         if not pd.api.types.is_numeric_dtype(values):
             kinds += [one.to_numpy(float) for _, one in pd.get_dummies(values, drop_first=True).items()]
             continue

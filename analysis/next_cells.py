@@ -20,6 +20,7 @@ from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.power import MOST, POWER, decides, needed, standard_error
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.untested import Keep, Untested
+from raysweep.errors import UserError
 from raysweep.space.cell import Cell
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
@@ -123,7 +124,7 @@ def next_cells(
     ids = set(design.cells["id"])
     cells = [cell for cell in space.cells if cell.id in ids]
     costs = _Costs(space, cells, timings)
-    untested = Untested(cells)
+    untested = Untested(cells, space.cells)
     undecided = [one for one in tested if one.finding.verdict == "undecided"]
     deviations = standard_deviations(noise)
     needs = [_need(one, space, design, untested, costs, larger) for one in undecided]
@@ -153,7 +154,10 @@ def _need(
         getattr(getattr(test, test.kind), "over", None) if test is not None and test.kind in _OF_COMPARISONS else None
     )
     units = "points" if sampled is not None else "configurations" if over is None else "comparisons"
-    today = found.comparisons or found.n
+    today = found.comparisons or round(found.n / untested.seeds_there)
+    if sampled is not None:
+        points = [name for name in design.sampled if name in design.cells]
+        today = design.cells.groupby(points, dropna=False).ngroups
 
     def without(reason: str, number: int = 0) -> Need:
         return Need(one, units, today, number, (), 0, 0, Cost(), reason)
@@ -169,7 +173,10 @@ def _need(
         if sampled.design == "latin_hypercube":
             count = sampled.count * 2 ** math.ceil(math.log2(number / today))
         there = {cell.id for cell in space.cells}
-        new = tuple(cell for cell in larger(count) if cell.id not in there)
+        try:
+            new = tuple(cell for cell in larger(count) if cell.id not in there)
+        except UserError as error:
+            return without(f"{count:,} points would be needed: {error}", number)
         return Need(one, units, today, number, new, count, 0, costs.of(new), "")
     if getattr(getattr(test, test.kind), "equal_steps", False):
         return without(f"{number} {units} at equal steps: add token budgets with their batch sizes by hand", number)
@@ -198,7 +205,7 @@ def _with_seeds(
     of them lower that part, and leave the rest.
     """
     found, test = need.tested.finding, need.tested.test
-    if test is None or test.kind not in ("trend", "at") or found.comparisons < 2:
+    if need.units == "points" or test is None or test.kind not in ("trend", "at") or found.comparisons < 2:
         return need
     of = getattr(test, test.kind).of
     deviation = deviations.get(design.tasks.get(design.main_task, "") if of == "loss" else of)
@@ -250,6 +257,8 @@ class _Costs:
             flops=[by_id[cell].flops for cell in rows["cell"]],
         )
         training, others = rows[rows["stage"] == TRAIN], rows[rows["stage"] != TRAIN]
+        if not len(training):
+            raise UserError("there are no timings of finished cells, by which the cost of others could be told")
         rate = training["seconds"] / training["flops"]
         self._rates, self._rate = rate.groupby(training["size"]).median(), float(rate.median())
         of_cells = others.groupby(["size", "cell"])["seconds"].sum()

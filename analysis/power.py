@@ -31,12 +31,11 @@ def needed(finding: Finding, units: int) -> int | None:
     def enough_of(number: int) -> bool:
         return decides(finding, error * math.sqrt(units / number), number)
 
-    enough = units
+    too_few, enough = units, 2 * units
     while not enough_of(enough):
-        enough *= 2
+        too_few, enough = enough, 2 * enough
         if enough > 2 * MOST * units:
             return None
-    too_few = max(enough // 2, 1)
     while enough - too_few > 1:
         middle = (enough + too_few) // 2
         too_few, enough = (too_few, middle) if enough_of(middle) else (middle, enough)
@@ -46,7 +45,7 @@ def needed(finding: Finding, units: int) -> int | None:
 def standard_error(finding: Finding, units: int) -> float | None:
     """That of an interval over so many units, of the side that the bound is on; None where it says nothing."""
     low, high, value, limit, within = _on_its_scale(finding)
-    half = (high - low) / 2 if within else (value - low if value > limit else high - value)
+    half = max(value - low, high - value) if within else (value - low if value > limit else high - value)
     if not (half > 0 and _apart(value, limit, within) > 0) or units < 2:
         return None
     return half / float(stats.t.ppf(0.975, units - 1))

@@ -24,8 +24,11 @@ def trend(m: Measured) -> Iterator[Finding]:
     over = m.spec.over
     whole = (m.spec.from_, m.spec.to) == ("lowest", "highest") and not m.spec.only_ends
     if whole and m.tests.sweep.is_sampled(over):
-        column = m.column(m.spec.of)
-        yield m.tests.adjusted(over, column, m.called(m.words(m.spec.of)), m.rule)
+        column, name = m.column(m.spec.of), m.called(m.words(m.spec.of))
+        if m.spec.equal_steps:
+            yield Finding(name, m.rule, reason=f"{words(over)} was sampled: no two cells have equal steps and all else")
+        else:
+            yield m.tests.adjusted(over, column, name, m.rule)
         return
 
     def ends(cells: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +86,7 @@ def trend_by_size(m: Measured) -> Iterator[Finding]:
     if len(np.unique(sizes)) < 3:
         yield Finding(name, m.rule, reason=f"{words(over)} was varied at fewer than 3 sizes")
     else:
-        yield of_effect(name, m.rule, effect([(sizes, changes)]))
+        yield replace(of_effect(name, m.rule, effect([(sizes, changes)])), comparisons=len(sizes))
 
 
 def strongest(m: Measured) -> Iterator[Finding]:

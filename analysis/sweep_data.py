@@ -172,7 +172,7 @@ class SweepData:
         seeds. A seed belongs to the design where at least half as many configurations have it as have the commonest.
         """
         kept = self.is_untreated if self.is_untreated.any() else ~self.is_untreated
-        if "seed" in self.cells:
+        if "seed" in self.cells and "seed" not in self.sampled:
             configurations = self.cells["seed"][kept].value_counts()
             common = configurations.index[configurations >= configurations.max() / 2]
             kept = kept & self.cells["seed"].isin(common)
@@ -305,10 +305,11 @@ def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """What the search space says of the results: how they were evaluated, and what was claimed of them."""
     hypotheses = space.hypotheses or paper_hypotheses()
-    steps = {evaluation.label: evaluation.training_steps(space.cells) for evaluation in space.evaluations}
+    fitting = {one.label: [cell for cell in space.cells if one.fits(cell)] for one in space.evaluations}
+    steps = {evaluation.label: evaluation.training_steps(fitting[evaluation.label]) for evaluation in space.evaluations}
     return {
         "fine_tuning_steps": {task: fewest for task, fewest in steps.items() if fewest},
-        "protocols": {evaluation.label: evaluation.protocol(space.cells) for evaluation in space.evaluations},
+        "protocols": {one.label: one.protocol(fitting[one.label]) for one in space.evaluations},
         "hypotheses": hypotheses,
         "chosen": space.design.said,
         "sampled": {
@@ -329,6 +330,10 @@ def from_tables(
     """A sweep from tables in the form of `raysweep results` and of the store's trajectories."""
     diverged = cells["status"] == "diverged" if "status" in cells else pd.Series(False, index=cells.index)
     kept = _finite(cells[~diverged].reset_index(drop=True))
+    # What a cell does without is a kind of its own.
+    texts = [name for name in PLAN.names if name in kept and kept[name].notna().any() and kept[name].isna().any()]
+    texts = [name for name in texts if not pd.api.types.is_numeric_dtype(kept[name])]
+    kept = kept.assign(**{name: kept[name].fillna("default") for name in texts})
     # Kinds, and no numbers.
     switches = kept.select_dtypes(bool)
     kept = kept.assign(**{name: np.where(switches[name], "yes", "no") for name in switches})

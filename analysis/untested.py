@@ -6,8 +6,9 @@ They come in an order that is the same everywhere and follows no setting, one si
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Callable, Iterator
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,8 +25,10 @@ Keep = Callable[[Cell], bool]
 class Untested:
     """What the finished cells of a design leave untested."""
 
-    def __init__(self, cells: list[Cell]) -> None:
-        self._there = {cell.id for cell in cells}
+    def __init__(self, cells: list[Cell], space: Iterable[Cell]) -> None:
+        """`cells` are the finished ones of the design, `space` all that are planned."""
+        self._finished = {cell.id for cell in cells}
+        self._planned = self._finished | {cell.id for cell in space}
         self._seeds = sorted({cell.seed for cell in cells})
         self._sizes: dict[str, list[Cell]] = {}
         for cell in cells:
@@ -55,7 +58,7 @@ class Untested:
     def _of_size(self, cells: list[Cell], keep: Keep) -> Iterator[list[Cell]]:
         for settings in _combinations(_levels(cells), cells[0]):
             made = [self._made(cells[0], settings | {"seed": seed}) for seed in self._seeds]
-            new = [cell for cell in made if cell is not None and cell.id not in self._there and keep(cell)]
+            new = [cell for cell in made if cell is not None and cell.id not in self._planned and keep(cell)]
             if len(new) == len(self._seeds):
                 yield new
 
@@ -66,13 +69,16 @@ class Untested:
             return
         for settings in _combinations(levels, cells[0]):
             whole = [
-                self._made(cells[0], settings | {field: value, "seed": seed})
+                [self._made(cells[0], settings | {field: value, "seed": seed}) for seed in self._seeds]
                 for value in values
-                for seed in self._seeds
             ]
-            if any(cell is None or not keep(cell) for cell in whole):
+            every = [cell for of_value in whole for cell in of_value]
+            if any(cell is None or not keep(cell) for cell in every):
                 continue
-            if new := [cell for cell in whole if cell is not None and cell.id not in self._there]:
+            # With two values it is a comparison already.
+            there = sum(any(cell and cell.id in self._finished for cell in of_value) for of_value in whole)
+            new = [cell for cell in every if cell is not None and cell.id not in self._planned]
+            if there < 2 and new:
                 yield new
 
     def _made(self, like: Cell, settings: dict[str, Any]) -> Cell | None:
@@ -98,8 +104,14 @@ def _levels(cells: list[Cell]) -> dict[str, list[Any]]:
 
 def _combinations(levels: dict[str, list[Any]], like: Cell) -> list[dict[str, Any]]:
     """Every combination of values, in an order by their digest."""
-    every = itertools.islice(itertools.product(*levels.values()), _MOST)
-    settings = [dict(zip(levels, values, strict=True)) for values in every]
+    total = math.prod(map(len, levels.values()))
+    settings = []
+    for number in range(total) if total <= _MOST else random.Random(0).sample(range(total), _MOST):  # noqa: S311
+        chosen = {}
+        for name, values in levels.items():
+            number, index = divmod(number, len(values))
+            chosen[name] = values[index]
+        settings.append(chosen)
 
     def digest(one: dict[str, Any]) -> str:
         return hashlib.sha256(f"{like.size.label} {sorted(one.items(), key=str)}".encode()).hexdigest()

@@ -113,6 +113,10 @@ def analyze(options: argparse.Namespace) -> int:
         raise UserError("--next is about the whole sweep: leave --where out")
     if options.next is not None and Path(options.next).suffix not in (".yaml", ".yml"):
         raise UserError(f"--next {options.next}: a search space is a .yaml file")
+    if options.next is not None:
+        from raysweep.space.write import check_target  # ruamel takes a moment.
+
+        check_target(Path(options.space), local_path(options.next, "--next"))
     space = options.space if published else load_space(options, reading=True)
     store = None if published else open_store(options, space)
     with ProgressBars() as bars:
@@ -134,20 +138,22 @@ def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: St
 
     from raysweep.analysis.next_cells import next_cells, said
     from raysweep.exchange.published import SPACE, read_published
-    from raysweep.space.read import load_to_read, load_with_count
+    from raysweep.space.read import load_published, load_to_read, load_with_count
     from raysweep.space.write import write_with_cells, write_with_count
     from raysweep.store.results import timings as timings_of
     from raysweep.store.schemas import TIMINGS
 
     file = Path(options.space) / SPACE if store is None else Path(options.space)
-    space = load_to_read(file)
+    # Code that lies beside published results is not imported.
+    reader = load_published if store is None else load_to_read
+    space = reader(file)
     if store is None:
         timings = read_published(Path(options.space)).timings.to_pandas()
     else:
         timings = pd.DataFrame(timings_of(space, store, summary.design.cells["id"]), columns=TIMINGS.names)
     plan = next_cells(
         space, summary.design, summary.tested, summary.noise, timings, options.hours,
-        lambda count: load_with_count(file, count).cells,
+        lambda count: load_with_count(file, count, code=store is not None).cells,
     )  # fmt: skip
     plan.table.to_csv(output / "next.csv", index=False)
     messages.show_next(plan)
@@ -163,7 +169,7 @@ def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: St
         write_with_count(file, plan.count, target, heading)
     else:
         write_with_cells(file, [*space.cells, *plan.cells], target, heading)
-    written = load_to_read(target)
+    written = reader(target)
     lost = {cell.id for cell in (*space.cells, *plan.cells)} - {cell.id for cell in written.cells}
     if lost:
         raise AssertionError(f"{target} lacks {len(lost)} cells, such as {min(lost)}")

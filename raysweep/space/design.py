@@ -136,7 +136,12 @@ class Over(Strict):
         if levels := self.levels:
             return levels[math.floor(share * len(levels))]
         low, high = (self.uniform or self.log_uniform) or (0.0, 1.0)
-        value = low + share * (high - low) if self.uniform is not None else low * (high / low) ** share
+        if self.uniform is None:
+            value = low * (high / low) ** share
+        elif whole:
+            value = math.floor(low + share * (high - low + 1))
+        else:
+            value = low + share * (high - low)
         # No further than the ends, which may have more digits.
         value = min(max(float(f"{value:.{DIGITS}g}"), low), high)
         return round(value) if whole else value

@@ -60,11 +60,11 @@ def load_to_read(path: Path) -> Space:
     return _Reader(YamlFile(path), tolerant=True).space()
 
 
-def load_with_count(path: Path, count: int) -> Space:
-    """As `load_to_read`, with another number of sampled points."""
+def load_with_count(path: Path, count: int, code: bool = True) -> Space:
+    """As `load_to_read`, or `load_published` without `code`, with another number of sampled points."""
     file = YamlFile(path)
     file.content["sample"]["count"] = count
-    return _Reader(file, tolerant=True).space()
+    return _Reader(file, tolerant=True, code=code).space()
 
 
 def load_published(path: Path) -> Space:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from raysweep.errors import UserError, reason
 from raysweep.files import put_in_place
@@ -16,6 +18,23 @@ from raysweep.space.cell import Cell
 from raysweep.space.read import hypotheses_file
 
 _OF_CELLS = ("base", "cross", "sample", "over", "ablate", "where")
+
+
+MARK = "`raysweep analyze --next`"
+"""What a heading has in it, so that the file may be written again."""
+
+# Texts that mean the same without quotes, to any reader of YAML.
+_PLAIN = re.compile(r"(?!(?i:y|n|yes|no|on|off|true|false|null|none)$)[A-Za-z][A-Za-z0-9_.-]*")
+
+
+def check_target(file: Path, output: Path) -> None:
+    """Raise `UserError` where writing to `output` would replace what nobody wrote for that."""
+    if not output.exists():
+        return
+    if output.is_dir() or (file.exists() and output.samefile(file)):
+        raise UserError(f"{output} is what is analysed: choose another name")
+    if MARK not in output.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
+        raise UserError(f"{output} exists: choose another name, or delete it")
 
 
 def write_with_cells(file: Path, cells: Sequence[Cell], output: Path, heading: str) -> None:
@@ -28,11 +47,11 @@ def write_with_cells(file: Path, cells: Sequence[Cell], output: Path, heading: s
     position = list(whole).index("base")
     for key in _OF_CELLS:
         whole.pop(key, None)
-    base = _fields(cells[0])
+    base = _quoted(_fields(cells[0]))
     whole.insert(position, "base", base)
     ablate = CommentedSeq()
     for cell in cells[1:]:
-        changes = {name: [value] for name, value in _changes(cell, cells[0]).items()}
+        changes = {name: [_quoted(value)] for name, value in _changes(cell, cells[0]).items()}
         item = CommentedMap(changes)
         item.fa.set_flow_style()
         ablate.append(item)
@@ -49,7 +68,18 @@ def write_with_count(file: Path, count: int, output: Path, heading: str) -> None
 
 
 def _read(file: Path) -> Any:
-    return YAML(typ="rt").load(file.read_text(encoding="utf-8"))
+    reader = YAML(typ="rt")
+    reader.preserve_quotes = True
+    return reader.load(file.read_text(encoding="utf-8"))
+
+
+def _quoted(value: Any) -> Any:
+    """The value with quotes about every text in it that could mean something else."""
+    if isinstance(value, dict):
+        return {name: _quoted(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_quoted(inner) for inner in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and not _PLAIN.fullmatch(value) else value
 
 
 def _write(whole: Any, file: Path, output: Path, heading: str) -> None:

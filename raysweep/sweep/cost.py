@@ -41,28 +41,39 @@ class Device:
     source: str
     attention: bool = True
     """Whether the attention's FLOP count, beside 6 N."""
+    seconds_per_float32_flop: float | None = None
+    """Of cells whose `precision` is float32; None where nobody knows."""
 
     @classmethod
-    def by_data_sheet(cls, peak: float, bandwidth: float) -> Device:
-        """From its peak and the bandwidth of its memory, bytes/s."""
-        return cls(peak, 1 / (bandwidth * _OF_BANDWIDTH), 1 / (peak * _OF_PEAK), "estimated from data sheets")
+    def by_data_sheet(cls, peak: float, bandwidth: float, float32: float) -> Device:
+        """From its peaks in bfloat16 and float32 (without TF32), and the bandwidth of its memory, bytes/s."""
+        return cls(
+            peak, 1 / (bandwidth * _OF_BANDWIDTH), 1 / (peak * _OF_PEAK), "estimated from data sheets",
+            seconds_per_float32_flop=1 / (float32 * _OF_PEAK),
+        )  # fmt: skip
 
     def seconds(self, cell: Cell) -> float:
-        """Seconds that training a cell takes one of them."""
+        """Seconds that training a cell takes one of them. Raises `UserError` where its precision was not measured."""
         moved, flop, of_attention = per_token(cell)
         flop += of_attention if self.attention else 0
-        return cell.steps * cell.tokens_per_step * (moved * self.seconds_per_byte + flop * self.seconds_per_flop)
+        per_flop: float | None = self.seconds_per_flop
+        if cell.precision == "float32" and self.seconds_per_byte:
+            # Twice the bytes of bfloat16's, which `per_token` counts.
+            moved, per_flop = 2 * moved, self.seconds_per_float32_flop
+        if per_flop is None:
+            raise UserError(f"{cell.id} trains in float32, and --calibrate measured bfloat16 alone: leave it out")
+        return cell.steps * cell.tokens_per_step * (moved * self.seconds_per_byte + flop * per_flop)
 
 
 # Peaks and bandwidths are of NVIDIA's data sheets. The CPU core is as `python -m benchmarks.training_step` found one of an
 # AMD EPYC: half of the rate of its matmuls.
 DEVICES = {
-    "A100 40 GB": Device.by_data_sheet(312e12, 1.555e12),
-    "A100 80 GB": Device.by_data_sheet(312e12, 2.039e12),
-    "H100": Device.by_data_sheet(989e12, 3.35e12),
-    "H200": Device.by_data_sheet(989e12, 4.8e12),
-    "L40S": Device.by_data_sheet(362e12, 0.864e12),
-    "L4": Device.by_data_sheet(121e12, 0.3e12),
+    "A100 40 GB": Device.by_data_sheet(312e12, 1.555e12, 19.5e12),
+    "A100 80 GB": Device.by_data_sheet(312e12, 2.039e12, 19.5e12),
+    "H100": Device.by_data_sheet(989e12, 3.35e12, 67e12),
+    "H200": Device.by_data_sheet(989e12, 4.8e12, 67e12),
+    "L40S": Device.by_data_sheet(362e12, 0.864e12, 91.6e12),
+    "L4": Device.by_data_sheet(121e12, 0.3e12, 30.3e12),
     "CPU core": Device(95e9, 0.0, 1 / (95e9 * 0.5), "measured by 6 N", attention=False),
 }
 

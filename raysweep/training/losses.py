@@ -35,7 +35,8 @@ def even_micro_batch(sequences: int, most: int) -> int:
 def fitting_micro_batch(cell: Cell, device: torch.device, gpu_share: float = 1.0) -> int:
     """Sequences per forward pass whose activations fit: 1 GiB on a CPU, 40% of this cell's share of a GPU."""
     # Counted in units of the width per token and block; generous, since eager kernels keep copies.
-    per_token = cell.size.depth * cell.size.width * (18 + 3 * cell.mlp_ratio) * (4 if device.type == "cpu" else 2)
+    whole = device.type == "cpu" or cell.precision == "float32"
+    per_token = cell.size.depth * cell.size.width * (18 + 3 * cell.mlp_ratio) * (4 if whole else 2)
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) < (8, 0):
             # No flash attention for bfloat16 there: each head keeps its scores.

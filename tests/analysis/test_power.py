@@ -79,6 +79,12 @@ def test_means_by_the_textbook() -> None:
     assert stats.nct.sf(stats.t.ppf(0.975, 33), 33, 0.5 / error) == pytest.approx(0.8, abs=0.01)
 
 
+def test_of_a_lopsided_interval_more_than_today_are_needed() -> None:
+    number = power.needed(Finding("x", "within ±0.5", 0.0, -0.505, 0.05, 100), 100)
+    assert number is not None
+    assert number > 100
+
+
 def test_what_lies_on_the_bound_no_number_decides() -> None:
     assert power.needed(Finding("x", "> 0", 0.001, -1.0, 1.0, 20), 20) is None
     assert power.needed(Finding("x", "> 0", 0.0, -1.0, 1.0, 20), 20) is None

@@ -69,10 +69,24 @@ def mutate(text: str, rng: random.Random) -> str:
     return text
 
 
-@pytest.mark.parametrize(("shipped", "cases"), [(SHIPPED[0], 1600), (SHIPPED[1], 400)], ids=["demo", "paper"])
-def test_two_thousand_mutated_search_spaces(shipped: Path, cases: int, tmp_path: Path) -> None:
+SAMPLED = """name: sampled
+base: {size: {width: 16}, corpus: installed, tokens: 1e6}
+sample: {count: 8, seed: 7, design: latin_hypercube}
+over:
+  learning_rate: {log_uniform: [1.0e-4, 3.0e-2]}
+  weight_decay: {choice: [0.01, 0.1]}
+  warmup_fraction: {uniform: [0, 0.5]}
+  batch_size: {powers_of: 2, between: [4, 64]}
+where: "steps >= 2 and (batch_size in [4, 8] or not weight_decay < 0.05)"
+"""
+
+
+@pytest.mark.parametrize(
+    ("shipped", "cases"), [(SHIPPED[0], 1000), (SHIPPED[1], 300), (SAMPLED, 700)], ids=["demo", "paper", "sampled"]
+)
+def test_two_thousand_mutated_search_spaces(shipped: Path | str, cases: int, tmp_path: Path) -> None:
     rng = random.Random(0)
-    original = shipped.read_text()
+    original = shipped if isinstance(shipped, str) else shipped.read_text()
     file = tmp_path / "mutated.yaml"
     valid = 0
     for _ in range(cases):

@@ -84,6 +84,9 @@ def test_values_of_a_share() -> None:
     assert Over(log_uniform=(1e6, 1e8)).at(0.5, whole=True) == 10_000_000
     assert isinstance(Over(log_uniform=(1e6, 1e8)).at(0.3, whole=True), int)
     assert [Over(uniform=(0.12344, 0.12346)).at(share, whole=False) for share in (0.1, 0.9)] == [0.12344, 0.12346]
+    # Whole numbers are all equally likely, the ends too.
+    drawn = [Over(uniform=(1, 4)).at(share, whole=True) for share in (0, 0.24, 0.25, 0.49, 0.5, 0.74, 0.75, 0.999)]
+    assert drawn == [1, 1, 2, 2, 3, 3, 4, 4]
     powers = Over(powers_of=2, between=(4, 64))
     assert powers.levels == (4, 8, 16, 32, 64)
     assert [powers.at(share, whole=True) for share in (0, 0.199, 0.2, 0.999)] == [4, 4, 8, 64]
