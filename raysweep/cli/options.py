@@ -27,6 +27,13 @@ def load_space(options: argparse.Namespace, reading: bool = False) -> Space:
     return load_to_read(Path(options.space)) if reading else load(options.space)
 
 
+def count(text: str) -> int:
+    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
+    if not text.isascii() or not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text}")
+    return int(text)
+
+
 def hours(text: str) -> float:
     """Hours above 0. Raises `argparse.ArgumentTypeError`."""
     try:

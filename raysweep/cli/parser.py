@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from raysweep.cli.options import hours
+from raysweep.cli.options import count, hours
 from raysweep.version import __version__
 
 
@@ -70,8 +70,9 @@ def build_parser() -> _Parser:
     )
     cluster_option = _Parser(add_help=False)
     cluster_option.add_argument(
-        "--cluster", metavar="CLUSTER.yaml", help="run this on the cluster that `ray up CLUSTER.yaml` started, over SSH"
-    )
+        "--cluster", metavar="CLUSTER.yaml",
+        help="run this on the cluster that `ray up CLUSTER.yaml` started, over SSH; stop and status: or slurm:JOB",
+    )  # fmt: skip
     run = command(
         "run",
         "sweep_commands:run",
@@ -93,6 +94,24 @@ def build_parser() -> _Parser:
         store_option,
         cluster_option,
     )
+    job = command(
+        "slurm", "slurm_commands:submit", "submit the sweep as a Slurm job that goes on by itself until all is done",
+        space_argument, store_option,
+    )  # fmt: skip
+    job.add_argument("--nodes", type=count, default=1, help="(default: 1)")
+    job.add_argument("--partition")
+    job.add_argument("--account")
+    job.add_argument("--time", help="as sbatch takes it: 24:00:00; the job is queued again until the sweep is done")
+    job.add_argument("--gpus-per-node", type=count, default=0)
+    job.add_argument("--cpus-per-node", type=count, help="cores (default: whole nodes, --exclusive)")
+    job.add_argument(
+        "--notice", metavar="SECONDS", type=count, default=300,
+        help="how long before the time limit the sweep is stopped (default: 300)",
+    )  # fmt: skip
+    job.add_argument(
+        "--sbatch", metavar="OPTION", action="append", default=[], help="one more option of sbatch: --sbatch=--qos=low"
+    )
+    job.add_argument("--print", action="store_true", help="print the batch script and submit nothing")
     command(
         "evaluate",
         "sweep_commands:evaluate",

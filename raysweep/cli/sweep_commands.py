@@ -58,8 +58,12 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("--rehearse runs on this machine and keeps nothing: leave --store and --cluster out")
         return _rehearse(load_space(options))
     if options.cluster:
-        from raysweep.cli import cluster_commands
+        from raysweep.cli import cluster_commands, slurm_commands
 
+        if slurm_commands.job_of(options.cluster) is not None:
+            raise UserError(
+                f"--cluster {options.cluster}: `raysweep slurm` starts a job, and the job goes on by itself"
+            )
         return cluster_commands.run(options.cluster, options.space, options.store)
     from raysweep.sweep import runner  # With what a running sweep needs.
 
@@ -150,9 +154,11 @@ def conclude(
 def _rehearse(space: Space) -> int:
     from raysweep.sweep.rehearsal import STEPS, rehearse, smallest_cell
 
-    print(
-        f"rehearsal of {space.name}: {smallest_cell(space).id}, {STEPS} steps and {len(space.evaluations)} evaluations"
-    )
+    cell = smallest_cell(space)
+    fitting = space.evaluations_of(cell)
+    print(f"rehearsal of {space.name}: {cell.id}, {STEPS} steps and {len(fitting)} evaluations")
+    if without := [one.label for one in space.evaluations if one not in fitting]:
+        print(f"not rehearsed, for want of text in its corpus {cell.corpus.name}: {', '.join(without)}")
     with StopOnSignal() as signals:
         watched = watch(lambda on_event: rehearse(space, on_event, signals.stop), signals)
     if watched.result is None or watched.interrupted:
@@ -174,9 +180,11 @@ def _again(command: str, options: argparse.Namespace, store: Store) -> str:
 def stop(options: argparse.Namespace) -> int:
     """`raysweep stop`."""
     if options.cluster:
-        from raysweep.cli import cluster_commands
+        from raysweep.cli import cluster_commands, slurm_commands
 
         load_space(options)
+        if (job := slurm_commands.job_of(options.cluster)) is not None:
+            return slurm_commands.stop(job)
         return cluster_commands.stop(options.cluster, options.store)
     store = open_store(options, load_space(options))
     stopped = lock.stop_holder(store)
@@ -187,9 +195,12 @@ def stop(options: argparse.Namespace) -> int:
 def status(options: argparse.Namespace) -> int:
     """`raysweep status`."""
     if options.cluster:
-        from raysweep.cli import cluster_commands
+        from raysweep.cli import cluster_commands, slurm_commands
 
-        return cluster_commands.status(options.cluster, options.space, options.store, options.json)
+        if (job := slurm_commands.job_of(options.cluster)) is None:
+            return cluster_commands.status(options.cluster, options.space, options.store, options.json)
+        if not options.json:
+            slurm_commands.show_job(job)
     space = load_space(options, reading=True)
     store = open_store(options, space)
     now = survey(store, space)

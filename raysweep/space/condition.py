@@ -58,7 +58,8 @@ class Condition:
                     return row[name]
                 if name in _CONSTANTS:
                     return _CONSTANTS[name]
-                raise ValueError(f"{name} is no column of a cell{did_you_mean(name, row)}")
+                hint = did_you_mean(name, row) or f'; if it is a text, give it quotes: "{name}"'
+                raise ValueError(f"{name} is no column of a cell{hint}")
             case ast.List(elts=parts) | ast.Tuple(elts=parts):
                 return [self._value(part, row) for part in parts]
             case ast.BoolOp(op=ast.And(), values=parts):

@@ -1,0 +1,63 @@
+"""slurm, and stop and status with --cluster slurm:JOB: a sweep as a Slurm job."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from raysweep.cli.console import say
+from raysweep.cli.options import load_space, open_store
+from raysweep.cluster import slurm
+from raysweep.errors import UserError
+
+
+def submit(options: argparse.Namespace) -> int:
+    """`raysweep slurm`."""
+    space = load_space(options)
+    store = open_store(options, space)
+    location = store.location if "://" in store.location else str(Path(store.location).absolute())
+    request = slurm.Request(
+        nodes=options.nodes,
+        partition=options.partition,
+        account=options.account,
+        time=options.time,
+        gpus_per_node=options.gpus_per_node,
+        cpus_per_node=options.cpus_per_node,
+        notice=options.notice,
+        further=tuple(options.sbatch),
+    )
+    slurm.check(space, request)
+    script = slurm.batch_script(space, Path(options.space).absolute(), location, request)
+    if options.print:
+        print(script, end="")
+        return 0
+    job = slurm.submit(script, Path.cwd())
+    print(f"{space.name} is job {job}; it prints to raysweep-{space.name}-{job}.log")
+    print(f"  see it with   raysweep status {options.space} --store {location} --cluster slurm:{job}")
+    print(f"  stop it with  raysweep stop {options.space} --store {location} --cluster slurm:{job}")
+    return 0
+
+
+def stop(job: int) -> int:
+    """`raysweep stop --cluster slurm:JOB`."""
+    print(f"stopping job {job}" if slurm.stop(job) else f"job {job} is over")
+    return 0
+
+
+def show_job(job: int) -> None:
+    """What Slurm says of the job."""
+    now = slurm.states(job)
+    if not now:
+        say(f"job {job} is over: `sacct -j {job}` has what it used")
+    for state in now:
+        say(f"job {job}  " + ", ".join(f"{name} {value}" for name, value in state.items() if value))
+
+
+def job_of(cluster: str) -> int | None:
+    """The number of the Slurm job that --cluster names; None where it names a file. Raises `UserError`."""
+    if not cluster.startswith("slurm:"):
+        return None
+    found = slurm.JOB.fullmatch(cluster)
+    if found is None:
+        raise UserError(f"--cluster {cluster}: the number of a job is needed, such as slurm:1234")
+    return int(found[1])

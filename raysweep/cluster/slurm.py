@@ -1,0 +1,183 @@
+"""A sweep as a Slurm job: the batch script, which a person can read and edit, and what asks Slurm about the job.
+
+The job has a Ray cluster of its own, over all its nodes, with ports, a folder and a token that are its alone: other jobs and
+other people's Ray may share the nodes. (So `ray symmetric-run` is not used: at its end it stops every Ray of the user on a
+node.) The sweep runs on the job's first node. Some minutes before the time limit Slurm tells the script, which stops the
+sweep in an orderly way and puts the job back in the queue; there it goes on from the store.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from raysweep.cluster.capacity import DRIVER
+from raysweep.errors import UserError, one_line
+from raysweep.space.space import Space
+
+JOB = re.compile(r"slurm:(\d+)")
+"""What `--cluster` names a job by."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks of Slurm."""
+
+    nodes: int = 1
+    partition: str | None = None
+    account: str | None = None
+    time: str | None = None
+    gpus_per_node: int = 0
+    cpus_per_node: int | None = None
+    """Cores; None for whole nodes."""
+    notice: int = 300
+    """Seconds before the time limit at which the sweep is stopped."""
+    further: tuple[str, ...] = ()
+    """More options of sbatch, as it takes them."""
+
+
+def check(space: Space, request: Request) -> None:
+    """Raise `UserError` where no cell of the space could run in such a job."""
+    train, evaluate = space.resources.train, space.resources.evaluate
+    for what, gpus in (("train", train.gpus), ("evaluate", evaluate.gpus)):
+        if gpus and not request.gpus_per_node:
+            raise UserError(f"resources.{what}.gpus is {gpus:g}: add --gpus-per-node")
+    if request.gpus_per_node and not (train.gpus or evaluate.gpus):
+        raise UserError(
+            f"--gpus-per-node {request.gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
+        )
+    cores = request.cpus_per_node
+    if cores is not None and cores < train.cpus:
+        raise UserError(f"--cpus-per-node {cores} is less than resources.train.cpus {train.cpus}: no cell would fit")
+
+
+def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
+    """The text of the batch script. `file` and a folder as `store` are absolute."""
+    options = [
+        f"--job-name=raysweep-{space.name}",
+        f"--nodes={request.nodes}",
+        "--ntasks-per-node=1",
+        "--exclusive" if request.cpus_per_node is None else f"--cpus-per-task={request.cpus_per_node}",
+        *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
+        *([f"--time={request.time}"] if request.time else []),
+        *([f"--partition={request.partition}"] if request.partition else []),
+        *([f"--account={request.account}"] if request.account else []),
+        f"--output=raysweep-{space.name}-%j.log",
+        "--open-mode=append",
+        "--requeue",
+        "--no-kill",
+        f"--signal=B:USR1@{request.notice}",
+        *request.further,
+    ]
+    return _SCRIPT.format(
+        options="\n".join(f"#SBATCH {option}" for option in options),
+        notice=request.notice,
+        driver=DRIVER,
+        programs=shlex.quote(str(Path(sys.executable).parent)),
+        space=shlex.quote(str(file)),
+        store=shlex.quote(store),
+    )
+
+
+_SCRIPT = """\
+#!/bin/bash
+{options}
+#
+# Written by `raysweep slurm`; yours to edit, and to submit with sbatch.
+
+export PATH={programs}:$PATH
+space={space}
+store={store}
+
+# Of this job alone: other jobs, and other people's Ray, may share these nodes.
+port=$((20000 + SLURM_JOB_ID % 4000 * 10))
+export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID             # on each node's own disk; short, since sockets' names may be 107 bytes
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN
+export RAY_ADDRESS
+RAY_ADDRESS=$(python -c 'import ray.util; print(ray.util.get_node_ip_address())'):$port
+
+# Ray on every node, each in a step of its own until the job ends: one that is lost takes no other with it.
+export EVERY HEAD FIRST=$SLURMD_NODENAME DRIVER='{{"{driver}": 1}}'
+EVERY="ray start --block --disable-usage-stats --num-cpus=$SLURM_CPUS_ON_NODE --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
+EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 3)) --temp-dir=$RAY_TMPDIR"
+HEAD="--head --node-ip-address=${{RAY_ADDRESS%:*}} --port=$port --ray-client-server-port=$((port + 1))"
+HEAD="$HEAD --dashboard-port=$((port + 2))"
+steps=()
+for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+  srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$SLURM_CPUS_ON_NODE" --overlap bash -c '
+    rm -rf "$RAY_TMPDIR"; mkdir -m 700 "$RAY_TMPDIR" || exit 1
+    trap "rm -rf $RAY_TMPDIR" EXIT
+    if [ "$SLURMD_NODENAME" = "$FIRST" ]; then $EVERY $HEAD --resources="$DRIVER"; exit; fi
+    until $EVERY --address="$RAY_ADDRESS"; do sleep 5; done   # until the head is there
+  ' >> "raysweep-ray-$SLURM_JOB_ID.log" 2>&1 &
+  steps+=($!)
+done
+until ray status > /dev/null 2>&1; do
+  kill -0 "${{steps[0]}}" 2> /dev/null || {{ echo "Ray did not start: see raysweep-ray-$SLURM_JOB_ID.log"; exit 1; }}
+  sleep 1
+done
+
+# The sweep. USR1: the time limit is {notice} s away. TERM: it is to end (`raysweep stop`, scancel --batch, preemption).
+again=
+stop() {{ raysweep stop "$space" --store "$store"; }}
+trap 'again=1; stop' USR1
+trap 'stop' TERM
+raysweep run "$space" --store "$store" &
+sweep=$!
+while kill -0 $sweep 2> /dev/null; do wait $sweep; done   # which a signal interrupts
+wait $sweep
+status=$?
+kill "${{steps[@]}}" 2> /dev/null
+wait
+
+# 130: stopped before it was done. The job waits in the queue again, and goes on from the store.
+if [ "$status" = 130 ] && [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$status"
+"""
+
+
+def submit(script: str, folder: Path) -> int:
+    """Give a script to sbatch in a folder; the job's number. Raises `UserError` where Slurm refuses it."""
+    answer = _ask("sbatch", "--parsable", f"--chdir={folder}", given=script)
+    return int(answer.partition(";")[0])
+
+
+def states(job: int) -> list[dict[str, str]]:
+    """What squeue says of a job, by its columns; nothing where it is over."""
+    columns = {"state": "%T", "nodes": "%D", "time": "%M", "time left": "%L", "reason": "%R"}
+    text = _ask("squeue", "--noheader", f"--jobs={job}", f"--format={'|'.join(columns.values())}", missing_ok=True)
+    return [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
+
+
+def stop(job: int) -> bool:
+    """Stop a job's sweep as Ctrl-C would, so that the job ends; a job that waits is cancelled. False where it is over."""
+    now = states(job)
+    if not now:
+        return False
+    if now[0]["state"] == "RUNNING":
+        _ask("scancel", "--batch", "--signal=TERM", str(job))
+    else:
+        _ask("scancel", str(job))
+    return True
+
+
+def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bool = False) -> str:
+    """What a program of Slurm prints. Raises `UserError` with what it says where it fails."""
+    path = shutil.which(program)
+    if path is None:
+        raise UserError(
+            f"there is no {program} here: run this where Slurm's commands are, or add --print for the script"
+        )
+    answer = subprocess.run(  # noqa: S603
+        [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120
+    )
+    if answer.returncode and not missing_ok:
+        raise UserError(f"{program}: {one_line(RuntimeError(answer.stderr.strip() or answer.stdout.strip()))}")
+    return answer.stdout.strip()
