@@ -110,10 +110,10 @@ EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-p
 HEAD="--head --node-ip-address=${{RAY_ADDRESS%:*}} --port=$port --ray-client-server-port=$((port + 1))"
 HEAD="$HEAD --dashboard-port=$((port + 2))"
 steps=()
-for node in $(scontrol show hostnames "$SLURM_JOB_NODELIST"); do
+nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+for node in $nodes; do
   srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$SLURM_CPUS_ON_NODE" --overlap bash -c '
     rm -rf "$RAY_TMPDIR"; mkdir -m 700 "$RAY_TMPDIR" || exit 1
-    trap "rm -rf $RAY_TMPDIR" EXIT
     if [ "$SLURMD_NODENAME" = "$FIRST" ]; then $EVERY $HEAD --resources="$DRIVER"; exit; fi
     until $EVERY --address="$RAY_ADDRESS"; do sleep 5; done   # until the head is there
   ' >> "raysweep-ray-$SLURM_JOB_ID.log" 2>&1 &
@@ -135,6 +135,8 @@ while kill -0 $sweep 2> /dev/null; do wait $sweep; done   # which a signal inter
 wait $sweep
 status=$?
 kill "${{steps[@]}}" 2> /dev/null
+wait
+for node in $nodes; do srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap rm -rf "$RAY_TMPDIR" & done
 wait
 
 # 130: stopped before it was done. The job waits in the queue again, and goes on from the store.

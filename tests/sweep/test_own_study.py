@@ -55,6 +55,7 @@ def test_what_is_begun_has_tests_that_pass(study: Path) -> None:
 
 
 @pytest.mark.usefixtures("corpus")
+@pytest.mark.slow
 def test_it_takes_part_in_everything(study: Path) -> None:
     ran = command(study, "raysweep.cli", "run", "study.yaml", "--store", "store")
     assert ran.returncode == 0, ran.stdout + ran.stderr
