@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import linalg, stats
 
-from raysweep.analysis.columns import BASE_RATE, words
+from raysweep.analysis.columns import BASE_RATE, column_of_setting, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import Effect
 
@@ -50,7 +50,7 @@ class Adjustment:
 
 def adjusted(sweep: SweepData, setting: str, column: str) -> Adjustment:
     """The effect of a sampled setting on a column over the range tested."""
-    setting = BASE_RATE if setting == "learning_rate" else setting
+    setting = column_of_setting(setting)
     cells = sweep.over_seeds.cells
     cells = cells.dropna(subset=[column, setting]) if {column, setting} <= set(cells) else cells.head(0)
     nothing = Adjustment(None, "", np.empty(0), np.empty(0), cells)

@@ -34,6 +34,11 @@ BASE_RATE = "base_learning_rate"
 """The peak learning rate before the factor: a function of the size unless the search space sets it."""
 
 
+def column_of_setting(setting: str) -> str:
+    """The column of a setting of a search space: that of its learning rate is the one before the factor."""
+    return BASE_RATE if setting == "learning_rate" else setting
+
+
 def of_domain(column: str) -> bool:
     """Whether a column is of one domain of a task, whose name may be anything."""
     if column.startswith(("out_of_distribution_loss_", "out_of_distribution_bits_per_byte_")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import pandas as pd
@@ -22,6 +22,7 @@ from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.untested import Keep, Untested
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
+from raysweep.space.hypotheses import Among
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.store.store import TRAIN
@@ -68,14 +69,14 @@ class Need:
     """Their number now."""
     number: int
     """Their number that decides it in four of five sweeps; 0 where there is none."""
-    cells: tuple[Cell, ...]
+    cells: tuple[Cell, ...] = ()
     """What is to be trained for it."""
-    count: int
+    count: int = 0
     """Of a sampled design: the `count` of its `sample`; else 0."""
-    seeds: int
+    seeds: int = 0
     """The seeds of every cell that would decide it as well, where the noise between seeds is known; else 0."""
-    cost: Cost
-    reason: str
+    cost: Cost = Cost()
+    reason: str = ""
     """Why there are no cells for it; empty where there are."""
 
     @property
@@ -160,7 +161,7 @@ def _need(
         today = design.cells.groupby(points, dropna=False).ngroups
 
     def without(reason: str, number: int = 0) -> Need:
-        return Need(one, units, today, number, (), 0, 0, Cost(), reason)
+        return Need(one, units, today, number, reason=reason)
 
     if test is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
         return without(found.reason or "it has no interval")
@@ -177,7 +178,7 @@ def _need(
             new = tuple(cell for cell in larger(count) if cell.id not in there)
         except UserError as error:
             return without(f"{count:,} points would be needed: {error}", number)
-        return Need(one, units, today, number, new, count, 0, costs.of(new), "")
+        return Need(one, units, today, number, new, count, cost=costs.of(new))
     if getattr(getattr(test, test.kind), "equal_steps", False):
         return without(f"{number} {units} at equal steps: add token budgets with their batch sizes by hand", number)
     groups = (
@@ -193,7 +194,7 @@ def _need(
             number,
         )
     new = tuple({cell.id: cell for group in taken for cell in group}.values())
-    return Need(one, units, today, number, new, 0, 0, costs.of(new), "")
+    return Need(one, units, today, number, new, cost=costs.of(new))
 
 
 def _with_seeds(
@@ -230,17 +231,15 @@ def _about(one: Tested, design: SweepData) -> Keep:
     """Whether a test is about a cell."""
     assert one.test is not None
     among = one.test.among
-    sizes = set(
-        design.cells[chosen(among.model_copy(update={"tokens_per_parameter": None}), design.cells)]["parameters"]
-    )
-    every = among.sizes is None
+    if among == Among():
+        return lambda cell: True
+    # Which size is the smallest is for the finished cells to say.
+    sizes = set(design.cells[chosen(Among(sizes=among.sizes), design.cells)]["parameters"])
+    alone = among.model_copy(update={"sizes": None})
 
     def keep(cell: Cell) -> bool:
-        if among.tokens_per_parameter is not None and cell.tokens < among.tokens_per_parameter * cell.shape.parameters:
-            return False
-        if among.block is not None and cell.block != among.block:
-            return False
-        return every or cell.shape.parameters in sizes
+        of_size = among.sizes is None or cell.shape.parameters in sizes
+        return of_size and bool(chosen(alone, pd.DataFrame([cell.describe()])).all())
 
     return keep
 
@@ -265,9 +264,9 @@ class _Costs:
         self._evaluations = of_cells.groupby("size").median()
         self._evaluation = float(of_cells.median()) if len(of_cells) else 0.0
 
-    def of(self, cells: object) -> Cost:
+    def of(self, cells: Iterable[Cell]) -> Cost:
         """Of training and evaluating cells, each once."""
-        return sum((self._one(cell) for cell in cells), Cost())  # type: ignore[attr-defined]
+        return sum((self._one(cell) for cell in cells), Cost())
 
     def _one(self, cell: Cell) -> Cost:
         train, evaluate = self._resources.train, self._resources.evaluate

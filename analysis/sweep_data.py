@@ -16,7 +16,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raysweep.analysis.columns import BASE_RATE, PAPER_METRICS, PAPER_TASKS, of_domain, of_whole_model, words
+from raysweep.analysis.columns import (
+    BASE_RATE,
+    PAPER_METRICS,
+    PAPER_TASKS,
+    column_of_setting,
+    of_domain,
+    of_whole_model,
+    words,
+)
 from raysweep.errors import UserError
 from raysweep.exchange.published import PublishedResults
 from raysweep.space.corpus import OLMO_VOCABULARY
@@ -117,7 +125,7 @@ class SweepData:
 
     def is_sampled(self, setting: str) -> bool:
         """Whether a setting was sampled, and is a number of which there are several."""
-        setting = BASE_RATE if setting == "learning_rate" else setting
+        setting = column_of_setting(setting)
         if setting not in self.sampled or setting not in self.cells:
             return False
         values = self.cells[setting]
@@ -305,17 +313,14 @@ def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
 def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """What the search space says of the results: how they were evaluated, and what was claimed of them."""
     hypotheses = space.hypotheses or paper_hypotheses()
-    fitting = {one.label: [cell for cell in space.cells if one.fits(cell)] for one in space.evaluations}
+    fitting = {one.label: space.cells_of(one) for one in space.evaluations}
     steps = {evaluation.label: evaluation.training_steps(fitting[evaluation.label]) for evaluation in space.evaluations}
     return {
         "fine_tuning_steps": {task: fewest for task, fewest in steps.items() if fewest},
         "protocols": {one.label: one.protocol(fitting[one.label]) for one in space.evaluations},
         "hypotheses": hypotheses,
         "chosen": space.design.said,
-        "sampled": {
-            BASE_RATE if name == "learning_rate" else name: over.is_logarithmic
-            for name, over in space.design.over.items()
-        },
+        "sampled": {column_of_setting(name): over.is_logarithmic for name, over in space.design.over.items()},
         "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",
     }
 

@@ -176,8 +176,7 @@ def show_status(
     show_versions(now)
     for evaluation in space.evaluations:
         if evaluation.code_version:
-            fitting = [cell for cell in space.cells if evaluation.fits(cell)]
-            say(f"{evaluation.label} is {escape(evaluation.protocol(fitting))}")
+            say(f"{evaluation.label} is {escape(evaluation.protocol(space.cells_of(evaluation)))}")
     if driver is None and not store.begun():
         say("no sweep has begun in this store; `raysweep run` begins one there")
     elif driver is None:

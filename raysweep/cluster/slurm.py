@@ -180,6 +180,7 @@ def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bo
     answer = subprocess.run(  # noqa: S603
         [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120
     )
-    if answer.returncode and not missing_ok:
+    gone = missing_ok and "Invalid job id" in answer.stderr
+    if answer.returncode and not gone:
         raise UserError(f"{program}: {one_line(RuntimeError(answer.stderr.strip() or answer.stdout.strip()))}")
     return answer.stdout.strip()

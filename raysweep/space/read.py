@@ -234,7 +234,7 @@ class _Reader(Reader):
                 raise self.file.error(
                     where, f"an earlier evaluation has columns that begin with {twice}: give one another name"
                 )
-            fitting = [cell for cell in space.cells if evaluation.fits(cell)]
+            fitting = space.cells_of(evaluation)
             if not fitting:
                 names = " and ".join(dict.fromkeys(cell.corpus.name for cell in space.cells))
                 raise self.file.error(

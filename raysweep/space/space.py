@@ -50,6 +50,10 @@ class Space(Strict):
         """The evaluations that fit a cell's corpus."""
         return [evaluation for evaluation in self.evaluations if evaluation.fits(cell)]
 
+    def cells_of(self, evaluation: Evaluation) -> list[Cell]:
+        """The cells whose corpus an evaluation fits."""
+        return [cell for cell in self.cells if evaluation.fits(cell)]
+
 
 def find_cell(space: Space, part: str) -> Cell:
     """The cell with this id, or with this part in its id. Raises `UserError` where no cell or several have it."""
