@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysweep.cache import CACHE
+from raysweep.cluster.capacity import NODE_TYPES
 from raysweep.errors import UserError, allowed
 from raysweep.space.read import load, load_to_read
 from raysweep.space.space import Space
@@ -19,7 +20,7 @@ from raysweep.store import Store
 STORE = "RAYSWEEP_STORE"
 
 # What raysweep reads of the environment.
-VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE)
+VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE, NODE_TYPES)
 
 
 def load_space(options: argparse.Namespace, reading: bool = False) -> Space:

@@ -94,24 +94,16 @@ def build_parser() -> _Parser:
         store_option,
         cluster_option,
     )
-    job = command(
-        "slurm", "slurm_commands:submit", "submit the sweep as a Slurm job that goes on by itself until all is done",
-        space_argument, store_option,
+    _job_options(
+        command(
+            "slurm", "slurm_commands:submit", "submit the sweep as a Slurm job that goes on by itself until all is done",
+            space_argument, store_option,
+        ),
+        command(
+            "kubernetes", "kubernetes_commands:create", "run the sweep on Kubernetes, as a RayJob of KubeRay",
+            space_argument, store_option,
+        ),
     )  # fmt: skip
-    job.add_argument("--nodes", type=count, default=1, help="(default: 1)")
-    job.add_argument("--partition")
-    job.add_argument("--account")
-    job.add_argument("--time", help="as sbatch takes it: 24:00:00; the job is queued again until the sweep is done")
-    job.add_argument("--gpus-per-node", type=count, default=0)
-    job.add_argument("--cpus-per-node", type=count, help="cores (default: whole nodes, --exclusive)")
-    job.add_argument(
-        "--notice", metavar="SECONDS", type=count, default=300,
-        help="how long before the time limit the sweep is stopped (default: 300)",
-    )  # fmt: skip
-    job.add_argument(
-        "--sbatch", metavar="OPTION", action="append", default=[], help="one more option of sbatch: --sbatch=--qos=low"
-    )
-    job.add_argument("--print", action="store_true", help="print the batch script and submit nothing")
     command(
         "evaluate",
         "sweep_commands:evaluate",
@@ -224,6 +216,47 @@ def build_parser() -> _Parser:
     _new_parser(commands, [shared])
     _corpus_parser(commands, [shared], space_argument, json_option)
     return parser
+
+
+def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
+    slurm.add_argument("--nodes", type=count, default=1, help="(default: 1)")
+    slurm.add_argument("--partition")
+    slurm.add_argument("--account")
+    slurm.add_argument("--time", help="as sbatch takes it: 24:00:00; the job is queued again until the sweep is done")
+    slurm.add_argument("--gpus-per-node", type=count, default=0)
+    slurm.add_argument("--cpus-per-node", type=count, help="cores (default: whole nodes, --exclusive)")
+    slurm.add_argument(
+        "--notice", metavar="SECONDS", type=count, default=300,
+        help="how long before the time limit the sweep is stopped (default: 300)",
+    )  # fmt: skip
+    slurm.add_argument(
+        "--sbatch", metavar="OPTION", action="append", default=[], help="one more option of sbatch: --sbatch=--qos=low"
+    )
+    slurm.add_argument("--print", action="store_true", help="print the batch script and submit nothing")
+    kubernetes.add_argument(
+        "--image", required=True, help="what kubernetes/Dockerfile makes, where the cluster pulls it"
+    )
+    kubernetes.add_argument("--nodes", type=count, default=8, help="the most workers at once (default: 8)")
+    kubernetes.add_argument("--gpus-per-node", type=count, default=0)
+    kubernetes.add_argument("--cpus-per-node", type=count, default=8, help="cores of a worker (default: 8)")
+    kubernetes.add_argument(
+        "--memory-per-node", metavar="GIB", type=count, help="of a worker (default: 4 for each core)"
+    )
+    kubernetes.add_argument(
+        "--claim", metavar="NAME:FOLDER", action="append", default=[],
+        help="a PersistentVolumeClaim, and the folder where all pods see it: for the store, or for documents",
+    )  # fmt: skip
+    kubernetes.add_argument(
+        "--secret", metavar="NAME", action="append", default=[],
+        help="a Secret whose entries are variables of the pods: AWS_ACCESS_KEY_ID and the like, HF_TOKEN",
+    )  # fmt: skip
+    kubernetes.add_argument("--service-account", metavar="NAME", help="who the pods are, where the cloud goes by that")
+    kubernetes.add_argument(
+        "--node-label", metavar="KEY=VALUE", action="append", default=[],
+        help="workers run on nodes with this label only, spot nodes say; a taint of the same name is tolerated",
+    )  # fmt: skip
+    kubernetes.add_argument("--namespace", help="(default: kubectl's)")
+    kubernetes.add_argument("--print", action="store_true", help="print the manifest and start nothing")
 
 
 def _new_parser(commands: Any, shared: list[_Parser]) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import yaml
 
+from raysweep.errors import UserError
 from raysweep.space.space import Space
 from raysweep.text import resources as resources_text
 
 # The custom resource of nodes that are not taken away, where drivers and trials belong: the head of cluster.yaml.
 DRIVER = "raysweep_driver"
 
+
+# What an autoscaler may add, as JSON, where its configuration is in no file that the sweep could read: on Kubernetes.
+NODE_TYPES = "RAYSWEEP_NODE_TYPES"
 
 # Of Ray's resource `memory`, in bytes: what a trial takes while it waits for its cell.
 TRIAL_MEMORY = 300e6
@@ -58,7 +64,9 @@ def autoscaling_configuration() -> Path | None:
 
 
 def autoscaler_limits(path: Path | None) -> AutoscalerLimits | None:
-    """What an autoscaler with this configuration may add; None without one."""
+    """What an autoscaler with this configuration, or with RAYSWEEP_NODE_TYPES, may add; None without either."""
+    if said := os.environ.get(NODE_TYPES):
+        return _node_types(said)
     if path is None:
         return None
     try:
@@ -74,6 +82,16 @@ def autoscaler_limits(path: Path | None) -> AutoscalerLimits | None:
         return None
     # Of machines that somebody owns nothing is said beforehand, and all are started at once.
     return AutoscalerLimits(types, most_nodes) if types and all(resources for resources, _ in types) else None
+
+
+def _node_types(said: str) -> AutoscalerLimits:
+    try:
+        types = [(dict(kind["resources"]), int(kind["max_workers"])) for kind in json.loads(said)]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f'{NODE_TYPES}={said} is not of the form [{{"resources": {{"CPU": 8, "GPU": 1}}, "max_workers": 4}}]'
+        ) from None
+    return AutoscalerLimits(types, sum(most for _, most in types))
 
 
 @dataclass(frozen=True)

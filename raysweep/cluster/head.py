@@ -30,7 +30,8 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # Search spaces on the head, in its home; each under its content's hash, so that none is changed in mid-run.
 _FOLDER = "raysweep-jobs"
 
-_SPACE = "space.yaml"
+SPACE = "space.yaml"
+"""What a search space's file is called where it is sent."""
 
 # What Python and version control leave in a folder of code.
 _LEFT_BEHIND = {"__pycache__", ".git", ".pytest_cache", ".mypy_cache"}
@@ -100,22 +101,29 @@ class Head:
         )
 
 
-def packed(file: str) -> str:
-    """A search space as an argument, with its hypotheses and the folders of its code. It has been read before."""
+def files_of(file: str) -> dict[str, bytes]:
+    """A search space's file, its hypotheses and its code, by their places beside each other. It has been read before."""
     path = Path(file)
-    files = {_SPACE: path.read_bytes()}
+    files = {SPACE: path.read_bytes()}
     hypotheses = hypotheses_file(path)
     if hypotheses is not None:
         files[hypotheses.name] = hypotheses.read_bytes()
     for name in YamlFile(path).content.get("code") or ():
         if Path(name).name != name:
-            raise UserError(f"{file}: code: {name}: with --cluster it must be a folder beside the search space")
+            raise UserError(
+                f"{file}: code: {name}: to be sent to a cluster it must be a folder beside the search space"
+            )
         for source in sorted((path.parent / name).rglob("*")):
             if source.is_file() and not _LEFT_BEHIND & set(source.parts):
                 files[source.relative_to(path.parent).as_posix()] = source.read_bytes()
+    return files
+
+
+def packed(file: str) -> str:
+    """What `files_of` has, as an argument of a command."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
+        for name, content in files_of(file).items():
             # Without a date: equal files are equal bytes.
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     if (size := len(buffer.getvalue())) > _LONGEST:
@@ -136,7 +144,7 @@ def unpacked(space: str) -> str:
                 raise UserError(f"{name} is not a file beside a search space")
             with put_in_place(folder / name) as unfinished:
                 unfinished.write_bytes(archive.read(name))
-    return str(folder / _SPACE)
+    return str(folder / SPACE)
 
 
 def shared_store(location: str | None) -> str:

@@ -58,5 +58,5 @@ def test_what_cannot_be_sent_is_said(study: Path) -> None:
     with pytest.raises(UserError, match=r"have 10\d,\d+ bytes; at most 90,000 can be sent to a cluster: shorten it"):
         packed(str(study / "space.yaml"))
     (study / "space.yaml").write_text(yaml.safe_dump(SPACE | {"code": ["../laptop/sent_study"]}))
-    with pytest.raises(UserError, match="with --cluster it must be a folder beside the search space"):
+    with pytest.raises(UserError, match="to be sent to a cluster it must be a folder beside the search space"):
         packed(str(study / "space.yaml"))
