@@ -11,7 +11,7 @@ from rich.text import Text
 
 from raysweep.cli.console import console, escape, say, show
 from raysweep.store.measures import reports_without
-from raysweep.store.results import results
+from raysweep.store.results import GPU_HOURS, results
 from raysweep.store.schemas import PLAN
 from raysweep.text import abbreviate, duration
 
@@ -238,6 +238,17 @@ def show_table(results: pa.Table) -> None:
     show(table)
     console.print()
     say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
+
+
+def show_hours(results: pa.Table, sessions: list[dict[str, Any]]) -> None:
+    """What training took of GPUs, and where Slurm has its own account of it."""
+    if GPU_HOURS in results.column_names:
+        known = [hours for hours in results[GPU_HOURS].to_pylist() if hours is not None]
+        of = "" if len(known) == results.num_rows else f" of {len(known)} cells; of the others it is not known"
+        say(f"training took {sum(known):,.1f} GPU-hours{of}")
+    jobs = dict.fromkeys(session["job"].removeprefix("slurm:") for session in sessions if session["job"])
+    if jobs:
+        say(f"Slurm's account: sacct -j {','.join(jobs)} --format=JobID,State,Elapsed,AllocTRES%60,TotalCPU")
 
 
 def show_account(account: Account) -> None:

@@ -11,7 +11,7 @@ from raysweep.cli import messages
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.errors import UserError, reason
 from raysweep.files import local_path, put_in_place
-from raysweep.store import Store
+from raysweep.store import Store, sessions
 from raysweep.store.results import results as results_table
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def results(options: argparse.Namespace) -> int:
     table = results_table(space, store)
     if options.output is None:
         messages.show_table(table)
+        messages.show_hours(table, sessions.read(store, space.name))
         return 0
     import pyarrow.parquet as pq  # Not needed to show it.
 

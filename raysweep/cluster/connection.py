@@ -16,8 +16,8 @@ from typing import Any, Literal
 from raysweep.cluster.environment import (
     UV,
     check_import_order,
-    check_temporary_folder,
     ray_environment,
+    ray_folder,
     temporary_folder,
 )
 from raysweep.cluster.watchdog import Watchdog
@@ -67,7 +67,6 @@ def connected(on_loss: Callable[[str], None] | None = None, code: tuple[str, ...
             return
         if cluster is None:
             check_import_order()
-            check_temporary_folder()
         with _own_signals():  # Ray puts a handler of its own in place of whoever's there is.
             context = _initialized(cluster, code)
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):
@@ -92,6 +91,7 @@ def connected(on_loss: Callable[[str], None] | None = None, code: tuple[str, ...
 def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
     """What `ray.init` returns, of the cluster at an address or of a new one on this machine. Raises `UserError`."""
     import ray
+    from joblib import cpu_count
     from ray._private.utils import get_num_cpus  # What `ray.init` asks.
 
     arguments: dict[str, Any] = {
@@ -101,8 +101,12 @@ def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
     }
     if code:
         arguments["runtime_env"] = {"py_modules": list(code)}
-    if cluster is None and not get_num_cpus():  # A container's share of less than one.
-        arguments["num_cpus"] = 1
+    if cluster is None:
+        if own := ray_folder():
+            arguments["_temp_dir"] = str(own)
+        # What this process may use of the machine: Ray sees a container's share, which may be less than one, and joblib also
+        # the cores that a process is bound to, as Slurm binds it.
+        arguments["num_cpus"] = max(1, min(int(get_num_cpus()), cpu_count()))
     # Ray puts the folder that it is started from first on the path of every worker: from this one they find this raysweep,
     # whatever lies where the sweep was started.
     folder = (

@@ -6,6 +6,7 @@ imported, and kept until the sweep is over. The process's own environment is put
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from pathlib import Path
 from raysweep.cache import CACHE
 from raysweep.errors import UserError
 from raysweep.files import local_path
+
+log = logging.getLogger("raysweep")
 
 UV = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 
@@ -115,23 +118,40 @@ def temporary_folder() -> Path:
     return Path(next(filter(None, map(os.environ.get, variables)), "/tmp"))  # noqa: S108 (Ray's own place)
 
 
-def check_temporary_folder() -> None:
-    """Raise `UserError` where Ray could not make its folder, or where the names of sockets in it would be too long."""
+def ray_folder() -> Path | None:
+    """Where a cluster on this machine has its folder instead of Ray's own choice; None where that will do.
+
+    Elsewhere than in RAY_TMPDIR, TMPDIR or /tmp/ray it is where the names of sockets there would be too long, or where that
+    /tmp/ray is another user's: then /tmp/ray-<user id>, and a warning says so. Raises `UserError` where Ray could write in
+    neither.
+    """
     folder = temporary_folder()
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
-    said = f"{variable}={folder}" if variable else str(folder)
-    longest = LONGEST_SOCKET - len(_SOCKET)
-    if len(os.fsencode(folder)) > longest:
-        raise UserError(
-            f"{said} is too long for the names of Ray's sockets in it, by {len(os.fsencode(folder)) - longest} bytes: set "
-            "RAY_TMPDIR to a shorter folder on this machine's own disk, such as /tmp"
-        )
-    mine = folder / "ray"
-    there = next(
-        path for path in (mine, *mine.parents) if os.path.exists(path)
-    )  # Path.exists raises where it may not look.
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        raise UserError(f"Ray cannot write in {there}: set RAY_TMPDIR to a folder of your own on this machine's disk")
+    too_long = len(os.fsencode(folder)) - (LONGEST_SOCKET - len(_SOCKET))
+    if too_long > 0:
+        why = f"{variable}={folder} is too long for the names of Ray's sockets, by {too_long} bytes"
+    elif there := _not_writable(folder / "ray"):
+        why = f"Ray cannot write in {there}"
+        if variable:
+            raise UserError(f"{why}: set {variable} to a folder of your own on this machine's disk")
+    else:
+        return None
+    own = Path(f"/tmp/ray-{os.getuid()}")  # noqa: S108 (checked below)
+    try:
+        own.mkdir(mode=0o700, exist_ok=True)
+        mine = not own.is_symlink() and own.is_dir() and own.stat().st_uid == os.getuid()
+    except OSError:
+        mine = False
+    if not mine or _not_writable(own):
+        raise UserError(f"{why}, nor in {own}: set RAY_TMPDIR to a short folder of your own on this machine's disk")
+    log.warning("%s: the Ray cluster of this sweep has its folder in %s", why, own)
+    return own
+
+
+def _not_writable(folder: Path) -> Path | None:
+    """What of a folder, or of those above it, stops one from being written; None where nothing does."""
+    there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # Path.exists may raise.
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
 
 
 def check_import_order() -> None:

@@ -82,9 +82,7 @@ def _read(corpus: Corpus, report: Report) -> dict[bytes, Document]:
     from joblib import Parallel, delayed
 
     sections = installed.sections()
-    parts = Parallel(n_jobs=os.cpu_count() or 1, return_as="generator")(
-        delayed(_read_section)(i) for i in range(len(sections))
-    )
+    parts = Parallel(n_jobs=-1, return_as="generator")(delayed(_read_section)(i) for i in range(len(sections)))
 
     def documents() -> Iterator[Document]:
         for done, part in enumerate(parts, 1):
@@ -117,7 +115,7 @@ def _runs(documents: dict[bytes, Document], corpus: Corpus, report: Report) -> _
     assert corpus.decontaminate is not None
     keys = sorted(documents)
     parts = [keys[start : start + BATCH] for start in range(0, len(keys), BATCH)]
-    made = Parallel(n_jobs=os.cpu_count() or 1, return_as="generator")(
+    made = Parallel(n_jobs=-1, return_as="generator")(
         delayed(_runs_of)([documents[key].text for key in part], corpus.decontaminate) for part in parts
     )
     runs, signatures = {}, {}

@@ -15,13 +15,13 @@ from raysweep.space.measure import column as named
 from raysweep.space.space import Space, find_cell
 from raysweep.store import Store
 from raysweep.store.measures import value_key
-from raysweep.store.results import TRAINED_ON, results
+from raysweep.store.results import GPU_HOURS, TRAINED_ON, results
 from raysweep.store.schemas import MEASURES, TRAJECTORIES
 from raysweep.sweep.events import Event
 from raysweep.sweep.runner import SweepResult, run
 
 # Of a row of results what differs from one run to the next, or says where the row is from.
-_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", TRAINED_ON, "raysweep_version", "torch_version"}
+_NOT_COMPARED = {"train_seconds", "train_tokens_per_second", GPU_HOURS, TRAINED_ON, "raysweep_version", "torch_version"}
 
 
 @dataclass(frozen=True)

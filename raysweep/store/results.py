@@ -24,6 +24,9 @@ log = logging.getLogger("raysweep")
 TRAINED_ON = "trained_on"
 """The column of what trained a cell: device, precision, code of the blocks."""
 
+GPU_HOURS = "train_gpu_hours"
+"""The column of what training took of GPUs, which it held from its start in a worker to its end."""
+
 
 def finished(store: Store) -> dict[str, dict[str, Any]]:
     """The row of every finished cell by its id; a cell counts as finished only if its trajectory can be read too."""
@@ -34,6 +37,11 @@ def finished(store: Store) -> dict[str, dict[str, Any]]:
 def evaluated(store: Store, task: str, settings: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The rows of one evaluation by cell."""
     return read_all(store, store.evaluation_tables(task, settings), EVALUATIONS)
+
+
+def _gpu_hours(timing: dict[str, Any]) -> float | None:
+    """What the training of a cell took of GPUs; None where an older raysweep trained it, which did not say."""
+    return None if timing["gpus"] is None else timing["gpus"] * timing["seconds"] / 3600
 
 
 def _computed_by(timing: dict[str, Any]) -> str | None:
@@ -83,8 +91,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     pyarrow.Table
         In the order of the search space: each cell's settings, its status, its last row of training (loss in nats per
         token, geometry of W), every metric of the evaluations, what `measure` asks for at the end of training, its training
-        time in seconds, and what trained it. A field's metadata has the unit, and the version of a task of your own. A
-        metric that a cell lacks is null.
+        time in seconds, its GPU-hours where it had GPUs, and what trained it. A field's metadata has the unit, and the
+        version of a task of your own. A metric that a cell lacks is null.
 
     Raises
     ------
@@ -119,6 +127,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
         timing = timings.get(cell.id)
         row["train_seconds"] = timing[0]["seconds"] if timing else None
         row["train_tokens_per_second"] = timing[0]["tokens_per_second"] if timing else None
+        row[GPU_HOURS] = _gpu_hours(timing[0]) if timing else None
         row[TRAINED_ON] = _computed_by(timing[0]) if timing else None
         by: dict[str, str] = {}
         for evaluation, of_cells in measured:
@@ -139,6 +148,8 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     schema = CELLS
     for name, about in metadata.items():
         schema = schema.append(pa.field(name, REAL, metadata=about))
+    if any(row[GPU_HOURS] for row in rows):
+        schema = schema.append(pa.field(GPU_HOURS, REAL, metadata={"unit": "h"}))
     if any(row[TRAINED_ON] for row in rows):
         schema = schema.append(pa.field(TRAINED_ON, pa.string()))
     return pa.Table.from_pylist(rows, schema=schema)

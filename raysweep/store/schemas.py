@@ -35,16 +35,18 @@ _COMPUTED = {
     "kernels": "of the blocks: raysweep or ai2-olmo",
     "compiled": "yes or no",
 }
-_COMPUTED_SINCE = 4
+
+# Columns beside the settings that came later, and the version they came with: of older tables nobody knows.
+_LATER = dict.fromkeys(_COMPUTED, 4) | {"gpus": 7, "job": 7}
 
 # What is written, and what can be read: version 1 had no checksum of the rows, and every version the settings there were.
-SCHEMA_VERSION = str(max(_COMPUTED_SINCE, *(_column(field).since for field in _FIELDS.values())))
+SCHEMA_VERSION = str(max(*_LATER.values(), *(_column(field).since for field in _FIELDS.values())))
 READABLE = tuple(str(version) for version in range(1, int(SCHEMA_VERSION) + 1))
 
 
 def defaults(version: str) -> dict[str, Any]:
     """The columns that tables of a version do not have yet, and what every cell had then; None where nobody knows."""
-    unknown = dict.fromkeys(_COMPUTED) if int(version) < _COMPUTED_SINCE else {}
+    unknown = {name: None for name, since in _LATER.items() if since > int(version)}
     return unknown | {name: field.default for name, field in _FIELDS.items() if _column(field).since > int(version)}
 
 
@@ -148,6 +150,7 @@ TIMINGS = _schema(
     starts=(_COUNT, "times it was begun or resumed"),
     host=(_TEXT, ""),
     **{name: (_TEXT, unit) for name, unit in _COMPUTED.items()},
+    gpus=(REAL, "GPUs that it held all the while"),
     finished=(pa.timestamp("s", "UTC"), ""),
 )
 
@@ -163,6 +166,7 @@ SESSIONS = _schema(
     host=(_TEXT, ""),
     processor=(_TEXT, "of the driver's machine"),
     cores=(_COUNT, "of the driver's machine"),
+    job=(_TEXT, "of Slurm, as slurm:1234"),
     system=(_TEXT, ""),
     python=(_TEXT, ""),
     versions=(_TEXT, "JSON"),

@@ -39,6 +39,7 @@ def recorded(store: Store, space: str) -> Iterator[None]:
         "host": socket.gethostname(),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "job": f"slurm:{job}" if (job := os.environ.get("SLURM_JOB_ID")) else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": json.dumps({name: version(name) for name in _VERSIONS}),

@@ -116,7 +116,7 @@ class Store(StoreFiles):
         if version not in READABLE:
             raise UserError(
                 f"{self.location}/{path} was written under schema {version or 'unknown'}, this raysweep reads "
-                f"{' and '.join(READABLE)}: use the version of raysweep that wrote the store, or another store"
+                f"{READABLE[0]} to {READABLE[-1]}: use the version of raysweep that wrote the store, or another store"
             )
 
     def read_rows(self, path: str, schema: pa.Schema) -> list[dict[str, Any]] | None:

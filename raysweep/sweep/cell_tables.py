@@ -26,8 +26,11 @@ def final_checkpoint(cell: Cell, store: Store) -> Checkpoint | None:
     return latest[1] if latest is not None and latest[1].state.ends(cell.steps) else None
 
 
-def write_cell_tables(cell: Cell, store: Store) -> None:
-    """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done."""
+def write_cell_tables(cell: Cell, store: Store, gpus: float) -> None:
+    """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done.
+
+    `gpus` is how many its workers had together.
+    """
     final = final_checkpoint(cell, store)
     if final is None:
         raise RuntimeError("training ended without its final checkpoint")
@@ -36,7 +39,7 @@ def write_cell_tables(cell: Cell, store: Store) -> None:
     store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
     measures.write(store, cell.id, state.measures, spectra_rows(final.spectra))
     tokens = last["tokens"]
-    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts, state.computed_by)
+    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts, state.computed_by, gpus)
     row = cell.describe() | {
         "status": "diverged" if state.diverged else "done",
         "steps_trained": state.step,
@@ -63,7 +66,8 @@ def spectra_rows(spectra: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
 
 
 def write_timing(
-    store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int, computed_by: list[dict[str, str]]
+    store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int,
+    computed_by: list[dict[str, str]], gpus: float,
 ) -> None:  # fmt: skip
     """What wall-clock measured of one stage (`train` or a task) and what computed it, apart from what must not depend on it.
 
@@ -80,6 +84,7 @@ def write_timing(
             column: ", then ".join(name for name, _ in itertools.groupby(part[column] for part in computed_by))
             for column in (computed_by[0] if computed_by else ())
         },
+        "gpus": gpus,
         "finished": now(),
     }
     store.write_table(store.timing_file(cell.id, stage), [row], TIMINGS)

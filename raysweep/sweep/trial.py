@@ -146,4 +146,4 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
     result = retry_on_node_loss(fit, several_workers=resources.workers > 1)
     if result.return_value is not None:
         raise result.return_value
-    write_cell_tables(cell, store)
+    write_cell_tables(cell, store, resources.workers * resources.gpus)

@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -21,9 +23,9 @@ from raysweep.cluster.environment import (
     LOCAL_CLUSTER,
     LONGEST_SOCKET,
     TRIAL,
-    check_temporary_folder,
     preserved_environment,
     ray_environment,
+    ray_folder,
     temporary_folder,
 )
 from raysweep.errors import UserError
@@ -84,7 +86,9 @@ def test_the_temporary_folder_is_ray_s(set_to: dict[str, str], monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
-def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_replaced(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Against the system's own limit."""
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     session = "/ray/session_2026-11-25_23-59-59_123456_4194304/sockets/"
@@ -94,18 +98,21 @@ def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(name: str, mon
     with socket.socket(socket.AF_UNIX) as unix, pytest.raises(OSError, match="too long"):
         unix.bind(f"{longest}x{session}plasma_store")
     monkeypatch.setenv(name, longest)
-    check_temporary_folder()
+    assert ray_folder() is None
+    assert not caplog.messages
     monkeypatch.setenv(name, f"{longest}x")
-    with pytest.raises(UserError, match=f"^{name}=/tmp/x+ is too long .* by 1 bytes: set RAY_TMPDIR"):
-        check_temporary_folder()
+    own = ray_folder()
+    assert own == Path(f"/tmp/ray-{os.getuid()}")
+    assert stat.S_IMODE(own.stat().st_mode) == 0o700
+    assert re.fullmatch(f"{name}=/tmp/x+ is too long .*, by 1 bytes: .* has its folder in {own}", caplog.messages[0])
 
 
 def test_a_temporary_folder_that_is_no_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     monkeypatch.setenv("RAY_TMPDIR", "file")
-    with pytest.raises(UserError, match="Ray cannot write in file: set RAY_TMPDIR"):
-        check_temporary_folder()
+    with pytest.raises(UserError, match="Ray cannot write in file: set RAY_TMPDIR to a folder of your own"):
+        ray_folder()
 
 
 @pytest.fixture

@@ -7,13 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from raysweep.store import Store, sessions
 
 
-def test_a_session_is_known_while_it_lasts_and_after_it(tmp_path: Path) -> None:
+def test_a_session_is_known_while_it_lasts_and_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(str(tmp_path))
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
     assert sessions.read(store, "mine") == []
     with sessions.recorded(store, "mine"):
         (during,) = sessions.read(store, "mine")
@@ -24,6 +26,7 @@ def test_a_session_is_known_while_it_lasts_and_after_it(tmp_path: Path) -> None:
     assert after["seen"] >= after["started"] == during["started"]
     assert json.loads(after["versions"])["torch"] == str(torch.__version__)
     assert after["cores"] >= 1
+    assert after["job"] == "slurm:77"
 
 
 def test_a_session_that_was_killed_has_not_ended(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import make_cell
 
+from raysweep.cli.messages import show_hours
 from raysweep.errors import StoreError, UserError
 from raysweep.evaluation.in_distribution import Settings
 from raysweep.space.space import Space
@@ -24,6 +25,7 @@ from raysweep.store.filesystem import open_filesystem
 from raysweep.store.results import results
 from raysweep.store.schemas import CELLS, EVALUATIONS, TRAJECTORIES
 from raysweep.store.tables import checksum
+from raysweep.sweep.cell_tables import write_timing
 
 ROW: dict[str, Any] = {"cell": "a", "step": 1, "tokens": 128, "train_loss": 5.0, "validation_loss": math.nan}
 
@@ -247,6 +249,24 @@ def test_results_have_a_row_per_finished_cell_and_a_column_per_metric(tmp_path: 
         "in_distribution_loss"
         not in results(Space(name="x", cells=tuple(cells), evaluations=(Settings(sequences=9),)), store).column_names
     )
+
+
+def test_gpu_hours_are_what_training_held_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of four GPUs for an hour and a half; the second cell was trained by an older raysweep, which did not say."""
+    store = Store(str(tmp_path))
+    cells = [make_cell(seed=seed) for seed in range(2)]
+    for cell in cells:
+        finish(store, cell, validation_loss=4.0)
+    space = Space(name="x", cells=tuple(cells), evaluations=())
+    write_timing(store, cells[0], "train", 5400.0, 10, 1, [], 0)
+    assert "train_gpu_hours" not in results(space, store).column_names
+    write_timing(store, cells[0], "train", 5400.0, 10, 1, [], 2)
+    table = results(space, store)
+    assert table["train_gpu_hours"].to_pylist() == [3.0, None]
+    show_hours(table, [{"job": job} for job in ("slurm:12", None, "slurm:15", "slurm:12")])
+    said = capsys.readouterr().out
+    assert "training took 3.0 GPU-hours of 1 cells; of the others it is not known" in said
+    assert "sacct -j 12,15 --format=" in said
 
 
 def test_an_address_with_a_slash_too_few_is_no_folder() -> None:

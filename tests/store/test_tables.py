@@ -71,9 +71,12 @@ def test_a_new_field_of_a_cell_is_a_new_column_and_leaves_ids_alone() -> None:
     assert list(make_cell().describe()) == schemas.PLAN.names
 
 
-def test_what_computed_older_numbers_is_not_known() -> None:
-    new = ("device", "device_name", "precision", "kernels", "compiled")
-    older = pa.schema([f for f in schemas.TIMINGS if f.name not in new], metadata={"raysweep_schema": "3"})
+@pytest.mark.parametrize(
+    ("version", "new"),
+    [("3", ("device", "device_name", "precision", "kernels", "compiled", "gpus")), ("6", ("gpus",))],
+)
+def test_what_computed_older_numbers_is_not_known(version: str, new: tuple[str, ...]) -> None:
+    older = pa.schema([f for f in schemas.TIMINGS if f.name not in new], metadata={"raysweep_schema": version})
     written = {"cell": "c", "stage": "train", "seconds": 1.0, "tokens_per_second": 2.0, "starts": 1, "host": "h"}
     (row,) = tables.decode(tables.encode([written], older), schemas.TIMINGS).to_pylist()
     assert row == dict.fromkeys(schemas.TIMINGS.names) | written
