@@ -89,8 +89,8 @@ def read_published(folder: Path) -> PublishedResults:
         version = (table.schema.metadata or {}).get(b"raysweep_schema", b"").decode()
         if version not in READABLE or not set(schema.names) - set(defaults(version)) <= set(table.column_names):
             raise UserError(
-                f"{path} was written under schema {version or 'unknown'}, this raysweep reads {READABLE[0]} to {READABLE[-1]}: "
-                "publish it again"
+                f"{path} was written under schema {version or 'unknown'}, this raysweep reads {READABLE[0]} to "
+                f"{READABLE[-1]}: publish it again"
             )
         read_tables[name] = with_defaults(table, schema, version)
     cells = set(read_tables["results"]["id"].to_pylist())
