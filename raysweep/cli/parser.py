@@ -226,6 +226,10 @@ def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
     slurm.add_argument("--gpus-per-node", type=count, default=0)
     slurm.add_argument("--cpus-per-node", type=count, help="cores (default: whole nodes, --exclusive)")
     slurm.add_argument(
+        "--elastic", action="store_true",
+        help="one small job for the sweep, and as many jobs of one node as --nodes says, which join as Slurm starts them",
+    )  # fmt: skip
+    slurm.add_argument(
         "--notice", metavar="SECONDS", type=count, default=300,
         help="how long before the time limit the sweep is stopped (default: 300)",
     )  # fmt: skip

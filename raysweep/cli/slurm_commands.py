@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+from collections import Counter
 from pathlib import Path
 
 from raysweep.cli.console import say
@@ -23,6 +25,7 @@ def submit(options: argparse.Namespace) -> int:
         time=options.time,
         gpus_per_node=options.gpus_per_node,
         cpus_per_node=options.cpus_per_node,
+        elastic=options.elastic,
         notice=options.notice,
         further=tuple(options.sbatch),
     )
@@ -30,9 +33,16 @@ def submit(options: argparse.Namespace) -> int:
     script = slurm.batch_script(space, Path(options.space).absolute(), location, request)
     if options.print:
         print(script, end="")
+        if request.elastic:
+            print("\n# And the workers, with the number of that job in place of 0:")
+            print(slurm.worker_script(space, request, 0))
         return 0
-    job = slurm.submit(script, Path.cwd())
+    token = secrets.token_hex(32) if request.elastic else ""
+    job = slurm.submit(script, Path.cwd(), token)
     print(f"{space.name} is job {job}; it prints to raysweep-{space.name}-{job}.log")
+    if request.elastic:
+        workers = slurm.submit(slurm.worker_script(space, request, job), Path.cwd(), token)
+        print(f"  its workers are job {workers}, each of its tasks a node that joins when Slurm starts it")
     print(f"  see it with   raysweep status {options.space} --store {location} --cluster slurm:{job}")
     print(f"  stop it with  raysweep stop {options.space} --store {location} --cluster slurm:{job}")
     return 0
@@ -51,6 +61,9 @@ def show_job(job: int) -> None:
         say(f"job {job} is over: `sacct -j {job}` has what it used")
     for state in now:
         say(f"job {job}  " + ", ".join(f"{name} {value}" for name, value in state.items() if value))
+    workers = Counter(state["state"] for state in slurm.states(slurm.workers_of(job)))
+    if workers:
+        say("workers  " + ", ".join(f"{count} {state}" for state, count in workers.items()))
 
 
 def job_of(cluster: str) -> int | None:

@@ -4,10 +4,13 @@ The job has a Ray cluster of its own, over all its nodes, with ports, a folder a
 other people's Ray may share the nodes. (So `ray symmetric-run` is not used: at its end it stops every Ray of the user on a
 node.) The sweep runs on the job's first node. Some minutes before the time limit Slurm tells the script, which stops the
 sweep in an orderly way and puts the job back in the queue; there it goes on from the store.
+
+An elastic sweep has one node for itself, without a cell, and an array of jobs of one node each that join it as they start.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -35,6 +38,8 @@ class Request:
     gpus_per_node: int = 0
     cpus_per_node: int | None = None
     """Cores; None for whole nodes."""
+    elastic: bool = False
+    """Whether each node is a job of its own, beside one for the sweep."""
     notice: int = 300
     """Seconds before the time limit at which the sweep is stopped."""
     further: tuple[str, ...] = ()
@@ -60,18 +65,9 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
     """The text of the batch script. `file` and a folder as `store` are absolute."""
     options = [
         f"--job-name=raysweep-{space.name}",
-        f"--nodes={request.nodes}",
-        "--ntasks-per-node=1",
-        "--exclusive" if request.cpus_per_node is None else f"--cpus-per-task={request.cpus_per_node}",
-        *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
-        *([f"--time={request.time}"] if request.time else []),
-        *([f"--partition={request.partition}"] if request.partition else []),
-        *([f"--account={request.account}"] if request.account else []),
+        *(["--nodes=1", "--ntasks-per-node=1"] if request.elastic else _of_workers(request, request.nodes)),
+        *_of_all(request),
         f"--output=raysweep-{space.name}-%j.log",
-        "--open-mode=append",
-        "--requeue",
-        "--no-kill",
-        f"--signal=B:USR1@{request.notice}",
         *request.further,
     ]
     return _SCRIPT.format(
@@ -81,7 +77,56 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
         programs=shlex.quote(str(Path(sys.executable).parent)),
         space=shlex.quote(str(file)),
         store=shlex.quote(store),
+        cores=0 if request.elastic else "$SLURM_CPUS_ON_NODE",
+        token=_KEY_OF_SUBMISSION if request.elastic else _KEY_MADE_HERE,
+        address=_ADDRESS_FOR_WORKERS if request.elastic else "",
+        end=_END_OF_WORKERS if request.elastic else "",
     )
+
+
+def worker_script(space: Space, request: Request, head: int) -> str:
+    """The text of the batch script of an elastic sweep's workers, as an array, where `head` is the job of the sweep."""
+    options = [
+        f"--job-name={workers_of(head)}",
+        f"--array=1-{request.nodes}",
+        f"--dependency=after:{head}",
+        *_of_workers(request, 1),
+        *_of_all(request),
+        f"--output=raysweep-{space.name}-{head}-worker-%a.log",
+        *request.further,
+    ]
+    return _WORKER.format(
+        options="\n".join(f"#SBATCH {option}" for option in options),
+        head=head,
+        notice=request.notice,
+        programs=shlex.quote(str(Path(sys.executable).parent)),
+    )
+
+
+def workers_of(head: int) -> str:
+    """What an elastic sweep's workers are called."""
+    return f"raysweep-workers-{head}"
+
+
+def _of_workers(request: Request, nodes: int) -> list[str]:
+    return [
+        f"--nodes={nodes}",
+        "--ntasks-per-node=1",
+        "--exclusive" if request.cpus_per_node is None else f"--cpus-per-task={request.cpus_per_node}",
+        *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
+    ]
+
+
+def _of_all(request: Request) -> list[str]:
+    return [
+        *([f"--time={request.time}"] if request.time else []),
+        *([f"--partition={request.partition}"] if request.partition else []),
+        *([f"--account={request.account}"] if request.account else []),
+        "--open-mode=append",
+        "--requeue",
+        "--no-kill",
+        f"--signal=B:USR1@{request.notice}",
+    ]
 
 
 _SCRIPT = """\
@@ -98,14 +143,13 @@ store={store}
 port=$((20000 + SLURM_JOB_ID % 4000 * 10))
 export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID             # on each node's own disk; short, since sockets' names may be 107 bytes
 export RAY_AUTH_MODE=token
-RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
-export RAY_AUTH_TOKEN
+{token}
 export RAY_ADDRESS
 RAY_ADDRESS=$(python -c 'import ray.util; print(ray.util.get_node_ip_address())'):$port
 
 # Ray on every node, each in a step of its own until the job ends: one that is lost takes no other with it.
 export EVERY HEAD FIRST=$SLURMD_NODENAME DRIVER='{{"{driver}": 1}}'
-EVERY="ray start --block --disable-usage-stats --num-cpus=$SLURM_CPUS_ON_NODE --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
+EVERY="ray start --block --disable-usage-stats --num-cpus={cores} --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
 EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 3)) --temp-dir=$RAY_TMPDIR"
 HEAD="--head --node-ip-address=${{RAY_ADDRESS%:*}} --port=$port --ray-client-server-port=$((port + 1))"
 HEAD="$HEAD --dashboard-port=$((port + 2))"
@@ -123,7 +167,7 @@ until ray status > /dev/null 2>&1; do
   kill -0 "${{steps[0]}}" 2> /dev/null || {{ echo "Ray did not start: see raysweep-ray-$SLURM_JOB_ID.log"; exit 1; }}
   sleep 1
 done
-
+{address}
 # The sweep. USR1: the time limit is {notice} s away. TERM: it is to end (`raysweep stop`, scancel --batch, preemption).
 again=
 stop() {{ raysweep stop "$space" --store "$store"; }}
@@ -136,25 +180,81 @@ wait $sweep
 status=$?
 kill "${{steps[@]}}" 2> /dev/null
 wait
-for node in $nodes; do srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap rm -rf "$RAY_TMPDIR" & done
+for node in $nodes; do srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap rm -rf "$RAY_TMPDIR" 2> /dev/null & done
 wait
 
 # 130: stopped before it was done. The job waits in the queue again, and goes on from the store.
-if [ "$status" = 130 ] && [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
-exit "$status"
+if [ "$status" = 130 ] && [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; exit "$status"; fi
+{end}exit "$status"
+"""
+
+_KEY_MADE_HERE = """\
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN"""
+
+_KEY_OF_SUBMISSION = """\
+: "${RAY_AUTH_TOKEN:?is what raysweep slurm --elastic gives to this job and to its workers: submit both by it}\""""
+
+_ADDRESS_FOR_WORKERS = """
+# Where the workers' jobs find it.
+echo "$RAY_ADDRESS" > "raysweep-$SLURM_JOB_ID.address"
+"""
+
+_END_OF_WORKERS = """\
+rm -f "raysweep-$SLURM_JOB_ID.address"
+scancel --jobname="raysweep-workers-$SLURM_JOB_ID"
+"""
+
+_WORKER = """\
+#!/bin/bash
+{options}
+#
+# Written by `raysweep slurm --elastic`: a node for the sweep of job {head}, for as long as Slurm lends it.
+
+export PATH={programs}:$PATH
+export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID
+export RAY_AUTH_MODE=token
+: "${{RAY_AUTH_TOKEN:?is what the job of the sweep has: submit both by raysweep slurm --elastic}}"
+port=$((20000 + SLURM_JOB_ID % 4000 * 10))
+rm -rf "$RAY_TMPDIR"; mkdir -m 700 "$RAY_TMPDIR" || exit 1
+
+# USR1: the time limit is {notice} s away. Cells resume elsewhere from their last checkpoint; the job is queued again.
+again=
+ray=
+leave() {{ if [ -n "$ray" ]; then kill "$ray" 2> /dev/null; wait "$ray"; fi; rm -rf "$RAY_TMPDIR"; }}
+trap 'again=1; leave' USR1
+trap 'leave; exit' TERM
+over() {{ said=$(squeue --noheader --jobs={head} 2>&1) && [ -z "$said" ] || [[ $said == *"Invalid job id"* ]]; }}
+while [ -z "$again" ] && ! over; do
+  address=$(cat raysweep-{head}.address 2> /dev/null)
+  if [ -n "$address" ] && ray health-check --address "$address" > /dev/null 2>&1; then
+    ray start --block --disable-usage-stats --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" \\
+      --num-gpus="${{SLURM_GPUS_ON_NODE:-0}}" --min-worker-port=0 --max-worker-port=0 --temp-dir="$RAY_TMPDIR" \\
+      --dashboard-agent-listen-port=$((port + 3)) &
+    ray=$!
+    wait "$ray"
+  fi
+  if [ -z "$again" ]; then sleep 10 & wait $!; fi
+done
+leave
+if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 """
 
 
-def submit(script: str, folder: Path) -> int:
-    """Give a script to sbatch in a folder; the job's number. Raises `UserError` where Slurm refuses it."""
-    answer = _ask("sbatch", "--parsable", f"--chdir={folder}", given=script)
+def submit(script: str, folder: Path, token: str = "") -> int:
+    """Give a script to sbatch in a folder; the job's number. Raises `UserError` where Slurm refuses it.
+
+    A `token` travels in the environment of the job, which Slurm keeps for itself: it is in no file and no argument.
+    """
+    answer = _ask("sbatch", "--parsable", f"--chdir={folder}", given=script, token=token)
     return int(answer.partition(";")[0])
 
 
-def states(job: int) -> list[dict[str, str]]:
-    """What squeue says of a job, by its columns; nothing where it is over."""
+def states(which: int | str) -> list[dict[str, str]]:
+    """What squeue says of a job, or of the jobs of a name, by its columns; nothing where it is over."""
     columns = {"state": "%T", "nodes": "%D", "time": "%M", "time left": "%L", "reason": "%R"}
-    text = _ask("squeue", "--noheader", f"--jobs={job}", f"--format={'|'.join(columns.values())}", missing_ok=True)
+    chosen = [f"--jobs={which}"] if isinstance(which, int) else [f"--name={which}", "--me", "--array"]
+    text = _ask("squeue", "--noheader", *chosen, f"--format={'|'.join(columns.values())}", missing_ok=True)
     return [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
 
 
@@ -167,10 +267,11 @@ def stop(job: int) -> bool:
         _ask("scancel", "--batch", "--signal=TERM", str(job))
     else:
         _ask("scancel", str(job))
+        _ask("scancel", f"--jobname={workers_of(job)}")
     return True
 
 
-def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bool = False) -> str:
+def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bool = False, token: str = "") -> str:
     """What a program of Slurm prints. Raises `UserError` with what it says where it fails."""
     path = shutil.which(program)
     if path is None:
@@ -178,8 +279,9 @@ def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bo
             f"there is no {program} here: run this where Slurm's commands are, or add --print for the script"
         )
     answer = subprocess.run(  # noqa: S603
-        [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120
-    )
+        [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120,
+        env=os.environ | ({"RAY_AUTH_TOKEN": token} if token else {}),
+    )  # fmt: skip
     gone = missing_ok and "Invalid job id" in answer.stderr
     if answer.returncode and not gone:
         raise UserError(f"{program}: {one_line(RuntimeError(answer.stderr.strip() or answer.stdout.strip()))}")

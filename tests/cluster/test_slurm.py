@@ -46,9 +46,9 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def submitted(slurm: Slurm, *options: str) -> int:
+def submitted(slurm: Slurm, *options: str, store: str = STORE, nodes: str = "3") -> int:
     begun = slurm.login(
-        "raysweep", "slurm", "slurm.yaml", "--store", STORE, "--nodes", "3", "--cpus-per-node", "1", *options
+        "raysweep", "slurm", "slurm.yaml", "--store", store, "--nodes", nodes, "--cpus-per-node", "1", *options
     )
     assert begun.returncode == 0, begun.stdout
     found = re.search(r"slurm is job (\d+); it prints to raysweep-slurm-\1\.log", begun.stdout)
@@ -123,3 +123,39 @@ def test_another_job_ends_it_with_the_tables_of_one_machine(slurm: Slurm, tmp_pa
     assert status == 0, said
     assert contents(slurm.hosts.shared / "store") == contents(calm)
     assert not list((slurm.hosts.shared / "store").glob("failures/*/*"))
+
+
+def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm) -> None:
+    """Elastic: a job for the sweep, and two workers, of which one is taken away."""
+    elastic = slurm.hosts.shared / "elastic"
+    job = submitted(slurm, "--elastic", "--time", "30", store="/mnt/shared/elastic", nodes="2")
+
+    def status() -> str:
+        return slurm.login(
+            "raysweep", "status", "slurm.yaml", "--store", "/mnt/shared/elastic", "--cluster", f"slurm:{job}"
+        ).stdout
+
+    try:
+        wait_for(lambda: "workers  2 RUNNING" in status(), 180)
+        wait_for(lambda: list(elastic.glob("train/*/checkpoint_step*/state.json")), 180)
+        taken = slurm.login(
+            "squeue", "--noheader", f"--name=raysweep-workers-{job}", "--array", "--format=%A"
+        ).stdout.split()
+        assert len(taken) == 2
+        # As Slurm preempts it: it is queued again, and joins again.
+        assert slurm.login("scontrol", "requeue", taken[0]).returncode == 0
+        log = slurm.hosts.shared / f"raysweep-slurm-{job}.log"
+        wait_for(lambda: "nodes left" in log.read_text(), 120)
+        wait_for(lambda: "workers  2 RUNNING" in status(), 240)
+        wait_for(lambda: slurm.state(job)["JobState"] == "COMPLETED", 600)
+    finally:
+        print(printed(slurm, job))
+        for worker in slurm.hosts.shared.glob(f"raysweep-slurm-{job}-worker-*.log"):
+            print(worker.read_text()[-1000:])
+    assert contents(elastic) == contents(slurm.hosts.shared / "store")
+    wait_for(lambda: not slurm.login("squeue", "--noheader").stdout, 60)
+    for host in slurm.hosts.workers:
+        left = host.run("pgrep", "-f", "raylet|gcs_server|ray::")
+        assert left.returncode != 0, left.stdout
+        assert not list((host.home.parent / "tmp").glob("rs*"))
+    assert not list(slurm.hosts.shared.glob("*.address"))
