@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, SoftFileLease, Timeout
 
 from raysweep.cache import unwritable
+from raysweep.errors import UserError
 
 # Seconds after which a process that waits says for what.
 SILENT = 60
+
+LEASE = 300.0
+"""Without flock: seconds after which who has not been heard of holds a lock no longer. Clocks may differ by less."""
 
 
 def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, resume: bool) -> bool:
@@ -46,8 +50,9 @@ def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, res
 def exclusive(path: Path) -> Iterator[None]:
     """Let one process at a time into the context, of those that name the same path; the others wait.
 
-    Where the file system has no flock, as Lustre mounted without it, a file marks who holds it. One that a process killed on
-    another machine has left must be deleted by hand; after a minute a warning names it.
+    Where the file system has no flock, as Lustre mounted without it, a file marks who holds it, who touches it as long as it
+    lives: what a process killed on another machine has left counts for five minutes. Raises `UserError` where this process
+    was stopped for so long that another has the lock now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if _has_flock(path.parent):
@@ -56,16 +61,19 @@ def exclusive(path: Path) -> Iterator[None]:
         return
     # filelock's own way from one to the other lets two in at once, where both begin with flock.
     marker = path.with_name(f"{path.name}.held")
-    lock = SoftFileLock(marker)
+    lock = SoftFileLease(marker, lease_duration=LEASE)
     try:
         lock.acquire(timeout=SILENT)
     except Timeout:
         logging.getLogger(__name__).warning(
-            "waiting for another process, which holds %s; if it was killed on another machine, delete that file", marker
-        )
+            "waiting for another process, which holds %s; if it was killed on another machine, for %.0f minutes at most",
+            marker, LEASE / 60,
+        )  # fmt: skip
         lock.acquire()
     try:
         yield
+        if lock.compromise is not None:
+            raise UserError(f"another process has taken over {marker}, since this one stood still: run it again")
     finally:
         lock.release()
 

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,62 @@ def test_a_holder_that_was_killed_on_this_machine_is_in_nobody_s_way(
     assert subprocess.run([sys.executable, "-c", killed, str(number)], env=environment, check=False).returncode == -9
     subprocess.run([sys.executable, "-c", COUNT, str(number)], env=environment, check=True, timeout=100)
     assert number.read_text() == "10"
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from raysweep.corpora import exclusive
+exclusive.LEASE = 1.5
+with exclusive.exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+print("released", flush=True)
+"""
+
+
+@pytest.mark.parametrize("environment", ["no flock"], indirect=True)
+def test_a_holder_that_was_killed_on_another_machine_is_waited_for_and_no_longer(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """In a host name of its own, where nobody else can see whether its process lives."""
+    lock = tmp_path / "x.lock"
+    if subprocess.run(["unshare", "--uts", "true"], check=False, stderr=subprocess.DEVNULL).returncode:
+        pytest.skip("no host name of its own can be had")
+    elsewhere = ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$@"', "sh"]
+    hold = [*elsewhere, sys.executable, "-c", HOLD, str(lock)]
+    # One that lives holds it for longer than the lease.
+    begun = time.monotonic()
+    other = subprocess.Popen([*hold, "4"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    subprocess.run([sys.executable, "-c", HOLD, str(lock), "0"], env=environment, check=True, timeout=60)
+    assert time.monotonic() - begun >= 4
+    assert other.wait(10) == 0
+    # One that is killed, for as long as that.
+    other = subprocess.Popen([*hold, "60"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    other.kill()
+    other.wait()
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", HOLD, str(lock), "0"], env=environment, check=True, timeout=60)
+    assert 0.5 < time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize("environment", ["no flock"], indirect=True)
+def test_a_holder_that_stood_still_for_too_long_says_so(environment: dict[str, str], tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    frozen = subprocess.Popen(
+        ["unshare", "--uts", "sh", "-c", 'hostname elsewhere; exec "$@"', "sh", sys.executable, "-c", HOLD, str(lock), "3"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert frozen.stdout is not None
+    if frozen.stdout.readline() != "held\n":
+        pytest.skip("no host name of its own can be had")
+    frozen.send_signal(signal.SIGSTOP)
+    subprocess.run([sys.executable, "-c", HOLD, str(lock), "0"], env=environment, check=True, timeout=60)
+    frozen.send_signal(signal.SIGCONT)
+    _, said = frozen.communicate(timeout=60)
+    assert frozen.returncode == 1
+    assert "another process has taken over" in said
