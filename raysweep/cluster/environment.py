@@ -55,6 +55,17 @@ LOCAL_CLUSTER = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
+# For the head of a cluster of several machines, as cluster.yaml has it: a node that does not answer for ten seconds is lost,
+# and what is over is forgotten, lest the head fill up over hundreds of cells.
+HEAD = {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_task_events_max_num_task_in_gcs": "2000",
+    "RAY_maximum_gcs_destroyed_actor_cached_count": "500",
+    "RAY_maximum_gcs_dead_worker_cached_count": "500",
+}
+
 # For a process that calls `fit()` of Ray Train: a trial, and the driver, whose environment trials on its machine inherit.
 TRIAL = {
     # Workers are polled this often; the default of 2 s is most of what a short cell would wait for.

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from raysweep.cluster.capacity import DRIVER, NODE_TYPES, TRIAL_MEMORY, slots
+from raysweep.cluster.environment import HEAD
 from raysweep.cluster.head import SPACE, files_of
 from raysweep.errors import UserError, one_line
 from raysweep.space.space import Space
@@ -146,7 +147,7 @@ def manifest(space: Space, file: str, store: str, request: Request) -> str:
         entrypoint=json.dumps(shlex.join(command)),
         ray=version("ray"),
         driver=json.dumps(json.dumps({DRIVER: 1})),
-        head=_yaml(_pod("ray-head", request, volume, 4, head_memory, 0, {NODE_TYPES: json.dumps(types)}), 10),
+        head=_yaml(_pod("ray-head", request, volume, 4, head_memory, 0, {NODE_TYPES: json.dumps(types), **HEAD}), 10),
         nodes=request.nodes,
         worker=_yaml(
             _pod("ray-worker", request, volume, request.cpus_per_node, request.memory, request.gpus_per_node, {})

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.cluster.capacity import DRIVER
+from raysweep.cluster.environment import HEAD
 from raysweep.errors import UserError, one_line
 from raysweep.space.space import Space
 
@@ -74,6 +75,7 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
         options="\n".join(f"#SBATCH {option}" for option in options),
         notice=request.notice,
         driver=DRIVER,
+        settings="\n".join(f"export {name}={value}" for name, value in HEAD.items()),
         programs=shlex.quote(str(Path(sys.executable).parent)),
         space=shlex.quote(str(file)),
         store=shlex.quote(store),
@@ -142,6 +144,7 @@ store={store}
 # Of this job alone: other jobs, and other people's Ray, may share these nodes.
 port=$((20000 + SLURM_JOB_ID % 4000 * 10))
 export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID             # on each node's own disk; short, since sockets' names may be 107 bytes
+{settings}
 export RAY_AUTH_MODE=token
 {token}
 export RAY_ADDRESS

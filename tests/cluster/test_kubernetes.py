@@ -18,6 +18,7 @@ from tiny import make_cell
 
 from raysweep.cluster import kubernetes
 from raysweep.cluster.capacity import NODE_TYPES, AutoscalerLimits, autoscaler_limits, max_concurrent_cells
+from raysweep.cluster.environment import HEAD
 from raysweep.cluster.kubernetes import GI, OPERATOR, Request
 from raysweep.errors import UserError
 from raysweep.space.read import load
@@ -132,6 +133,8 @@ def test_kuberay_takes_the_cluster_that_stays(version: str) -> None:
     limits = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
     head = content["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     (types,) = json.loads(next(entry["value"] for entry in head["env"] if entry["name"] == NODE_TYPES))
+    variables = {entry["name"]: entry["value"] for entry in head["env"]}
+    assert variables.items() >= HEAD.items()
     assert types["max_workers"] == worker["maxReplicas"]
     assert types["resources"] == {
         "CPU": int(limits["cpu"]), "GPU": int(limits["nvidia.com/gpu"]), "memory": int(limits["memory"][:-2]) * GI

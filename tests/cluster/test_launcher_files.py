@@ -38,6 +38,7 @@ from ray.autoscaler.tags import TAG_RAY_NODE_KIND, TAG_RAY_NODE_NAME, TAG_RAY_US
 from ray.core.generated.common_pb2 import PlacementStrategy
 from tiny import make_cell
 
+from raysweep.cluster import environment
 from raysweep.cluster.capacity import DRIVER, AutoscalerLimits, Capacity, autoscaler_limits, max_concurrent_cells
 from raysweep.space.space import Space
 
@@ -152,6 +153,12 @@ def test_the_head_is_for_drivers_alone(name: str) -> None:
         assert file["available_node_types"][file["head_node_type"]]["resources"] == {"CPU": 0, DRIVER: 1}
         workers = [kind for key, kind in file["available_node_types"].items() if key != file["head_node_type"]]
         assert not any(DRIVER in kind["resources"] for kind in workers)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_head_forgets_and_notices_as_every_head_does(name: str) -> None:
+    set_there = dict(word.split("=", 1) for word in start_command(name, "head") if word.startswith("RAY_"))
+    assert set_there.items() >= environment.HEAD.items()
 
 
 @pytest.mark.parametrize("name", FILES)
