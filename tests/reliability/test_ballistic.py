@@ -1,9 +1,10 @@
-"""Sweeps that are killed, at random moments and in random places, until they are done: the tables come out the same.
+"""Sweeps that are killed and frozen, at random moments and in random places, until they are done: the tables are the same.
 
 `make test-ballistic`. A sweep with evaluations runs once undisturbed. Then it is run into fresh stores with something killed
-by SIGKILL again and again: the driver, the process of a Tune trial, of Ray Train's controller, of a training worker, of an
-evaluation, the raylet, the GCS, or everything at once; whenever the driver ends it is run again, until it says that it is
-done. Every table must equal the undisturbed one to the last bit, and no row of a finished cell may have been written twice.
+by SIGKILL, or stopped by SIGSTOP for half a minute, again and again: the driver, the process of a Tune trial, of Ray Train's
+controller, of a training worker, of an evaluation, the raylet, the GCS, two of them at once, or everything; whenever the driver
+ends it is run again, until it says that it is done. Every table must equal the undisturbed one to the last bit, and no row of
+a finished cell may have been written twice.
 Moments and victims come from a seed; what they hit depends on the machine's speed.
 """
 
@@ -13,6 +14,9 @@ import random
 import shutil
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +29,10 @@ from tiny import make_cell
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 
-KILLS = 40
+SHOTS = 40
 SEED = 0
+FROZEN = 30.0
+"""Seconds."""
 SPACE: dict[str, Any] = {
     "name": "ballistic",
     "base": make_cell(tokens=204_800).model_dump(exclude={"seed"}) | {"batch_size": 4},
@@ -54,12 +60,49 @@ PATIENCE = 300.0
 HUNT = 40.0
 
 
-def choose(rng: random.Random) -> str:
-    return rng.choice(["driver", "everything", *VICTIMS, "worker", "evaluation", "trial"])
+@dataclass(frozen=True)
+class Shot:
+    """What is to be hit, and how."""
+
+    victims: tuple[str, ...]
+    freeze: bool
+
+    def __str__(self) -> str:
+        return f"{' and '.join(self.victims)}{' frozen' if self.freeze else ''}"
 
 
-def shoot(sweep: Sweep, rng: random.Random, victim: str) -> bool:
-    """Kill one thing of the kind; whether there was one."""
+def choose(rng: random.Random) -> Shot:
+    kinds = ["driver", "everything", *VICTIMS, "worker", "evaluation", "trial"]
+    return Shot(
+        tuple(rng.sample(sorted(set(kinds)), 2)) if rng.random() < 0.25 else (rng.choice(kinds),), rng.random() < 0.3
+    )
+
+
+class Thaw:
+    """Processes that were stopped, and when each goes on."""
+
+    def __init__(self) -> None:
+        self.stopped: list[tuple[float, psutil.Process]] = []
+
+    def stop(self, process: psutil.Process) -> None:
+        process.suspend()
+        self.stopped.append((time.monotonic() + FROZEN, process))
+
+    def due(self) -> None:
+        """Let those go on whose time has come."""
+        for moment, process in list(self.stopped):
+            if time.monotonic() >= moment:
+                self.stopped.remove((moment, process))
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+
+def shoot(sweep: Sweep, rng: random.Random, shot: Shot, thaw: Thaw) -> bool:
+    """Hit one thing of each kind; whether there was one of any."""
+    return any([_hit(sweep, rng, victim, thaw.stop if shot.freeze else psutil.Process.kill) for victim in shot.victims])
+
+
+def _hit(sweep: Sweep, rng: random.Random, victim: str, how: Callable[[psutil.Process], None]) -> bool:
     if victim == "driver":
         there = sweep.processes()[:1]
     elif victim == "everything":
@@ -69,7 +112,7 @@ def shoot(sweep: Sweep, rng: random.Random, victim: str) -> bool:
         there = [rng.choice(there)] if there else []
     for process in there:
         try:
-            process.kill()
+            how(process)
         except psutil.NoSuchProcess:
             if victim != "everything":
                 return False
@@ -86,28 +129,29 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
     expected = contents(tmp_path / "calm")
     assert len(expected) == 4 * 5
 
-    kills: Counter[str] = Counter()
+    shots: Counter[str] = Counter()
     restarts = sweeps = starts = trained = wasted = 0
     begun = time.monotonic()
-    while kills.total() < KILLS:
+    while shots.total() < SHOTS:
         sweeps += 1
         store, log = tmp_path / f"store{sweeps}", tmp_path / f"log{sweeps}"
         first_written: dict[str, int] = {}
         while True:
-            sweep = Sweep(file, store, log)
+            sweep, thaw = Sweep(file, store, log), Thaw()
             try:
-                next_shot, victim = time.monotonic() + rng.uniform(3, 30), choose(rng)
+                next_shot, shot = time.monotonic() + rng.uniform(3, 30), choose(rng)
                 deadline = time.monotonic() + 900
                 while sweep.process.poll() is None:
                     assert time.monotonic() < deadline, f"hangs: {log.read_text()[-3000:]}"
-                    if time.monotonic() > next_shot and kills.total() < KILLS:
-                        hit = shoot(sweep, rng, victim)
+                    thaw.due()
+                    if time.monotonic() > next_shot and shots.total() < SHOTS:
+                        hit = shoot(sweep, rng, shot, thaw)
                         if hit:
-                            kills[victim] += 1
-                            print(f"{time.monotonic() - begun:.0f} s: {kills.total()} {victim}", flush=True)
+                            shots[str(shot)] += 1
+                            print(f"{time.monotonic() - begun:.0f} s: {shots.total()} {shot}", flush=True)
                             deadline = time.monotonic() + PATIENCE
                         if hit or time.monotonic() > next_shot + HUNT:
-                            next_shot, victim = time.monotonic() + rng.uniform(2, 15), choose(rng)
+                            next_shot, shot = time.monotonic() + rng.uniform(2, 15), choose(rng)
                     sweep.processes()
                     for path in sorted((store / "cells").glob("*.parquet")) if store.exists() else []:
                         changed = path.stat().st_mtime_ns
@@ -132,7 +176,7 @@ def test_whatever_is_killed_the_tables_are_the_same(tmp_path: Path, corpus: Toke
             wasted += (began - 1) * max(b - a for a, b in itertools.pairwise(reports))
         shutil.rmtree(store)
     report = {
-        "kills": kills,
+        "shots": shots,
         "sweeps": sweeps,
         "restarts of the driver": restarts,
         "cells": 4 * sweeps,
