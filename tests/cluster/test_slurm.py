@@ -46,19 +46,17 @@ def wait_for(condition: Callable[[], Any], seconds: float) -> Any:
     return found
 
 
-def submitted(slurm: Slurm, *options: str, store: str = STORE, nodes: str = "3") -> int:
-    begun = slurm.login(
-        "raysweep", "slurm", "slurm.yaml", "--store", store, "--nodes", nodes, "--cpus-per-node", "1", *options
-    )
+def submitted(slurm: Slurm, name: str, store: str, *options: str) -> int:
+    begun = slurm.login("raysweep", "slurm", f"{name}.yaml", "--store", store, "--cpus-per-node", "1", *options)
     assert begun.returncode == 0, begun.stdout
-    found = re.search(r"slurm is job (\d+); it prints to raysweep-slurm-\1\.log", begun.stdout)
+    found = re.search(rf"{name} is job (\d+); it prints to raysweep-{name}-\1\.log", begun.stdout)
     assert found, begun.stdout
     return int(found[1])
 
 
 def printed(slurm: Slurm, job: int) -> str:
-    parts = [slurm.hosts.shared / f"raysweep-{name}-{job}.log" for name in ("slurm", "ray")]
-    return "\n".join(part.read_text(errors="replace") for part in parts if part.exists())
+    parts = sorted(slurm.hosts.shared.glob(f"raysweep-*-{job}*.log"))
+    return "\n".join(f"{part.name}:\n{part.read_text(errors='replace')}" for part in parts)
 
 
 def counts(slurm: Slurm) -> dict[str, int]:
@@ -69,7 +67,7 @@ def counts(slurm: Slurm) -> dict[str, int]:
 
 
 def test_time_limits_are_hit_twice_and_a_node_is_lost(slurm: Slurm) -> None:
-    job = submitted(slurm, "--time", "3", "--notice", "30")
+    job = submitted(slurm, "slurm", STORE, "--nodes", "3", "--time", "3", "--notice", "30")
     store = slurm.hosts.shared / "store"
 
     def restarts() -> int:
@@ -109,7 +107,7 @@ def test_time_limits_are_hit_twice_and_a_node_is_lost(slurm: Slurm) -> None:
 
 
 def test_another_job_ends_it_with_the_tables_of_one_machine(slurm: Slurm, tmp_path: Path) -> None:
-    job = submitted(slurm, "--time", "30")
+    job = submitted(slurm, "slurm", STORE, "--nodes", "3", "--time", "30")
     try:
         wait_for(lambda: slurm.state(job)["JobState"] == "COMPLETED", 600)
     finally:
@@ -125,37 +123,39 @@ def test_another_job_ends_it_with_the_tables_of_one_machine(slurm: Slurm, tmp_pa
     assert not list((slurm.hosts.shared / "store").glob("failures/*/*"))
 
 
-def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm) -> None:
+def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm, tmp_path: Path) -> None:
     """Elastic: a job for the sweep, and two workers, of which one is taken away."""
-    elastic = slurm.hosts.shared / "elastic"
-    job = submitted(slurm, "--elastic", "--time", "30", store="/mnt/shared/elastic", nodes="2")
+    base = make_cell(tokens=1_536_000, reports=60).model_dump(exclude={"seed"}) | {"batch_size": 8}
+    file, store = slurm.hosts.shared / "elastic.yaml", slurm.hosts.shared / "elastic"
+    file.write_text(yaml.safe_dump(SPACE | {"name": "elastic", "base": base, "cross": {"seed": [1, 2, 3]}}))
+    job = submitted(slurm, "elastic", "/mnt/shared/elastic", "--elastic", "--nodes", "2", "--time", "30")
 
     def status() -> str:
-        return slurm.login(
-            "raysweep", "status", "slurm.yaml", "--store", "/mnt/shared/elastic", "--cluster", f"slurm:{job}"
-        ).stdout
+        at = ("--store", "/mnt/shared/elastic", "--cluster", f"slurm:{job}")
+        return slurm.login("raysweep", "status", "elastic.yaml", *at).stdout
 
     try:
         wait_for(lambda: "workers  2 RUNNING" in status(), 180)
-        wait_for(lambda: list(elastic.glob("train/*/checkpoint_step*/state.json")), 180)
-        taken = slurm.login(
-            "squeue", "--noheader", f"--name=raysweep-workers-{job}", "--array", "--format=%A"
-        ).stdout.split()
+        wait_for(lambda: list(store.glob("train/*/checkpoint_step*/state.json")), 180)
+        named = f"--name=raysweep-workers-{job}"
+        taken = slurm.login("squeue", "--noheader", named, "--array", "--format=%A").stdout.split()
         assert len(taken) == 2
         # As Slurm preempts it: it is queued again, and joins again.
         assert slurm.login("scontrol", "requeue", taken[0]).returncode == 0
-        log = slurm.hosts.shared / f"raysweep-slurm-{job}.log"
+        log = slurm.hosts.shared / f"raysweep-elastic-{job}.log"
         wait_for(lambda: "nodes left" in log.read_text(), 120)
         wait_for(lambda: "workers  2 RUNNING" in status(), 240)
         wait_for(lambda: slurm.state(job)["JobState"] == "COMPLETED", 600)
     finally:
         print(printed(slurm, job))
-        for worker in slurm.hosts.shared.glob(f"raysweep-slurm-{job}-worker-*.log"):
-            print(worker.read_text()[-1000:])
-    assert contents(elastic) == contents(slurm.hosts.shared / "store")
     wait_for(lambda: not slurm.login("squeue", "--noheader").stdout, 60)
     for host in slurm.hosts.workers:
         left = host.run("pgrep", "-f", "raylet|gcs_server|ray::")
         assert left.returncode != 0, left.stdout
         assert not list((host.home.parent / "tmp").glob("rs*"))
     assert not list(slurm.hosts.shared.glob("*.address"))
+    calm = tmp_path / "calm"
+    status_, said = Sweep(file, calm, tmp_path / "log", RAY_ADDRESS="local").finish()
+    assert status_ == 0, said
+    assert contents(store) == contents(calm)
+    assert not list(store.glob("failures/*/*"))
