@@ -16,6 +16,7 @@ from typing import Any, Literal
 from raysweep.cluster.environment import (
     UV,
     check_import_order,
+    check_loopback,
     ray_environment,
     ray_folder,
     temporary_folder,
@@ -67,6 +68,7 @@ def connected(on_loss: Callable[[str], None] | None = None, code: tuple[str, ...
             return
         if cluster is None:
             check_import_order()
+            check_loopback()
         with _own_signals():  # Ray puts a handler of its own in place of whoever's there is.
             context = _initialized(cluster, code)
         for name in ("ray", "ray.data", "ray.tune", "ray.train"):

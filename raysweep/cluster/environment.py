@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from raysweep.cache import CACHE
-from raysweep.errors import UserError
+from raysweep.errors import UserError, reason
 from raysweep.files import local_path
 
 log = logging.getLogger("raysweep")
@@ -86,6 +87,7 @@ _PATHS = (
 # A name of a socket has at most so many bytes on Linux (`man 7 unix`), and Ray's longest is this.
 LONGEST_SOCKET = 107
 _SOCKET = "/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_PYTHON_SOCKET = "/pymp-12345678/listener-12345678"  # Of `multiprocessing`, which Ray's dashboard is made of.
 
 
 @contextmanager
@@ -132,15 +134,17 @@ def temporary_folder() -> Path:
 def ray_folder() -> Path | None:
     """Where a cluster on this machine has its folder instead of Ray's own choice; None where that will do.
 
-    Elsewhere than in RAY_TMPDIR, TMPDIR or /tmp/ray it is where the names of sockets there would be too long, or where that
-    /tmp/ray is another user's: then /tmp/ray-<user id>, and a warning says so. Raises `UserError` where Ray could write in
-    neither.
+    It is /tmp/ray-<user id>, and a warning says so, where the names of sockets in RAY_TMPDIR or TMPDIR would be too long, or
+    where /tmp/ray is another user's. TMPDIR becomes the same where names of sockets there would be too long. Raises
+    `UserError` where Ray could write in neither.
     """
     folder = temporary_folder()
     variable = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
-    too_long = len(os.fsencode(folder)) - (LONGEST_SOCKET - len(_SOCKET))
-    if too_long > 0:
-        why = f"{variable}={folder} is too long for the names of Ray's sockets, by {too_long} bytes"
+    long_ray, long_python = _excess(folder, _SOCKET), _excess(os.environ.get("TMPDIR") or "", _PYTHON_SOCKET)
+    if long_ray > 0:
+        why = f"{variable}={folder} is too long for the names of Ray's sockets, by {long_ray} bytes"
+    elif long_python > 0:
+        why = f"TMPDIR={os.environ['TMPDIR']} is too long for the names of Python's sockets, by {long_python} bytes"
     elif there := _not_writable(folder / "ray"):
         why = f"Ray cannot write in {there}"
         if variable:
@@ -156,13 +160,35 @@ def ray_folder() -> Path | None:
     if not mine or _not_writable(own):
         raise UserError(f"{why}, nor in {own}: set RAY_TMPDIR to a short folder of your own on this machine's disk")
     log.warning("%s: the Ray cluster of this sweep has its folder in %s", why, own)
+    if long_python > 0:
+        os.environ["TMPDIR"] = str(own)
     return own
+
+
+def _excess(folder: str | Path, name: str) -> int:
+    """By how many bytes the name of a socket in a folder is too long; 0 or less where it is not."""
+    return len(os.fsencode(folder)) + len(name) - LONGEST_SOCKET
 
 
 def _not_writable(folder: Path) -> Path | None:
     """What of a folder, or of those above it, stops one from being written; None where nothing does."""
     there = next(path for path in (folder, *folder.parents) if os.path.exists(path))  # Path.exists may raise.
     return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there
+
+
+def check_loopback() -> None:
+    """Raise `UserError` where this machine cannot talk to itself, which Ray would wait minutes for."""
+    try:
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=5),
+        ):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"this machine cannot reach its own address 127.0.0.1 ({reason(error)}): bring its loopback interface up "
+            "(`ip link set lo up`)"
+        ) from None
 
 
 def check_import_order() -> None:

@@ -143,7 +143,8 @@ store={store}
 
 # Of this job alone: other jobs, and other people's Ray, may share these nodes.
 port=$((20000 + SLURM_JOB_ID % 4000 * 10))
-export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID             # on each node's own disk; short, since sockets' names may be 107 bytes
+# On each node's own disk; short, since names of sockets may have 107 bytes.
+export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID TMPDIR=/tmp/rs$SLURM_JOB_ID
 {settings}
 export RAY_AUTH_MODE=token
 {token}
@@ -215,7 +216,7 @@ _WORKER = """\
 # Written by `raysweep slurm --elastic`: a node for the sweep of job {head}, for as long as Slurm lends it.
 
 export PATH={programs}:$PATH
-export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID
+export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID TMPDIR=/tmp/rs$SLURM_JOB_ID
 export RAY_AUTH_MODE=token
 : "${{RAY_AUTH_TOKEN:?is what the job of the sweep has: submit both by raysweep slurm --elastic}}"
 port=$((20000 + SLURM_JOB_ID % 4000 * 10))
