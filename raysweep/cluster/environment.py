@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
@@ -97,7 +98,18 @@ def ray_environment(local: bool) -> Iterator[None]:
         asked = {UV: os.environ[UV]} if UV in os.environ else {}
         _make_paths_absolute()
         os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}) | asked)
+        if local and not os.environ.get("RAY_AUTH_TOKEN") and not _token_can_be_kept():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         yield
+
+
+def _token_can_be_kept() -> bool:
+    """Whether Ray finds, or can make, the user's token where it has it."""
+    try:
+        token = Path("~/.ray/auth_token").expanduser()
+    except RuntimeError:  # A user without a home.
+        return False
+    return os.access(token, os.R_OK) or _not_writable(token.parent) is None
 
 
 def _make_paths_absolute() -> None:
@@ -134,7 +146,7 @@ def temporary_folder() -> Path:
 def ray_folder() -> Path | None:
     """Where a cluster on this machine has its folder instead of Ray's own choice; None where that will do.
 
-    It is /tmp/ray-<user id>, and a warning says so, where the names of sockets in RAY_TMPDIR or TMPDIR would be too long, or
+    It is in /tmp/ray-<user id>, and a warning says so, where the names of sockets in RAY_TMPDIR or TMPDIR would be too long, or
     where /tmp/ray is another user's. TMPDIR becomes the same where names of sockets there would be too long. Raises
     `UserError` where Ray could write in neither.
     """
@@ -162,7 +174,7 @@ def ray_folder() -> Path | None:
     log.warning("%s: the Ray cluster of this sweep has its folder in %s", why, own)
     if long_python > 0:
         os.environ["TMPDIR"] = str(own)
-    return own
+    return own / "ray"  # Which Ray lets everybody write.
 
 
 def _excess(folder: str | Path, name: str) -> int:

@@ -154,7 +154,7 @@ RAY_ADDRESS=$(python -c 'import ray.util; print(ray.util.get_node_ip_address())'
 # Ray on every node, each in a step of its own until the job ends: one that is lost takes no other with it.
 export EVERY HEAD FIRST=$SLURMD_NODENAME DRIVER='{{"{driver}": 1}}'
 EVERY="ray start --block --disable-usage-stats --num-cpus={cores} --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
-EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 3)) --temp-dir=$RAY_TMPDIR"
+EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 3)) --temp-dir=$RAY_TMPDIR/ray"
 HEAD="--head --node-ip-address=${{RAY_ADDRESS%:*}} --port=$port --ray-client-server-port=$((port + 1))"
 HEAD="$HEAD --dashboard-port=$((port + 2))"
 steps=()
@@ -206,7 +206,8 @@ echo "$RAY_ADDRESS" > "raysweep-$SLURM_JOB_ID.address"
 
 _END_OF_WORKERS = """\
 rm -f "raysweep-$SLURM_JOB_ID.address"
-scancel --jobname="raysweep-workers-$SLURM_JOB_ID"
+scancel --state=PENDING --jobname="raysweep-workers-$SLURM_JOB_ID"
+scancel --batch --signal=TERM --jobname="raysweep-workers-$SLURM_JOB_ID"
 """
 
 _WORKER = """\
@@ -233,7 +234,7 @@ while [ -z "$again" ] && ! over; do
   address=$(cat raysweep-{head}.address 2> /dev/null)
   if [ -n "$address" ] && ray health-check --address "$address" > /dev/null 2>&1; then
     ray start --block --disable-usage-stats --address="$address" --num-cpus="$SLURM_CPUS_ON_NODE" \\
-      --num-gpus="${{SLURM_GPUS_ON_NODE:-0}}" --min-worker-port=0 --max-worker-port=0 --temp-dir="$RAY_TMPDIR" \\
+      --num-gpus="${{SLURM_GPUS_ON_NODE:-0}}" --min-worker-port=0 --max-worker-port=0 --temp-dir="$RAY_TMPDIR/ray" \\
       --dashboard-agent-listen-port=$((port + 3)) &
     ray=$!
     wait "$ray"

@@ -101,7 +101,9 @@ def test_a_temporary_folder_that_is_too_long_for_sockets_is_replaced(
     assert ray_folder() is None
     assert not caplog.messages
     monkeypatch.setenv(name, f"{longest}x")
-    own = ray_folder()
+    folder = ray_folder()
+    assert folder is not None
+    own = folder.parent
     assert own == Path(f"/tmp/ray-{os.getuid()}")
     assert stat.S_IMODE(own.stat().st_mode) == 0o700
     assert re.fullmatch(f"{name}=/tmp/x+ is too long .*, by 1 bytes: .* has its folder in {own}", caplog.messages[0])

@@ -53,7 +53,10 @@ class Machine:
         self, *command: str, before: str = "", after: str = "", user: int | None = None, **environment: str
     ) -> "subprocess.CompletedProcess[str]":
         """A command of Python; `before` is what makes the machine what it is."""
-        switched = f"setpriv --reuid={user} --regid={user} --clear-groups " if user else ""
+        switched = ""
+        if user:
+            switched = f"setpriv --reuid={user} --regid={user} --clear-groups "
+            before = f"{_python_for_all()}\n{before}"
         script = f'ip link set lo up; {before}\n{switched}"$@"; status=$?; {after}\nexit $status'
         own = {key: value for key, value in os.environ.items() if key not in ("TMPDIR", "RAY_TMPDIR", "RAY_ADDRESS")}
         return subprocess.run(
@@ -75,6 +78,16 @@ class Machine:
     def sweep(self, **options: Any) -> "subprocess.CompletedProcess[str]":
         """`raysweep run`."""
         return self.run("-m", "raysweep.cli", "run", str(self.file), "--store", str(self.store), **options)
+
+
+def _python_for_all() -> str:
+    """Commands that show Python to everybody, where it lies in root's own home."""
+    if not sys.base_prefix.startswith("/root/"):
+        return ""
+    return (
+        f"mount -t tmpfs -o mode=755 tmpfs /mnt; mkdir /mnt/python; mount --bind {sys.base_prefix} /mnt/python\n"
+        f"mount -t tmpfs -o mode=755 tmpfs /root; mkdir -p {sys.base_prefix}; mount --bind /mnt/python {sys.base_prefix}"
+    )
 
 
 @pytest.fixture

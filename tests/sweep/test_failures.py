@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from ray import exceptions
 from ray.exceptions import RayTaskError, WorkerCrashedError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from tiny import make_cell
 
 from raysweep.errors import StoreError, UserError
@@ -50,6 +52,23 @@ def chained() -> Exception:
 )
 def test_the_innermost_cause_is_the_reason(error: Exception, kind: type[Exception]) -> None:
     assert isinstance(innermost_cause(error), kind)
+
+
+# Seen in sweeps whose nodes, workers, controllers and raylets were killed, and their kin.
+LOSSES = (
+    exceptions.ActorDiedError(), exceptions.ActorUnavailableError("gone", None), exceptions.LocalRayletDiedError(),
+    exceptions.NodeDiedError("gone"), exceptions.ObjectLostError("00", None, ""), exceptions.OutOfMemoryError("gone"),
+    exceptions.OwnerDiedError("00", None, ""), exceptions.RayActorError(), exceptions.RaySystemError("gone"),
+    exceptions.WorkerCrashedError(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("gone", LOSSES, ids=lambda gone: type(gone).__name__)
+def test_every_way_in_which_ray_says_that_a_process_is_gone_is_a_loss(gone: Exception) -> None:
+    assert process_lost(gone)
+    assert process_lost(ControllerError(gone))
+    assert process_lost(WorkerGroupError("failed", {0: ValueError("in the code"), 1: gone}))
+    assert process_lost(WorkerGroupError("failed", {0: WorkerHealthCheckFailedError("no answer", failure=gone)}))
 
 
 @pytest.mark.parametrize(
