@@ -146,8 +146,8 @@ def temporary_folder() -> Path:
 def ray_folder() -> Path | None:
     """Where a cluster on this machine has its folder instead of Ray's own choice; None where that will do.
 
-    It is in /tmp/ray-<user id>, and a warning says so, where the names of sockets in RAY_TMPDIR or TMPDIR would be too long, or
-    where /tmp/ray is another user's. TMPDIR becomes the same where names of sockets there would be too long. Raises
+    It is in /tmp/ray-<user id>, and a warning says so, where the names of sockets in RAY_TMPDIR or TMPDIR would be too long,
+    or where /tmp/ray is another user's. TMPDIR becomes the same where names of sockets there would be too long. Raises
     `UserError` where Ray could write in neither.
     """
     folder = temporary_folder()
