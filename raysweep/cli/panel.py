@@ -22,6 +22,7 @@ from raysweep.sweep.events import (
     CellFinished,
     ClusterConnected,
     ClusterLost,
+    Ending,
     Event,
     Heartbeat,
     NodesChanged,
@@ -78,6 +79,9 @@ class SweepView:
                 say(f"[yellow]waiting[/] {escape(event.reason)}" if event.reason else "there is room again")
             case Warned():
                 say(f"[yellow]warning[/] {escape(event.message)}")
+            case Ending():
+                cells = "the cell in training writes" if event.cells == 1 else f"{event.cells} cells in training write"
+                say(f"stopping: {cells} a checkpoint first; a second Ctrl-C ends at once")
             case CellFinished():
                 seconds = event.at - cell.get("since", event.at)
                 line = escape(messages.cell_line({"cell": event.cell} | cell, short=True))

@@ -20,6 +20,7 @@ from raysweep.cluster.connection import Connection
 from raysweep.errors import UserError
 from raysweep.space.space import Space
 from raysweep.store.lock import Lock
+from raysweep.sweep import ending
 from raysweep.sweep.concurrency import ConcurrencyController
 from raysweep.sweep.events import (
     CellFailed,
@@ -27,6 +28,7 @@ from raysweep.sweep.events import (
     CellReported,
     CellStarted,
     ClusterConnected,
+    Ending,
     Event,
     Heartbeat,
     StoreLost,
@@ -44,7 +46,7 @@ from raysweep.sweep.trial import run_cell
 HEARTBEAT_EVERY = 5.0
 
 # What a report has beside what was measured.
-_PROGRESS = ("cell", "step", "steps", "tokens", "tokens_per_second")
+_PROGRESS = ("cell", "step", "steps", "tokens", "tokens_per_second", "kept")
 _MEASURED = ("train_loss", "validation_loss", "learning_rate", "gradient_norm")
 
 
@@ -193,10 +195,14 @@ class ProgressCallback(NotPickledMixin, tune.Callback):
 
 
 class StopOnStoreLoss(NotPickledMixin, tune.Stopper):
-    """Ends the sweep on request, or if the store is lost: every cell would fail on the same store."""
+    """Ends the sweep on request, or if the store is lost: every cell would fail on the same store.
+
+    On request it first has every cell that trains write a checkpoint.
+    """
 
     def __init__(self, bus: EventBus, lock: Lock, stop: threading.Event) -> None:
         self._bus, self._lock, self._stop = bus, lock, stop
+        self._asked: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -204,4 +210,14 @@ class StopOnStoreLoss(NotPickledMixin, tune.Stopper):
     def stop_all(self) -> bool:
         if self._lock.lost and not self._bus.state.stop_reason:
             self._bus(StoreLost(self._lock.lost))
-        return bool(self._bus.state.stop_reason) or self._stop.is_set()
+        return bool(self._bus.state.stop_reason) or (self._stop.is_set() and self._all_kept())
+
+    def _all_kept(self) -> bool:
+        """Whether every cell that trains has written a checkpoint since it was asked to, or has had its time."""
+        unkept = self._bus.state.unkept
+        if self._asked is None:
+            self._asked = time.monotonic()
+            ending.ask()
+            if unkept:
+                self._bus(Ending(len(unkept)))
+        return not unkept or time.monotonic() - self._asked > ending.PATIENCE

@@ -70,6 +70,8 @@ class CellReported(_Event):
     tokens_per_second: float
     row: Mapping[str, Any]
     """Loss and geometry measured at this step, under the tables' column names; empty between two rows."""
+    kept: bool = False
+    """Whether the checkpoint is written that a sweep that ends has asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,13 @@ class Warned(_Event):
     """A worker's warning that the user should see."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class Ending(_Event):
+    """The sweep was asked to end, and waits for the checkpoints of so many cells."""
+
+    cells: int
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,7 @@ Event = (
     | CellFinished
     | CellFailed
     | Warned
+    | Ending
     | StoreLost
     | ClusterLost
     | Heartbeat

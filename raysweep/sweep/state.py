@@ -63,6 +63,7 @@ class RunState:
     _first_tokens: dict[str, int] = field(default_factory=dict)
     _last_tokens: dict[str, int] = field(default_factory=dict)
     """At the first and the last report of each cell: what this run has trained is their difference."""
+    _kept: set[str] = field(default_factory=set)
     _training_since: float | None = None
     """When the first cell reported; starting a cluster says nothing about how fast it trains."""
 
@@ -100,6 +101,8 @@ class RunState:
     def _report(self, event: CellReported) -> None:
         cell = self.running.setdefault(event.cell, {"cell": event.cell, "since": event.at})
         cell |= {"step": event.step, "steps": event.steps, "tokens_per_second": event.tokens_per_second}
+        if event.kept:
+            self._kept.add(event.cell)
         cell |= {name: event.row[name] for name in _SHOWN if name in event.row}
         if cell.pop("starting", False):
             cell["since"] = event.at
@@ -107,6 +110,15 @@ class RunState:
             self._training_since = event.at
         self._first_tokens.setdefault(event.cell, event.tokens)
         self._last_tokens[event.cell] = event.tokens
+
+    @property
+    def unkept(self) -> list[str]:
+        """The cells in training that have not written the checkpoint that the sweep's end has asked for."""
+        return [
+            name
+            for name, cell in self.running.items()
+            if "step" in cell and cell["step"] < cell["steps"] and name not in self._kept
+        ]
 
     @property
     def ended(self) -> int:

@@ -20,6 +20,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.explain import explain
 from raysweep.space.measure import Measurement
 from raysweep.store import Store
+from raysweep.sweep import ending
 from raysweep.sweep.same_code import check_same_code
 from raysweep.training import checkpoint
 from raysweep.training.resume import train_to_end
@@ -79,7 +80,7 @@ def _train(config: dict[str, Any]) -> None:
     started, first_step = time.monotonic(), run.state.step
     told: set[str] = set()
 
-    def report(row: dict[str, Any] | None) -> None:
+    def report(row: dict[str, Any] | None, kept: bool = False) -> None:
         step = run.state.step
         warnings.extend(said for name, said in run.failed_metrics.items() if name not in told)
         told.update(run.failed_metrics)
@@ -87,6 +88,7 @@ def _train(config: dict[str, Any]) -> None:
             "cell": cell.id,
             "step": step,
             "steps": cell.steps,
+            "kept": kept,
             "tokens": step * cell.tokens_per_step,
             "tokens_per_second": (step - first_step) * cell.tokens_per_step / (time.monotonic() - started),
             **{key: value for key, value in (row or {}).items() if value is not None},
@@ -98,7 +100,10 @@ def _train(config: dict[str, Any]) -> None:
         ray.train.report(progress)
 
     kept = None if resources["keep_checkpoints"] == "all" else resources["keep_checkpoints"]
-    train_to_end(run, store, store.run_directory(cell.id), resumed_from, kept, CHECKPOINT_INTERVAL, report)
+    train_to_end(
+        run, store, store.run_directory(cell.id), resumed_from, kept, CHECKPOINT_INTERVAL, report,
+        ending.is_asked_for, lambda: report(None, kept=True),
+    )  # fmt: skip
 
 
 def _measurements(items: list[dict[str, Any]]) -> list[Measurement]:

@@ -52,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, corpus: TokenizedCorpus) -> 
     for _ in run.rows():
         pass
     checkpoint.append(run.checkpoint(), store, store.run_directory(CELL.id), [])
-    cell_tables.write_cell_tables(CELL, store)
+    cell_tables.write_cell_tables(CELL, store, 0)
     rows = [
         {
             "cell": CELL.id,

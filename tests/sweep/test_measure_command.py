@@ -52,7 +52,7 @@ def trained(file: Path, corpus: TokenizedCorpus, tmp_path: Path) -> tuple[Space,
     for cell in space.cells:
         run = Run(cell, corpus, measure=space.measure)
         train_to_end(run, store, store.run_directory(cell.id), None, None, 300.0)
-        write_cell_tables(cell, store)
+        write_cell_tables(cell, store, 0)
     return space, store
 
 

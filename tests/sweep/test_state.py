@@ -1,6 +1,7 @@
 """What the events of a sweep add up to, without a cluster."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 from tiny import make_cell
@@ -49,6 +50,22 @@ def test_what_was_done_before_is_not_to_be_done() -> None:
     assert (state.tokens_before, state.tokens_left_before, state.tokens_planned) == (8192, 4096, 12288)
     assert state.counts() == {"done": 0, "running": 0, "starting": 0, "failed": 0, "waiting": 2}
     assert state.interrupted
+
+
+def test_a_sweep_that_ends_waits_for_the_cells_in_training_and_for_no_others() -> None:
+    state = begun()
+    for cell in (TRAINED, NEW):
+        state.apply(CellStarted(cell.id, at=2.0))
+    assert state.unkept == []
+    state.apply(report(NEW.id, 8, at=10.0))
+    assert state.unkept == [NEW.id]
+    state.apply(replace(report(NEW.id, 9, at=11.0), kept=True))
+    assert state.unkept == []
+    state.apply(report(NEW.id, 16, at=12.0))
+    assert state.unkept == []
+    other = begun()
+    other.apply(report(NEW.id, 32, at=10.0))  # Trained; it is evaluated now.
+    assert other.unkept == []
 
 
 def test_a_cell_is_starting_until_it_reports_and_one_that_is_trained_runs_at_once() -> None:

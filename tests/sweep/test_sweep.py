@@ -267,6 +267,7 @@ def disturbed(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> Pa
     finally:
         printed = finish(stopped)
     assert stopped.returncode == 130, printed
+    assert "stopping: the cell in training writes a checkpoint first; a second Ctrl-C ends at once" in printed
     assert "stopped: 1 of 2 cells trained, nothing is lost. Resume with:" in printed
     assert f"raysweep run {folder / 'tiny.yaml'} --store {store}" in printed
     finished = contents(store)

@@ -60,7 +60,7 @@ def test_a_run_that_went_on_elsewhere_says_both_devices(corpus: TokenizedCorpus,
     train_to_end(run, store, store.run_directory(cell.id), None, None, 300.0)
     again = Run(cell, corpus, checkpoint=run.checkpoint())
     assert again.state.computed_by == [gpu, here]
-    write_cell_tables(cell, store)
+    write_cell_tables(cell, store, 0)
     (row,) = store.read_rows(store.timing_file(cell.id, TRAIN), TIMINGS) or []
     assert row["device"] == "cuda, then cpu"
     assert row["device_name"] == f"NVIDIA L4, then {here['device_name']}"

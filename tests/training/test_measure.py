@@ -149,7 +149,7 @@ def test_the_tables(run: Run, corpus: TokenizedCorpus, tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     again = Run(run.cell, corpus, measure=EVERYTHING)
     train_to_end(again, store, store.run_directory(run.cell.id), None, 2, 300.0)
-    write_cell_tables(run.cell, store)
+    write_cell_tables(run.cell, store, 0)
     measured = store.read_rows(store.measures_file(run.cell.id), MEASURES) or []
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -185,7 +185,7 @@ def test_without_measure_the_singular_values_of_the_unembedding_are_kept(
 ) -> None:
     cell, store = make_cell(tokens=1024, reports=2), Store(str(tmp_path))
     train_to_end(Run(cell, corpus), store, store.run_directory(cell.id), None, 2, 300.0)
-    write_cell_tables(cell, store)
+    write_cell_tables(cell, store, 0)
     assert store.read(store.measures_file(cell.id)) is None
     spectra = store.read_rows(store.spectra_file(cell.id), SPECTRA) or []
     assert [(row["matrix"], row["step"]) for row in spectra] == [("unembedding", step) for step in cell.report_steps]

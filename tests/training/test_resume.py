@@ -100,3 +100,23 @@ def test_what_training_does_while_it_writes_is_bit_equal(corpus: TokenizedCorpus
     train_to_end(written, SlowStore(str(tmp_path), wait=0.005), DIRECTORY, None, 2, 0.0)
     assert written.state.rows == plain.state.rows
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters.values(), written.parameters.values(), strict=True))
+
+
+def test_a_process_that_is_about_to_end_keeps_what_it_has_once(corpus: TokenizedCorpus, tmp_path: Path) -> None:
+    """Between two rows, written when it is said to be, and training goes on to the same end as without."""
+    cell, store = make_cell(reports=2), SlowStore(str(tmp_path), wait=0.02)
+    rows: list[int] = []
+    kept: list[tuple[int, list[str]]] = []
+    run = Run(cell, corpus)
+    train_to_end(
+        run, store, DIRECTORY, None, None, 300.0, lambda row: rows.append(run.state.step),
+        ending=lambda: run.state.step >= 5, on_kept=lambda: kept.append((run.state.step, names(store, DIRECTORY))),
+    )  # fmt: skip
+    assert 5 not in rows
+    ((step, there),) = kept
+    assert step == 5
+    assert there[0].startswith("checkpoint_step000000000005_")
+    calm = Run(cell, corpus)
+    train_to_end(calm, Store(str(tmp_path / "calm")), DIRECTORY, None, None, 300.0)
+    assert checkpoint.digest(run.checkpoint().model) == checkpoint.digest(calm.checkpoint().model)
+    assert run.state.rows == calm.state.rows
