@@ -59,6 +59,13 @@ def printed(slurm: Slurm, job: int) -> str:
     return "\n".join(f"{part.name}:\n{part.read_text(errors='replace')}" for part in parts)
 
 
+def nothing_is_left(slurm: Slurm) -> None:
+    """No process and no folder of a job's Ray on any node, once Slurm has cleaned up."""
+    for host in slurm.hosts.workers:
+        wait_for(lambda: host.run("pgrep", "-f", "raylet|gcs_server|ray::").returncode, 30)  # noqa: B023 (called at once)
+        assert not list((host.home.parent / "tmp").glob("rs*"))
+
+
 def counts(slurm: Slurm) -> dict[str, int]:
     said = slurm.login("raysweep", "status", "slurm.yaml", "--store", STORE, "--json")
     assert said.returncode == 0, said.stdout
@@ -100,10 +107,7 @@ def test_time_limits_are_hit_twice_and_a_node_is_lost(slurm: Slurm) -> None:
     wait_for(lambda: slurm.state(job)["JobState"] not in ("RUNNING", "COMPLETING"), 90)
     stopped = counts(slurm)
     assert stopped["failed"] == stopped["running"] == 0
-    for host in slurm.hosts.workers:
-        left = host.run("pgrep", "-f", "raylet|gcs_server|ray::")
-        assert left.returncode != 0, left.stdout
-        assert not list((host.home.parent / "tmp").glob("rs*"))
+    nothing_is_left(slurm)
 
 
 def test_another_job_ends_it_with_the_tables_of_one_machine(slurm: Slurm, tmp_path: Path) -> None:
@@ -149,10 +153,7 @@ def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm, tmp_path: Path
     finally:
         print(printed(slurm, job))
     wait_for(lambda: not slurm.login("squeue", "--noheader").stdout, 60)
-    for host in slurm.hosts.workers:
-        left = host.run("pgrep", "-f", "raylet|gcs_server|ray::")
-        assert left.returncode != 0, left.stdout
-        assert not list((host.home.parent / "tmp").glob("rs*"))
+    nothing_is_left(slurm)
     assert not list(slurm.hosts.shared.glob("*.address"))
     calm = tmp_path / "calm"
     status_, said = Sweep(file, calm, tmp_path / "log", RAY_ADDRESS="local").finish()

@@ -1,7 +1,6 @@
 """What the events of a sweep add up to, without a cluster."""
 
 import dataclasses
-from dataclasses import replace
 
 import pytest
 from tiny import make_cell
@@ -59,7 +58,7 @@ def test_a_sweep_that_ends_waits_for_the_cells_in_training_and_for_no_others() -
     assert state.unkept == []
     state.apply(report(NEW.id, 8, at=10.0))
     assert state.unkept == [NEW.id]
-    state.apply(replace(report(NEW.id, 9, at=11.0), kept=True))
+    state.apply(dataclasses.replace(report(NEW.id, 9, at=11.0), kept=True))
     assert state.unkept == []
     state.apply(report(NEW.id, 16, at=12.0))
     assert state.unkept == []
