@@ -98,18 +98,17 @@ def ray_environment(local: bool) -> Iterator[None]:
         asked = {UV: os.environ[UV]} if UV in os.environ else {}
         _make_paths_absolute()
         os.environ.update(CLIENT | TRIAL | (LOCAL_CLUSTER if local else {}) | asked)
-        if local and not os.environ.get("RAY_AUTH_TOKEN") and not _token_can_be_kept():
-            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if os.path.expanduser("~") == "~" and (home := _own_folder()):
+            os.environ["HOME"] = str(home)  # Ray Train cannot be imported by a user without one.
+        token = Path(os.path.expanduser("~/.ray/auth_token"))
+        if (
+            local
+            and not os.environ.get("RAY_AUTH_TOKEN")
+            and not os.access(token, os.R_OK)
+            and _not_writable(token.parent)
+        ):
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # It cannot be kept where Ray has it.
         yield
-
-
-def _token_can_be_kept() -> bool:
-    """Whether Ray finds, or can make, the user's token where it has it."""
-    try:
-        token = Path("~/.ray/auth_token").expanduser()
-    except RuntimeError:  # A user without a home.
-        return False
-    return os.access(token, os.R_OK) or _not_writable(token.parent) is None
 
 
 def _make_paths_absolute() -> None:
@@ -163,18 +162,25 @@ def ray_folder() -> Path | None:
             raise UserError(f"{why}: set {variable} to a folder of your own on this machine's disk")
     else:
         return None
-    own = Path(f"/tmp/ray-{os.getuid()}")  # noqa: S108 (checked below)
-    try:
-        own.mkdir(mode=0o700, exist_ok=True)
-        mine = not own.is_symlink() and own.is_dir() and own.stat().st_uid == os.getuid()
-    except OSError:
-        mine = False
-    if not mine or _not_writable(own):
-        raise UserError(f"{why}, nor in {own}: set RAY_TMPDIR to a short folder of your own on this machine's disk")
+    if (own := _own_folder()) is None:
+        raise UserError(f"{why}, nor in {_OWN}: set RAY_TMPDIR to a short folder of your own on this machine's disk")
     log.warning("%s: the Ray cluster of this sweep has its folder in %s", why, own)
     if long_python > 0:
         os.environ["TMPDIR"] = str(own)
     return own / "ray"  # Which Ray lets everybody write.
+
+
+_OWN = Path(f"/tmp/ray-{os.getuid()}")  # noqa: S108 (checked before it is used)
+
+
+def _own_folder() -> Path | None:
+    """A folder with a short name that is this user's alone; None where there can be none."""
+    try:
+        _OWN.mkdir(mode=0o700, exist_ok=True)
+        mine = not _OWN.is_symlink() and _OWN.is_dir() and _OWN.stat().st_uid == os.getuid()
+    except OSError:
+        mine = False
+    return _OWN if mine and not _not_writable(_OWN) else None
 
 
 def _excess(folder: str | Path, name: str) -> int:
