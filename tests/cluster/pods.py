@@ -57,7 +57,9 @@ class Image:
             # What pip's settings name of this machine is there too.
             for path in (Path(part.removeprefix("file://")) for value in _pip().values() for part in value.split()):
                 if path.is_dir():
-                    self._mount(str(path).lstrip("/"), "--bind", str(path))
+                    # An index's files lie beside it.
+                    whole = path.parent if path.name == "simple" else path
+                    self._mount(str(whole).lstrip("/"), "--bind", str(whole))
                 elif path.is_file() and str(path) != CERTIFICATES:
                     (self.root / str(path.parent).lstrip("/")).mkdir(parents=True, exist_ok=True)
                     shutil.copy(path, self.root / str(path).lstrip("/"))
