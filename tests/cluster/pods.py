@@ -121,7 +121,7 @@ class Pod:
             f"mount --rbind /dev {root}/dev",
             f"mount -t tmpfs tmpfs {root}/tmp",
         ]
-        mounts += [f"mount --bind /etc/hosts {root}/etc/hosts"]
+        mounts += [f"touch {root}/etc/hosts", f"mount --bind /etc/hosts {root}/etc/hosts"]
         for place, folder in volumes.items():
             mounts += [f"mkdir -p {root}{place}", f"mount --bind /mnt/shared/{folder.name} {root}{place}"]
         mounts += [f"mount -t tmpfs -o uid=1000 tmpfs {root}{self._mounted('cache')}"]
