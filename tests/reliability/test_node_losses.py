@@ -37,10 +37,8 @@ def test_a_cell_trains_again_whenever_its_node_is_lost(cpus: int, tmp_path: Path
         checkpoints = store / "train"
 
         def furthest() -> int:
-            steps = [
-                int(path.parent.name.removeprefix("checkpoint_step")) for path in checkpoints.glob("*/*/state.json")
-            ]
-            return max(steps, default=0)
+            names = [path.parent.name for path in checkpoints.glob("*/checkpoint_step*/state.json")]
+            return max((int(name.removeprefix("checkpoint_step").partition("_")[0]) for name in names), default=0)
 
         sweep.wait_for(furthest)
         for number in range(LOSSES):
