@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(slurm_hosts.missing()),
 
 SPACE: dict[str, Any] = {
     "name": "slurm",
-    "base": make_cell(tokens=3_072_000, reports=60).model_dump(exclude={"seed"}) | {"batch_size": 8},
+    "base": make_cell(tokens=1_843_200, reports=60).model_dump(exclude={"seed"}) | {"batch_size": 8},
     "cross": {"seed": [1, 2, 3, 4, 5, 6]},
     "evaluations": [{"task": "in_distribution", "sequences": 8}],
 }
