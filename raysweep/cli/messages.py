@@ -244,11 +244,11 @@ def show_hours(results: pa.Table, sessions: list[dict[str, Any]]) -> None:
     """What training took of GPUs, and where Slurm has its own account of it."""
     if GPU_HOURS in results.column_names:
         known = [hours for hours in results[GPU_HOURS].to_pylist() if hours is not None]
-        of = "" if len(known) == results.num_rows else f" of {len(known)} cells; of the others it is not known"
-        say(f"training took {sum(known):,.1f} GPU-hours{of}")
+        others = "" if len(known) == results.num_rows else "; for the others it was not recorded"
+        say(f"training {len(known)} cells took {sum(known):,.1f} GPU-hours{others}")
     jobs = dict.fromkeys(session["job"].removeprefix("slurm:") for session in sessions if session["job"])
     if jobs:
-        say(f"Slurm's account: sacct -j {','.join(jobs)} --format=JobID,State,Elapsed,AllocTRES%60,TotalCPU")
+        say(f"Slurm's account: sacct -D -j {','.join(jobs)} --format=JobID,State,Elapsed,AllocTRES%60,TotalCPU")
 
 
 def show_account(account: Account) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from raysweep.cache import CACHE
 from raysweep.cluster.capacity import NODE_TYPES
+from raysweep.cluster.environment import STOP_WAIT
 from raysweep.errors import UserError, allowed
 from raysweep.space.read import load, load_to_read
 from raysweep.space.space import Space
@@ -20,7 +21,7 @@ from raysweep.store import Store
 STORE = "RAYSWEEP_STORE"
 
 # What raysweep reads of the environment.
-VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE, NODE_TYPES)
+VARIABLES = (CACHE, "RAYSWEEP_MIRROR", STORE, NODE_TYPES, STOP_WAIT)
 
 
 def load_space(options: argparse.Namespace, reading: bool = False) -> Space:
@@ -63,6 +64,9 @@ def check_environment() -> None:
         of_service = "_SERVICE_" in name or re.search(r"_PORT(_|$)", name)
         if name.startswith("RAYSWEEP_") and name not in VARIABLES and not of_service:
             raise UserError(f"the variable {name} is none of raysweep's: {allowed(name, VARIABLES)}")
+    wait = os.environ.get(STOP_WAIT)
+    if wait and not wait.isdecimal():
+        raise UserError(f"{STOP_WAIT}={wait}: a number of seconds is needed")
 
 
 def print_json(answer: Any) -> None:

@@ -229,6 +229,8 @@ def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
         "--elastic", action="store_true",
         help="one small job for the sweep, and as many jobs of one node as --nodes says, which join as Slurm starts them",
     )  # fmt: skip
+    slurm.add_argument("--sweep-time", metavar="TIME", help="of --elastic: the sweep's own job (default: --time)")
+    slurm.add_argument("--sweep-partition", metavar="PARTITION", help="of --elastic (default: --partition)")
     slurm.add_argument(
         "--notice", metavar="SECONDS", type=count, default=300,
         help="how long before the time limit the sweep is stopped (default: 300)",

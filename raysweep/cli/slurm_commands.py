@@ -26,6 +26,8 @@ def submit(options: argparse.Namespace) -> int:
         gpus_per_node=options.gpus_per_node,
         cpus_per_node=options.cpus_per_node,
         elastic=options.elastic,
+        sweep_time=options.sweep_time,
+        sweep_partition=options.sweep_partition,
         notice=options.notice,
         further=tuple(options.sbatch),
     )
@@ -41,7 +43,11 @@ def submit(options: argparse.Namespace) -> int:
     job = slurm.submit(script, Path.cwd(), token)
     print(f"{space.name} is job {job}; it prints to raysweep-{space.name}-{job}.log")
     if request.elastic:
-        workers = slurm.submit(slurm.worker_script(space, request, job), Path.cwd(), token)
+        try:
+            workers = slurm.submit(slurm.worker_script(space, request, job), Path.cwd(), token)
+        except UserError:
+            slurm.stop(job)  # Alone it would wait for ever.
+            raise
         print(f"  its workers are job {workers}, each of its tasks a node that joins when Slurm starts it")
     print(f"  see it with   raysweep status {options.space} --store {location} --cluster slurm:{job}")
     print(f"  stop it with  raysweep stop {options.space} --store {location} --cluster slurm:{job}")

@@ -66,7 +66,13 @@ HEAD = {
     "RAY_task_events_max_num_task_in_gcs": "2000",
     "RAY_maximum_gcs_destroyed_actor_cached_count": "500",
     "RAY_maximum_gcs_dead_worker_cached_count": "500",
+    # `ray job stop` waits for the checkpoints of cells in training, and then for Tune.
+    "RAY_JOB_STOP_WAIT_TIME_S": "300",
 }
+
+STOP_WAIT = "RAYSWEEP_STOP_WAIT"
+"""Seconds for which a sweep that is asked to stop waits for checkpoints of the cells in training; by default `PATIENCE`."""
+PATIENCE = 120.0
 
 # For a process that calls `fit()` of Ray Train: a trial, and the driver, whose environment trials on its machine inherit.
 TRIAL = {

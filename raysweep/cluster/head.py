@@ -152,7 +152,7 @@ def shared_store(location: str | None) -> str:
     location = location or os.environ.get("RAYSWEEP_STORE")
     if location is None or ("://" not in location and not location.startswith("/")):
         raise UserError(
-            "with --cluster the store must be one that every node reaches: --store s3://bucket/folder, or a shared folder "
+            "on a cluster the store must be one that every node reaches: --store s3://bucket/folder, or a shared folder "
             "by its absolute path" + (f", not {location}" if location else "")
         )
     return location.rstrip("/")

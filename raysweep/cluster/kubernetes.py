@@ -80,6 +80,10 @@ def check(space: Space, store: str, request: Request) -> None:
             raise UserError(
                 f"resources.{what}.cpus is {needs.cpus:g}: --cpus-per-node {request.cpus_per_node} holds none of it"
             )
+    if not cells_at_once(space, request):
+        raise UserError(
+            f"a cell has {space.resources.train.workers} workers, and {request.nodes} nodes hold fewer: raise --nodes"
+        )
     if request.gpus_per_node and not (space.resources.train.gpus or space.resources.evaluate.gpus):
         raise UserError(
             f"--gpus-per-node {request.gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
@@ -101,10 +105,10 @@ def job_name(space: Space) -> str:
 
 
 def cells_at_once(space: Space, request: Request) -> int:
-    """How many cells train at the same time when all workers are there."""
+    """How many cells train at the same time when all workers are there; 0 where not one does."""
     train = space.resources.train
     worker = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
-    return slots([worker] * request.nodes, train.cpus, train.gpus) // train.workers
+    return min(len(space.cells), slots([worker] * request.nodes, train.cpus, train.gpus) // train.workers)
 
 
 def manifest(space: Space, file: str, store: str, request: Request) -> str:
@@ -167,8 +171,8 @@ metadata:
   name: {name}
 spec:
   entrypoint: {entrypoint}
-  # A head that is lost, or cells that failed: again, on a new cluster. What the store has is not computed again.
-  backoffLimit: 10
+  # Where the sweep ends with cells that failed it is run twice more, on a new cluster. What is done is not computed again.
+  backoffLimit: 2
   # The cluster goes ten minutes after the sweep is done; suspend (docs/kubernetes.md) needs this too.
   shutdownAfterJobFinishes: true
   ttlSecondsAfterFinished: 600

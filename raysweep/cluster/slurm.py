@@ -10,6 +10,7 @@ An elastic sweep has one node for itself, without a cell, and an array of jobs o
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
@@ -19,10 +20,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysweep.cluster.capacity import DRIVER
-from raysweep.cluster.environment import HEAD
+from raysweep.cluster.capacity import DRIVER, TRIAL_MEMORY, slots
+from raysweep.cluster.environment import HEAD, PATIENCE
 from raysweep.errors import UserError, one_line
 from raysweep.space.space import Space
+
+_LEAST_NOTICE = 30
 
 JOB = re.compile(r"slurm:(\d+)")
 """What `--cluster` names a job by."""
@@ -41,6 +44,10 @@ class Request:
     """Cores; None for whole nodes."""
     elastic: bool = False
     """Whether each node is a job of its own, beside one for the sweep."""
+    sweep_time: str | None = None
+    """The time limit of an elastic sweep's own job, which should outlast its workers'; None for `time`."""
+    sweep_partition: str | None = None
+    """Where that runs; None for `partition`."""
     notice: int = 300
     """Seconds before the time limit at which the sweep is stopped."""
     further: tuple[str, ...] = ()
@@ -57,6 +64,14 @@ def check(space: Space, request: Request) -> None:
         raise UserError(
             f"--gpus-per-node {request.gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
         )
+    if request.notice < _LEAST_NOTICE:
+        raise UserError(
+            f"--notice {request.notice}: at least {_LEAST_NOTICE} s are needed, to write checkpoints and to end"
+        )
+    if request.elastic and request.cpus_per_node is None:
+        raise UserError("--elastic: add --cpus-per-node, so that a worker is a piece of a node")
+    if not request.elastic and (request.sweep_time or request.sweep_partition):
+        raise UserError("--sweep-time and --sweep-partition are for --elastic, where the sweep has a job of its own")
     cores = request.cpus_per_node
     if cores is not None and cores < train.cpus:
         raise UserError(f"--cpus-per-node {cores} is less than resources.train.cpus {train.cpus}: no cell would fit")
@@ -66,8 +81,8 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
     """The text of the batch script. `file` and a folder as `store` are absolute."""
     options = [
         f"--job-name=raysweep-{space.name}",
-        *(["--nodes=1", "--ntasks-per-node=1"] if request.elastic else _of_workers(request, request.nodes)),
-        *_of_all(request),
+        *(_of_sweep(space, request) if request.elastic else _of_workers(request, request.nodes)),
+        *_of_all(request.notice, request.account),
         f"--output=raysweep-{space.name}-%j.log",
         *request.further,
     ]
@@ -76,6 +91,7 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
         notice=request.notice,
         driver=DRIVER,
         settings="\n".join(f"export {name}={value}" for name, value in HEAD.items()),
+        patience=min(int(PATIENCE), request.notice // 2),
         programs=shlex.quote(str(Path(sys.executable).parent)),
         space=shlex.quote(str(file)),
         store=shlex.quote(store),
@@ -93,7 +109,7 @@ def worker_script(space: Space, request: Request, head: int) -> str:
         f"--array=1-{request.nodes}",
         f"--dependency=after:{head}",
         *_of_workers(request, 1),
-        *_of_all(request),
+        *_of_all(request.notice, request.account),
         f"--output=raysweep-{space.name}-{head}-worker-%a.log",
         *request.further,
     ]
@@ -116,18 +132,35 @@ def _of_workers(request: Request, nodes: int) -> list[str]:
         "--ntasks-per-node=1",
         "--exclusive" if request.cpus_per_node is None else f"--cpus-per-task={request.cpus_per_node}",
         *([f"--gpus-per-node={request.gpus_per_node}"] if request.gpus_per_node else []),
+        *_where_and_how_long(request.partition, request.time),
     ]
 
 
-def _of_all(request: Request) -> list[str]:
+def _of_sweep(space: Space, request: Request) -> list[str]:
+    """Of an elastic sweep's own job: a core, and memory for Ray's head and a trial of each cell that trains."""
+    assert request.cpus_per_node is not None
+    worker = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
+    train = space.resources.train
+    cells = min(len(space.cells), slots([worker] * request.nodes, train.cpus, train.gpus) // train.workers)
     return [
-        *([f"--time={request.time}"] if request.time else []),
-        *([f"--partition={request.partition}"] if request.partition else []),
-        *([f"--account={request.account}"] if request.account else []),
+        "--nodes=1",
+        "--ntasks-per-node=1",
+        f"--mem={4 + math.ceil(1.2 * TRIAL_MEMORY * (cells + 1) / 2**30)}G",
+        *_where_and_how_long(request.sweep_partition or request.partition, request.sweep_time or request.time),
+    ]
+
+
+def _where_and_how_long(partition: str | None, time: str | None) -> list[str]:
+    return [*([f"--time={time}"] if time else []), *([f"--partition={partition}"] if partition else [])]
+
+
+def _of_all(notice: int, account: str | None) -> list[str]:
+    return [
+        *([f"--account={account}"] if account else []),
         "--open-mode=append",
         "--requeue",
         "--no-kill",
-        f"--signal=B:USR1@{request.notice}",
+        f"--signal=B:USR1@{notice}",
     ]
 
 
@@ -146,6 +179,7 @@ port=$((20000 + SLURM_JOB_ID % 4000 * 10))
 # On each node's own disk; short, since names of sockets may have 107 bytes.
 export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID TMPDIR=/tmp/rs$SLURM_JOB_ID
 {settings}
+export RAYSWEEP_STOP_WAIT={patience}   # seconds that cells have to write checkpoints before the sweep stops
 export RAY_AUTH_MODE=token
 {token}
 export RAY_ADDRESS
@@ -226,9 +260,8 @@ rm -rf "$RAY_TMPDIR"; mkdir -m 700 "$RAY_TMPDIR" || exit 1
 # USR1: the time limit is {notice} s away. Cells resume elsewhere from their last checkpoint; the job is queued again.
 again=
 ray=
-leave() {{ if [ -n "$ray" ]; then kill "$ray" 2> /dev/null; wait "$ray"; fi; rm -rf "$RAY_TMPDIR"; }}
-trap 'again=1; leave' USR1
-trap 'leave; exit' TERM
+trap 'again=1; [ -z "$ray" ] || kill "$ray" 2> /dev/null' USR1
+trap 'trap "" TERM; [ -z "$ray" ] || kill "$ray" 2> /dev/null; wait; rm -rf "$RAY_TMPDIR"; exit' TERM
 over() {{ said=$(squeue --noheader --jobs={head} 2>&1) && [ -z "$said" ] || [[ $said == *"Invalid job id"* ]]; }}
 while [ -z "$again" ] && ! over; do
   address=$(cat raysweep-{head}.address 2> /dev/null)
@@ -237,19 +270,24 @@ while [ -z "$again" ] && ! over; do
       --num-gpus="${{SLURM_GPUS_ON_NODE:-0}}" --min-worker-port=0 --max-worker-port=0 --temp-dir="$RAY_TMPDIR/ray" \\
       --dashboard-agent-listen-port=$((port + 3)) &
     ray=$!
-    wait "$ray"
+    while kill -0 $ray 2> /dev/null; do   # as long as the sweep's Ray is there, or until a signal comes
+      if [ -n "$again" ]; then kill $ray 2> /dev/null; fi
+      wait $ray
+    done
+    ray=
   fi
   if [ -z "$again" ]; then sleep 10 & wait $!; fi
 done
-leave
-if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+rm -rf "$RAY_TMPDIR"
+# By both numbers: the first alone would be the whole array.
+if [ -n "$again" ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
 """
 
 
 def submit(script: str, folder: Path, token: str = "") -> int:
     """Give a script to sbatch in a folder; the job's number. Raises `UserError` where Slurm refuses it.
 
-    A `token` travels in the environment of the job, which Slurm keeps for itself: it is in no file and no argument.
+    A `token` travels in the environment of the job, which Slurm keeps for itself: it is in no file of ours and no argument.
     """
     answer = _ask("sbatch", "--parsable", f"--chdir={folder}", given=script, token=token)
     return int(answer.partition(";")[0])

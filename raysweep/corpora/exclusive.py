@@ -50,9 +50,9 @@ def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, res
 def exclusive(path: Path) -> Iterator[None]:
     """Let one process at a time into the context, of those that name the same path; the others wait.
 
-    Where the file system has no flock, as Lustre mounted without it, a file marks who holds it, who touches it as long as it
-    lives: what a process killed on another machine has left counts for five minutes. Raises `UserError` where this process
-    was stopped for so long that another has the lock now.
+    Where the file system has no flock, as Lustre mounted without it, a file marks the holder, which touches it while it
+    lives. Where the holder was killed on another machine, the others wait for five minutes. Raises `UserError` where this
+    process stood still for so long that another holds the lock now.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if _has_flock(path.parent):
@@ -66,7 +66,7 @@ def exclusive(path: Path) -> Iterator[None]:
         lock.acquire(timeout=SILENT)
     except Timeout:
         logging.getLogger(__name__).warning(
-            "waiting for another process, which holds %s; if it was killed on another machine, for %.0f minutes at most",
+            "waiting for the process that holds %s; if it was killed on another machine, this takes %.0f minutes at most",
             marker, LEASE / 60,
         )  # fmt: skip
         lock.acquire()

@@ -37,12 +37,18 @@ class ConcurrencyController:
         self._refreshed: float | None = None
         self._alive: set[str] = set()
         self._waiting = ""
+        self.room = 0
+        """How many cells can train at once now."""
         self.nodes_lost = 0
         """How many nodes have gone since the sweep began."""
         self.refresh()
         safe = any(DRIVER in node for node in nodes().values())
         self.trial_resources = {DRIVER: 0.001} if safe else {}
         """What a trial asks for beside memory: a place on a node that is not taken away, where there is one."""
+
+    def start_no_more(self) -> None:
+        """Have no further cell started."""
+        self.generator.set_finished()
 
     def refresh(self, now: bool = False) -> None:
         """See which nodes there are, and which the autoscaler would bring; every few seconds, unless it must be `now`."""
@@ -63,6 +69,9 @@ class ConcurrencyController:
             raise UserError(f"{why_none}: lower resources in the search space" if capacity.why_none else why_none)
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         self.generator.max_concurrent = capacity.cells + 1
+        self.room = (
+            capacity.cells if limits is None else max_concurrent_cells(self._space, list(alive.values()), None).cells
+        )
         hope = (
             "the autoscaler starts some"
             if capacity.grows

@@ -60,6 +60,7 @@ def train_cells(
 
     Raises `UserError` where the cluster can never hold a cell.
     """
+    ending.forget()
     controller = ConcurrencyController(space, bus, connection.shared)
     bus.subscribe(Gauges(space.name, bus.state))
     # What does not fit shows at once, and no long cell is left for the end.
@@ -85,7 +86,7 @@ def train_cells(
             # What goes wrong in a cell is a row of the store; a trial fails when its process is lost. (Those lost with
             # their nodes are not counted: `ProgressCallback`.)
             failure_config=tune.FailureConfig(max_failures=3),
-            stop=StopOnStoreLoss(bus, lock, stop),
+            stop=EndOfSweep(bus, lock, stop, controller),
             verbose=0,
             # Tune's own record of the run, which is never read.
             storage_path=connection.context.address_info["session_dir"],
@@ -194,14 +195,14 @@ class ProgressCallback(NotPickledMixin, tune.Callback):
         self._controller.refresh()
 
 
-class StopOnStoreLoss(NotPickledMixin, tune.Stopper):
+class EndOfSweep(NotPickledMixin, tune.Stopper):
     """Ends the sweep on request, or if the store is lost: every cell would fail on the same store.
 
-    On request it first has every cell that trains write a checkpoint.
+    On request it starts no further cell, and first has every cell that trains write a checkpoint.
     """
 
-    def __init__(self, bus: EventBus, lock: Lock, stop: threading.Event) -> None:
-        self._bus, self._lock, self._stop = bus, lock, stop
+    def __init__(self, bus: EventBus, lock: Lock, stop: threading.Event, controller: ConcurrencyController) -> None:
+        self._bus, self._lock, self._stop, self._controller = bus, lock, stop, controller
         self._asked: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -214,10 +215,13 @@ class StopOnStoreLoss(NotPickledMixin, tune.Stopper):
 
     def _all_kept(self) -> bool:
         """Whether every cell that trains has written a checkpoint since it was asked to, or has had its time."""
-        unkept = self._bus.state.unkept
+        state = self._bus.state
         if self._asked is None:
             self._asked = time.monotonic()
+            self._controller.start_no_more()
             ending.ask()
-            if unkept:
-                self._bus(Ending(len(unkept)))
-        return not unkept or time.monotonic() - self._asked > ending.PATIENCE
+            if state.training:
+                self._bus(Ending(len(state.training)))
+        # A cell whose node was lost waits for another, and cannot: no more train than there is room for.
+        expected = min(len(state.training), self._controller.room)
+        return len(state.training & state.kept) >= expected or time.monotonic() - self._asked > ending.patience()

@@ -55,6 +55,10 @@ class RunState:
     """Those of them that were not trained."""
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Cell -> since when, and what it reported last; `starting` until the first report of one that is to be trained."""
+    training: set[str] = field(default_factory=set)
+    """The cells that have reported and are not trained to their end, since their trial started."""
+    kept: set[str] = field(default_factory=set)
+    """The cells that have written the checkpoint that the sweep's end asks for."""
     finished: set[str] = field(default_factory=set)
     failed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Cell -> its errors."""
@@ -63,7 +67,6 @@ class RunState:
     _first_tokens: dict[str, int] = field(default_factory=dict)
     _last_tokens: dict[str, int] = field(default_factory=dict)
     """At the first and the last report of each cell: what this run has trained is their difference."""
-    _kept: set[str] = field(default_factory=set)
     _training_since: float | None = None
     """When the first cell reported; starting a cluster says nothing about how fast it trains."""
 
@@ -82,15 +85,18 @@ class RunState:
             case Waiting():
                 self.waiting = event.reason
             case CellStarted():
+                self.training.discard(event.cell)
                 cell = self.running.setdefault(event.cell, {"cell": event.cell, "since": event.at})
                 if event.cell in self.untrained and event.cell not in self._last_tokens:
                     cell["starting"] = True
             case CellReported():
                 self._report(event)
             case CellFinished():
+                self.training.discard(event.cell)
                 self.running.pop(event.cell, None)
                 self.finished.add(event.cell)
             case CellFailed():
+                self.training.discard(event.cell)
                 self.running.pop(event.cell, None)
                 self.failed[event.cell] = event.errors
                 if event.process_lost:
@@ -101,8 +107,9 @@ class RunState:
     def _report(self, event: CellReported) -> None:
         cell = self.running.setdefault(event.cell, {"cell": event.cell, "since": event.at})
         cell |= {"step": event.step, "steps": event.steps, "tokens_per_second": event.tokens_per_second}
+        (self.training.add if event.step < event.steps else self.training.discard)(event.cell)
         if event.kept:
-            self._kept.add(event.cell)
+            self.kept.add(event.cell)
         cell |= {name: event.row[name] for name in _SHOWN if name in event.row}
         if cell.pop("starting", False):
             cell["since"] = event.at
@@ -110,15 +117,6 @@ class RunState:
             self._training_since = event.at
         self._first_tokens.setdefault(event.cell, event.tokens)
         self._last_tokens[event.cell] = event.tokens
-
-    @property
-    def unkept(self) -> list[str]:
-        """The cells in training that have not written the checkpoint that the sweep's end has asked for."""
-        return [
-            name
-            for name, cell in self.running.items()
-            if "step" in cell and cell["step"] < cell["steps"] and name not in self._kept
-        ]
 
     @property
     def ended(self) -> int:

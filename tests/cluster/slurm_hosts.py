@@ -34,7 +34,7 @@ SlurmdTimeout=15
 AuthInfo=cred_expire=15
 KillWait=15
 SlurmdParameters=config_overrides
-NodeName={names} CPUs=1 RealMemory=4000
+NodeName={names} CPUs=1 RealMemory=16000
 PartitionName=p Nodes={names} Default=YES MaxTime=INFINITE State=UP
 """
 _CONFIGURED = "SLURM_CONF=/mnt/shared/slurm/slurm.conf"

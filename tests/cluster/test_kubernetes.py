@@ -196,11 +196,8 @@ def test_the_sweep_knows_what_the_autoscaler_may_bring(tmp_path: Path, monkeypat
     limits = autoscaler_limits(None)
     assert limits == AutoscalerLimits([({"CPU": 8, "memory": 32 * GI, "GPU": 2}, 3)], 3)
     assert spec["workerGroupSpecs"][0]["maxReplicas"] == 3
-    assert (
-        max_concurrent_cells(load(file), [{"CPU": 0}], limits).cells
-        == 6
-        == kubernetes.cells_at_once(load(file), request)
-    )
+    assert max_concurrent_cells(load(file), [{"CPU": 0}], limits).cells == 6
+    assert kubernetes.cells_at_once(load(file), request) == 2  # As many as there are.
     monkeypatch.setenv(NODE_TYPES, "8 x GPU")
     with pytest.raises(UserError, match=r"^RAYSWEEP_NODE_TYPES=8 x GPU is not of the form"):
         autoscaler_limits(None)
@@ -214,6 +211,7 @@ def test_the_sweep_knows_what_the_autoscaler_may_bring(tmp_path: Path, monkeypat
         ({}, Request("i", gpus_per_node=1), "s3://b/x", "resources.train.gpus is 0: set it to use them"),
         ({}, Request("i"), "/data/x", r"a folder of one pod and go with it: .*--claim NAME:/data\)"),
         ({}, Request("i", claims=(("c", "/dat"),)), "/data/x", "a folder of one pod"),
+        ({"train": {"workers": 5, "cpus": 8}}, Request("i", nodes=4), "s3://b/x", "5 workers, and 4 nodes hold fewer"),
     ],
 )
 def test_what_could_not_run_is_refused(resources: Any, request_: Request, store: str, said: str) -> None:

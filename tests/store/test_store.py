@@ -265,8 +265,8 @@ def test_gpu_hours_are_what_training_held_of_gpus(tmp_path: Path, capsys: pytest
     assert table["train_gpu_hours"].to_pylist() == [3.0, None]
     show_hours(table, [{"job": job} for job in ("slurm:12", None, "slurm:15", "slurm:12")])
     said = capsys.readouterr().out
-    assert "training took 3.0 GPU-hours of 1 cells; of the others it is not known" in said
-    assert "sacct -j 12,15 --format=" in said
+    assert "training 1 cells took 3.0 GPU-hours; for the others it was not recorded" in said
+    assert "sacct -D -j 12,15 --format=" in said
 
 
 def test_an_address_with_a_slash_too_few_is_no_folder() -> None:

@@ -55,16 +55,18 @@ def test_a_sweep_that_ends_waits_for_the_cells_in_training_and_for_no_others() -
     state = begun()
     for cell in (TRAINED, NEW):
         state.apply(CellStarted(cell.id, at=2.0))
-    assert state.unkept == []
+    assert state.training == set()
     state.apply(report(NEW.id, 8, at=10.0))
-    assert state.unkept == [NEW.id]
+    assert (state.training, state.kept) == ({NEW.id}, set())
     state.apply(dataclasses.replace(report(NEW.id, 9, at=11.0), kept=True))
-    assert state.unkept == []
     state.apply(report(NEW.id, 16, at=12.0))
-    assert state.unkept == []
-    other = begun()
-    other.apply(report(NEW.id, 32, at=10.0))  # Trained; it is evaluated now.
-    assert other.unkept == []
+    assert (state.training, state.kept) == ({NEW.id}, {NEW.id})
+    # Its node is lost: it starts again. Or it is trained, and evaluated now.
+    state.apply(CellStarted(NEW.id, at=13.0))
+    assert state.training == set()
+    state.apply(report(NEW.id, 24, at=14.0))
+    state.apply(report(NEW.id, 32, at=15.0))
+    assert state.training == set()
 
 
 def test_a_cell_is_starting_until_it_reports_and_one_that_is_trained_runs_at_once() -> None:
