@@ -87,7 +87,7 @@ class Slurm:
         """A command where people log in: the head."""
         return self.hosts.head.run("env", _CONFIGURED, *command, cwd="/mnt/shared", timeout=timeout)
 
-    def state(self, job: int) -> dict[str, str]:
+    def state(self, job: int | str) -> dict[str, str]:
         """What scontrol says of a job."""
         said = self.login("scontrol", "show", "job", str(job), "--oneliner").stdout
         fields = dict(part.partition("=")[::2] for part in said.split())

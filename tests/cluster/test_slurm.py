@@ -128,11 +128,12 @@ def test_another_job_ends_it_with_the_tables_of_one_machine(slurm: Slurm, tmp_pa
 
 
 def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm, tmp_path: Path) -> None:
-    """Elastic: a job for the sweep, and two workers, of which one is taken away."""
-    base = make_cell(tokens=1_536_000, reports=60).model_dump(exclude={"seed"}) | {"batch_size": 8}
+    """Elastic: a job for the sweep, and two workers, of which one is taken away, and the other comes to its time limit."""
+    base = make_cell(tokens=3_072_000, reports=60).model_dump(exclude={"seed"}) | {"batch_size": 8}
     file, store = slurm.hosts.shared / "elastic.yaml", slurm.hosts.shared / "elastic"
     file.write_text(yaml.safe_dump(SPACE | {"name": "elastic", "base": base, "cross": {"seed": [1, 2, 3]}}))
-    job = submitted(slurm, "elastic", "/mnt/shared/elastic", "--elastic", "--nodes", "2", "--time", "30")
+    limits = ("--time", "3", "--notice", "60", "--sweep-time", "30")
+    job = submitted(slurm, "elastic", "/mnt/shared/elastic", *("--elastic", "--nodes", "2"), *limits)
 
     def status() -> str:
         at = ("--store", "/mnt/shared/elastic", "--cluster", f"slurm:{job}")
@@ -142,13 +143,18 @@ def test_nodes_of_an_array_join_as_they_come_and_go(slurm: Slurm, tmp_path: Path
         wait_for(lambda: "workers  2 RUNNING" in status(), 180)
         wait_for(lambda: list(store.glob("train/*/checkpoint_step*/state.json")), 180)
         named = f"--name=raysweep-workers-{job}"
-        taken = slurm.login("squeue", "--noheader", named, "--array", "--format=%A").stdout.split()
-        assert len(taken) == 2
-        # As Slurm preempts it: it is queued again, and joins again.
-        assert slurm.login("scontrol", "requeue", taken[0]).returncode == 0
+        listed = slurm.login("squeue", "--noheader", named, "--array", "--format=%A %F %K").stdout
+        rows = [line.split() for line in listed.splitlines()]
+        assert len(rows) == 2
+        # One of every array has the array's own number, by which Slurm would queue them all.
+        (first,) = [f"{array}_{task}" for number, array, task in rows if number == array]
+        (other,) = [f"{array}_{task}" for number, array, task in rows if number != array]
+        # As Slurm takes a node away: the job is queued again, and joins again.
+        assert slurm.login("scontrol", "requeue", other).returncode == 0
         log = slurm.hosts.shared / f"raysweep-elastic-{job}.log"
         wait_for(lambda: "nodes left" in log.read_text(), 120)
-        wait_for(lambda: "workers  2 RUNNING" in status(), 240)
+        wait_for(lambda: slurm.state(first)["Restarts"] == "1", 240)
+        assert slurm.state(other)["Restarts"] == "1"
         wait_for(lambda: slurm.state(job)["JobState"] == "COMPLETED", 600)
     finally:
         print(printed(slurm, job))
