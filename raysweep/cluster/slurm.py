@@ -25,7 +25,7 @@ from raysweep.cluster.environment import HEAD, PATIENCE
 from raysweep.errors import UserError, one_line
 from raysweep.space.space import Space
 
-_LEAST_NOTICE = 30
+_LEAST_NOTICE = 60  # Half of it for checkpoints; Slurm takes KillWait, by default 30 s, to end the steps.
 
 JOB = re.compile(r"slurm:(\d+)")
 """What `--cluster` names a job by."""

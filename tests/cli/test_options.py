@@ -39,7 +39,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> "subprocess.Co
         ),
         (["status", DEMO], {"RAYSWEEP_STOP_WAIT": "2 min"}, "RAYSWEEP_STOP_WAIT=2 min: a number of seconds is needed"),
         (["slurm", DEMO, "--elastic", "--print"], {}, "--elastic: add --cpus-per-node"),
-        (["slurm", DEMO, "--notice", "5", "--print"], {}, "--notice 5: at least 30 s are needed"),
+        (["slurm", DEMO, "--notice", "5", "--print"], {}, "--notice 5: at least 60 s are needed"),
         (["status", DEMO, "--store", "mock://a/b"], {}, "is of a kind that raysweep does not know"),
         (["status", DEMO, "--store", "~nobody-of-this-name/a"], {}, "needs a home folder"),
         (["run", DEMO, "--rehearse", "--store", "a"], {}, "--rehearse runs on this machine and keeps nothing"),

@@ -32,7 +32,7 @@ ReturnToService=2
 SlurmdTimeout=15
 # A job that was queued again waits as long as this, by default two minutes.
 AuthInfo=cred_expire=15
-KillWait=15
+KillWait=5
 SlurmdParameters=config_overrides
 NodeName={names} CPUs=1 RealMemory=16000
 PartitionName=p Nodes={names} Default=YES MaxTime=INFINITE State=UP

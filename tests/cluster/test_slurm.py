@@ -74,7 +74,7 @@ def counts(slurm: Slurm) -> dict[str, int]:
 
 
 def test_time_limits_are_hit_twice_and_a_node_is_lost(slurm: Slurm) -> None:
-    job = submitted(slurm, "slurm", STORE, "--nodes", "3", "--time", "3", "--notice", "30")
+    job = submitted(slurm, "slurm", STORE, "--nodes", "3", "--time", "4", "--notice", "60")
     store = slurm.hosts.shared / "store"
 
     def restarts() -> int:

@@ -77,7 +77,7 @@ def test_no_token_is_in_a_script() -> None:
         (make_space(train=1), Request(), r"resources\.train\.gpus is 1: add --gpus-per-node"),
         (make_space(evaluate=0.5), Request(), r"resources\.evaluate\.gpus is 0\.5: add --gpus-per-node"),
         (make_space(), Request(gpus_per_node=1), "resources.train.gpus is 0: set it to use them"),
-        (make_space(), Request(notice=10), "at least 30 s are needed"),
+        (make_space(), Request(notice=10), "at least 60 s are needed"),
         (make_space(), Request(elastic=True), "--elastic: add --cpus-per-node"),
         (make_space(), Request(sweep_time="1:00"), "are for --elastic"),
         (make_space(cpus=4), Request(cpus_per_node=2), r"--cpus-per-node 2 is less than resources\.train\.cpus 4"),
