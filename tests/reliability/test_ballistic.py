@@ -1,6 +1,6 @@
 """Sweeps that are killed and frozen, at random moments and in random places, until they are done: the tables are the same.
 
-`make test-ballistic`. A sweep with evaluations runs once undisturbed. Then it is run into fresh stores with something killed
+`make test-ballistic`, of 40 shots, or as many as `SHOTS` says. A sweep with evaluations runs once undisturbed. Then it is run into fresh stores with something killed
 by SIGKILL, or stopped by SIGSTOP for half a minute, again and again: the driver, the process of a Tune trial, of Ray
 Train's controller, of a training worker, of an evaluation, the raylet, the GCS, two of them at once, or everything; whenever
 the driver ends it is run again, until it says that it is done. Every table must equal the undisturbed one to the last bit,
@@ -10,6 +10,7 @@ Moments and victims come from a seed; what they hit depends on the machine's spe
 
 import itertools
 import json
+import os
 import random
 import shutil
 import time
@@ -29,7 +30,7 @@ from tiny import make_cell
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 
-SHOTS = 40
+SHOTS = int(os.environ.get("SHOTS", "40"))
 SEED = 0
 FROZEN = 30.0
 """Seconds."""
