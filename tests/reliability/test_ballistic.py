@@ -1,6 +1,6 @@
 """Sweeps that are killed and frozen, at random moments and in random places, until they are done: the tables are the same.
 
-`make test-ballistic`, of 40 shots, or as many as the variable SHOTS says. A sweep with evaluations runs once undisturbed. Then
+`make test-ballistic`, of 40 shots, or as many as the variable SHOTS says. A sweep with evaluations runs undisturbed. Then
 it is run into fresh stores with something killed by SIGKILL, or stopped by SIGSTOP for half a minute, again and again: the
 driver, the process of a Tune trial, of Ray Train's controller, of a training worker, of an evaluation, the raylet, the GCS,
 two of them at once, or everything; whenever the driver ends it is run again, until it says that it is done. Every table must
