@@ -83,7 +83,7 @@ def test_time_limits_are_hit_twice_and_a_node_is_lost(slurm: Slurm) -> None:
         return int(state.get("Restarts", "0"))
 
     try:
-        wait_for(lambda: list(store.glob("train/*/checkpoint_step*/state.json")), 120)
+        wait_for(lambda: list(store.glob("train/*/checkpoint_step*/state.json")), 240)
         status = slurm.login("raysweep", "status", "slurm.yaml", "--store", STORE, "--cluster", f"slurm:{job}")
         assert f"job {job}  state RUNNING, nodes 3" in status.stdout, status.stdout
         assert "running on n1" in status.stdout, status.stdout
