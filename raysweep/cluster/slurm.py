@@ -240,8 +240,10 @@ echo "$RAY_ADDRESS" > "raysweep-$SLURM_JOB_ID.address"
 
 _END_OF_WORKERS = """\
 rm -f "raysweep-$SLURM_JOB_ID.address"
-scancel --state=PENDING --jobname="raysweep-workers-$SLURM_JOB_ID"
-scancel --batch --signal=TERM --jobname="raysweep-workers-$SLURM_JOB_ID"
+workers="raysweep-workers-$SLURM_JOB_ID"
+# Those that wait, by both numbers: the first alone may be the whole array. Then those that run, which clean up.
+squeue --noheader --me --states=PENDING --name="$workers" --array --format=%F_%K | xargs --no-run-if-empty scancel
+scancel --batch --signal=TERM --jobname="$workers"
 """
 
 _WORKER = """\
