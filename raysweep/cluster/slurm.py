@@ -216,14 +216,15 @@ sweep=$!
 while kill -0 $sweep 2> /dev/null; do wait $sweep; done   # which a signal interrupts
 wait $sweep
 status=$?
-kill "${{steps[@]}}" 2> /dev/null
+# 130: stopped before it was done. The job waits in the queue again, and goes on from the store.
+if [ "$status" != 130 ]; then again=; fi
+{end}kill "${{steps[@]}}" 2> /dev/null
 wait
 for node in $nodes; do srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap rm -rf "$RAY_TMPDIR" 2> /dev/null & done
 wait
 
-# 130: stopped before it was done. The job waits in the queue again, and goes on from the store.
-if [ "$status" = 130 ] && [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; exit "$status"; fi
-{end}exit "$status"
+if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+exit "$status"
 """
 
 _KEY_MADE_HERE = """\
@@ -239,11 +240,15 @@ echo "$RAY_ADDRESS" > "raysweep-$SLURM_JOB_ID.address"
 """
 
 _END_OF_WORKERS = """\
-rm -f "raysweep-$SLURM_JOB_ID.address"
-workers="raysweep-workers-$SLURM_JOB_ID"
-# Those that wait, by both numbers: the first alone may be the whole array. Then those that run, which clean up.
-squeue --noheader --me --states=PENDING --name="$workers" --array --format=%F_%K | xargs --no-run-if-empty scancel
-scancel --batch --signal=TERM --jobname="$workers"
+if [ -z "$again" ]; then
+  rm -f "raysweep-$SLURM_JOB_ID.address"
+  # The workers that wait, by both numbers: the first alone may be the whole array. Then those that run, which clean up, for
+  # which their Ray must still find this one.
+  workers="raysweep-workers-$SLURM_JOB_ID"
+  squeue --noheader --me --states=PENDING --name="$workers" --array --format=%F_%K | xargs --no-run-if-empty scancel
+  scancel --batch --signal=TERM --jobname="$workers"
+  for _ in {1..60}; do squeue --noheader --me --name="$workers" | grep -q . || break; sleep 1; done
+fi
 """
 
 _WORKER = """\
