@@ -39,9 +39,8 @@ def create(options: argparse.Namespace) -> int:
     print(f"{space.name} is RayJob {name}: up to {at_once} {'cell trains' if at_once == 1 else 'cells train'} at once")
     print(f"  see what it prints with  kubectl{of} logs -f -l job-name={name}")
     print(f"  how far it is with       raysweep status {options.space} --store {store}")
-    print(
-        f'  pause and resume with    kubectl{of} patch rayjob {name} --type merge -p \'{{"spec": {{"suspend": true}}}}\''
-    )
+    suspend = """'{"spec": {"suspend": true}}'"""
+    print(f"  pause it with            kubectl{of} patch rayjob {name} --type merge -p {suspend}   (false: it resumes)")
     return 0
 
 

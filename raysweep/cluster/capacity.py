@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,25 @@ def slots(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
     return sum(min(int(node.get(name, 0) / amount + 1e-6) for name, amount in each.items() if amount) for node in nodes)
 
 
+def cells_on(space: Space, nodes: list[dict[str, float]]) -> int:
+    """How many cells of a sweep can train at once on these nodes, whatever else there is to do."""
+    train = space.resources.train
+    return slots(nodes, train.cpus, train.gpus) // train.workers
+
+
+def trials_memory(cells: int) -> int:
+    """The GiB that a head needs for the trials of so many cells, and for the one that waits, with a fifth to spare."""
+    return math.ceil(1.2 * TRIAL_MEMORY * (cells + 1) / 2**30)
+
+
+def check_gpus_are_used(space: Space, gpus_per_node: int) -> None:
+    """Raise `UserError` where a job asks for GPUs that neither training nor evaluations would use."""
+    if gpus_per_node and not (space.resources.train.gpus or space.resources.evaluate.gpus):
+        raise UserError(
+            f"--gpus-per-node {gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
+        )
+
+
 def _cells(space: Space, nodes: list[dict[str, float]], have: str) -> tuple[int, str]:
     """How many cells the nodes can train at once, and why none where it is none, or why none could be evaluated."""
     train, evaluate = space.resources.train, space.resources.evaluate
@@ -144,7 +164,7 @@ def _cells(space: Space, nodes: list[dict[str, float]], have: str) -> tuple[int,
         distinct = dict.fromkeys(resources_text(*size) for size in sizes)
         return f"{what} of {space.name} asks for {resources_text(cpus, gpus)} and the cluster's {have} {', '.join(distinct)}"
 
-    cells = slots(nodes, train.cpus, train.gpus) // train.workers
+    cells = cells_on(space, nodes)
     if not cells:
         what = "a cell" if train.workers == 1 else f"each of the {train.workers} workers of a cell"
         return 0, lacking(what, train.cpus, train.gpus)

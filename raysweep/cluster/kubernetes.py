@@ -12,8 +12,6 @@ import json
 import math
 import re
 import shlex
-import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import PurePosixPath
@@ -21,10 +19,11 @@ from typing import Any
 
 import yaml
 
-from raysweep.cluster.capacity import DRIVER, NODE_TYPES, TRIAL_MEMORY, slots
+from raysweep.cluster import program
+from raysweep.cluster.capacity import DRIVER, NODE_TYPES, cells_on, check_gpus_are_used, slots, trials_memory
 from raysweep.cluster.environment import HEAD
 from raysweep.cluster.head import SPACE, files_of
-from raysweep.errors import UserError, one_line
+from raysweep.errors import UserError
 from raysweep.space.space import Space
 
 OPERATOR = "1.5.1"
@@ -65,6 +64,11 @@ class Request:
     """Of the nodes that workers run on, such as spot nodes; a taint of the same name is tolerated."""
 
     @property
+    def worker(self) -> dict[str, float]:
+        """What a worker has to train on."""
+        return {"CPU": self.cpus_per_node, "GPU": self.gpus_per_node}
+
+    @property
     def memory(self) -> int:
         """GiB of a worker."""
         return self.memory_per_node or 4 * self.cpus_per_node
@@ -72,11 +76,10 @@ class Request:
 
 def check(space: Space, store: str, request: Request) -> None:
     """Raise `UserError` where no cell could run in such pods, or where their store would be each pod's own."""
-    worker = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
     for what, needs in (("train", space.resources.train), ("evaluate", space.resources.evaluate)):
         if needs.gpus > request.gpus_per_node:
             raise UserError(f"resources.{what}.gpus is {needs.gpus:g}: add --gpus-per-node {math.ceil(needs.gpus)}")
-        if not slots([worker], needs.cpus, needs.gpus):
+        if not slots([request.worker], needs.cpus, needs.gpus):
             raise UserError(
                 f"resources.{what}.cpus is {needs.cpus:g}: --cpus-per-node {request.cpus_per_node} holds none of it"
             )
@@ -84,10 +87,7 @@ def check(space: Space, store: str, request: Request) -> None:
         raise UserError(
             f"a cell has {space.resources.train.workers} workers, and {request.nodes} nodes hold fewer: raise --nodes"
         )
-    if request.gpus_per_node and not (space.resources.train.gpus or space.resources.evaluate.gpus):
-        raise UserError(
-            f"--gpus-per-node {request.gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
-        )
+    check_gpus_are_used(space, request.gpus_per_node)
     if "://" not in store and not any(PurePosixPath(store).is_relative_to(path) for _, path in request.claims):
         raise UserError(
             f"the store {store} would be a folder of one pod and go with it: name a bucket (--store s3://bucket/folder), or "
@@ -106,9 +106,7 @@ def job_name(space: Space) -> str:
 
 def cells_at_once(space: Space, request: Request) -> int:
     """How many cells train at the same time when all workers are there; 0 where not one does."""
-    train = space.resources.train
-    worker = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
-    return min(len(space.cells), slots([worker] * request.nodes, train.cpus, train.gpus) // train.workers)
+    return min(len(space.cells), cells_on(space, [request.worker] * request.nodes))
 
 
 def manifest(space: Space, file: str, store: str, request: Request) -> str:
@@ -143,7 +141,7 @@ def manifest(space: Space, file: str, store: str, request: Request) -> str:
     types = [{"resources": _resources(request), "max_workers": request.nodes}]
     command = ["raysweep", "run", f"{STUDY}/{SPACE}", "--store", store]
     # A trial of each cell that trains, and Ray's own processes.
-    head_memory = 6 + math.ceil(1.2 * TRIAL_MEMORY * (cells_at_once(space, request) + 1) / GI)
+    head_memory = 6 + trials_memory(cells_at_once(space, request))
     return _MANIFEST.format(
         operator=OPERATOR,
         config=_yaml(config, 0),
@@ -281,17 +279,14 @@ def _yaml(content: dict[str, Any], indent: int) -> str:
 
 def create(text: str, name: str, namespace: str | None) -> None:
     """Give a manifest to kubectl. Raises `UserError` where Kubernetes refuses it, or has a job of that name."""
-    path = shutil.which("kubectl")
-    if path is None:
-        raise UserError("there is no kubectl here: run this where it is, or add --print for the manifest")
-    command = [path, "create", "-f", "-", *(["--namespace", namespace] if namespace else [])]
-    answer = subprocess.run(  # noqa: S603
-        command, input=text, capture_output=True, text=True, check=False, timeout=120
-    )
+    answer = program.run(
+        "kubectl", "create", "-f", "-", *(["--namespace", namespace] if namespace else []),
+        missing="run this where it is, or add --print for the manifest", given=text,
+    )  # fmt: skip
     if answer.returncode and "AlreadyExists" in answer.stderr:
         raise UserError(
             f"{name} is there already: `kubectl get rayjob {name}` shows it; to start again (the store stays), "
             f"`kubectl delete rayjob,configmap {name}` first"
         )
     if answer.returncode:
-        raise UserError(f"kubectl: {one_line(RuntimeError(answer.stderr.strip() or answer.stdout.strip()))}")
+        raise program.refused("kubectl", answer)

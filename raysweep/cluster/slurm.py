@@ -10,19 +10,16 @@ An elastic sweep has one node for itself, without a cell, and an array of jobs o
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from raysweep.cluster.capacity import DRIVER, TRIAL_MEMORY, slots
+from raysweep.cluster import program
+from raysweep.cluster.capacity import DRIVER, cells_on, check_gpus_are_used, trials_memory
 from raysweep.cluster.environment import HEAD, PATIENCE
-from raysweep.errors import UserError, one_line
+from raysweep.errors import UserError
 from raysweep.space.space import Space
 
 _LEAST_NOTICE = 60  # Half of it for checkpoints; Slurm takes KillWait, by default 30 s, to end the steps.
@@ -60,10 +57,7 @@ def check(space: Space, request: Request) -> None:
     for what, gpus in (("train", train.gpus), ("evaluate", evaluate.gpus)):
         if gpus and not request.gpus_per_node:
             raise UserError(f"resources.{what}.gpus is {gpus:g}: add --gpus-per-node")
-    if request.gpus_per_node and not (train.gpus or evaluate.gpus):
-        raise UserError(
-            f"--gpus-per-node {request.gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
-        )
+    check_gpus_are_used(space, request.gpus_per_node)
     if request.notice < _LEAST_NOTICE:
         raise UserError(
             f"--notice {request.notice}: at least {_LEAST_NOTICE} s are needed, to write checkpoints and to end"
@@ -139,13 +133,12 @@ def _of_workers(request: Request, nodes: int) -> list[str]:
 def _of_sweep(space: Space, request: Request) -> list[str]:
     """Of an elastic sweep's own job: a core, and memory for Ray's head and a trial of each cell that trains."""
     assert request.cpus_per_node is not None
-    worker = {"CPU": float(request.cpus_per_node), "GPU": float(request.gpus_per_node)}
-    train = space.resources.train
-    cells = min(len(space.cells), slots([worker] * request.nodes, train.cpus, train.gpus) // train.workers)
+    worker: dict[str, float] = {"CPU": request.cpus_per_node, "GPU": request.gpus_per_node}
+    cells = min(len(space.cells), cells_on(space, [worker] * request.nodes))
     return [
         "--nodes=1",
         "--ntasks-per-node=1",
-        f"--mem={4 + math.ceil(1.2 * TRIAL_MEMORY * (cells + 1) / 2**30)}G",
+        f"--mem={4 + trials_memory(cells)}G",
         *_where_and_how_long(request.sweep_partition or request.partition, request.sweep_time or request.time),
     ]
 
@@ -242,8 +235,8 @@ echo "$RAY_ADDRESS" > "raysweep-$SLURM_JOB_ID.address"
 _END_OF_WORKERS = """\
 if [ -z "$again" ]; then
   rm -f "raysweep-$SLURM_JOB_ID.address"
-  # The workers that wait, by both numbers: the first alone may be the whole array. Then those that run, which clean up, for
-  # which their Ray must still find this one.
+  # The workers that wait, by both numbers: the first alone may be the whole array. Then those that run: they end in order
+  # only while this job's Ray is there.
   workers="raysweep-workers-$SLURM_JOB_ID"
   squeue --noheader --me --states=PENDING --name="$workers" --array --format=%F_%K | xargs --no-run-if-empty scancel
   scancel --batch --signal=TERM --jobname="$workers"
@@ -321,18 +314,13 @@ def stop(job: int) -> bool:
     return True
 
 
-def _ask(program: str, *arguments: str, given: str | None = None, missing_ok: bool = False, token: str = "") -> str:
+def _ask(name: str, *arguments: str, given: str | None = None, missing_ok: bool = False, token: str = "") -> str:
     """What a program of Slurm prints. Raises `UserError` with what it says where it fails."""
-    path = shutil.which(program)
-    if path is None:
-        raise UserError(
-            f"there is no {program} here: run this where Slurm's commands are, or add --print for the script"
-        )
-    answer = subprocess.run(  # noqa: S603
-        [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120,
-        env=os.environ | ({"RAY_AUTH_TOKEN": token} if token else {}),
+    answer = program.run(
+        name, *arguments, missing="run this where Slurm's commands are, or add --print for the script", given=given,
+        environment={"RAY_AUTH_TOKEN": token} if token else None,
     )  # fmt: skip
     gone = missing_ok and "Invalid job id" in answer.stderr
     if answer.returncode and not gone:
-        raise UserError(f"{program}: {one_line(RuntimeError(answer.stderr.strip() or answer.stdout.strip()))}")
+        raise program.refused(name, answer)
     return answer.stdout.strip()

@@ -12,6 +12,7 @@ from raysweep.cluster.capacity import (
     TRIAL_MEMORY,
     autoscaler_limits,
     autoscaling_configuration,
+    cells_on,
     max_concurrent_cells,
     nodes,
 )
@@ -37,14 +38,16 @@ class ConcurrencyController:
         self._refreshed: float | None = None
         self._alive: set[str] = set()
         self._waiting = ""
-        self.room = 0
-        """How many cells can train at once now."""
         self.nodes_lost = 0
         """How many nodes have gone since the sweep began."""
         self.refresh()
         safe = any(DRIVER in node for node in nodes().values())
         self.trial_resources = {DRIVER: 0.001} if safe else {}
         """What a trial asks for beside memory: a place on a node that is not taken away, where there is one."""
+
+    def room(self) -> int:
+        """How many cells can train at once on the nodes that there are now."""
+        return cells_on(self._space, list(nodes().values()))
 
     def start_no_more(self) -> None:
         """Have no further cell started."""
@@ -69,9 +72,6 @@ class ConcurrencyController:
             raise UserError(f"{why_none}: lower resources in the search space" if capacity.why_none else why_none)
         # One more than can train, so that a trial's own start overlaps the training of the one before it.
         self.generator.max_concurrent = capacity.cells + 1
-        self.room = (
-            capacity.cells if limits is None else max_concurrent_cells(self._space, list(alive.values()), None).cells
-        )
         hope = (
             "the autoscaler starts some"
             if capacity.grows

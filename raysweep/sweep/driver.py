@@ -223,5 +223,5 @@ class EndOfSweep(NotPickledMixin, tune.Stopper):
             if state.training:
                 self._bus(Ending(len(state.training)))
         # A cell whose node was lost waits for another, and cannot: no more train than there is room for.
-        expected = min(len(state.training), self._controller.room)
+        expected = min(len(state.training), self._controller.room())
         return len(state.training & state.kept) >= expected or time.monotonic() - self._asked > ending.patience()

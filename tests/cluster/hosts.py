@@ -35,8 +35,13 @@ def missing() -> str:
     """Why there can be no pretend hosts here; empty where there can."""
     if os.geteuid() != 0:
         return "pretend hosts need root"
-    lacking = [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
-    return f"pretend hosts need {', '.join(lacking)}" if lacking else ""
+    return lacking("pretend hosts need", PROGRAMS)
+
+
+def lacking(what: str, programs: tuple[str, ...]) -> str:
+    """Which of these programs are not on this machine, after `what`; empty where all are."""
+    absent = [name for name in programs if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
+    return f"{what} {', '.join(absent)}" if absent else ""
 
 
 class Host:

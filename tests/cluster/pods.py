@@ -16,8 +16,7 @@ CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 def missing() -> str:
     """Why there can be no pods here; empty where there can."""
-    lacking = [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
-    return hosts.missing() or (f"pretend pods need {', '.join(lacking)}" if lacking else "")
+    return hosts.missing() or hosts.lacking("pretend pods need", PROGRAMS)
 
 
 def instructions(file: Path) -> list[tuple[str, str]]:

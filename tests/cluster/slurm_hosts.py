@@ -1,9 +1,7 @@
 """A real Slurm on pretend hosts (hosts.py): slurmctld on the head, slurmd and munge on each worker, one core each."""
 
-import shutil
 import subprocess
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from cluster import hosts
@@ -42,8 +40,7 @@ _CONFIGURED = "SLURM_CONF=/mnt/shared/slurm/slurm.conf"
 
 def missing() -> str:
     """Why there can be no Slurm here; empty where there can."""
-    lacking = [name for name in PROGRAMS if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
-    return hosts.missing() or (f"Slurm's programs are missing: {', '.join(lacking)}" if lacking else "")
+    return hosts.missing() or hosts.lacking("Slurm's programs are missing:", PROGRAMS)
 
 
 class Slurm:
@@ -90,7 +87,4 @@ class Slurm:
     def state(self, job: int | str) -> dict[str, str]:
         """What scontrol says of a job."""
         said = self.login("scontrol", "show", "job", str(job), "--oneliner").stdout
-        fields = dict(part.partition("=")[::2] for part in said.split())
-        with suppress(KeyError):
-            fields["Restarts"] = fields.get("Restarts", "0")
-        return fields
+        return {"Restarts": "0"} | dict(part.partition("=")[::2] for part in said.split())
