@@ -34,6 +34,7 @@ NARROWEST_WIDE, WIDEST = 34, 256
 
 # No option may reorder sums: the exponential's rounding depends on their order, and so do equal results on equal machines.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+_ENDED_BY_SIGNAL = ("terminated program", "unable to execute command")  # In gcc's words and in clang's.
 _LANES = 16
 _EPSILON = 1e-5
 
@@ -284,7 +285,10 @@ def _run(count: int, name: str, *arguments: Any) -> None:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    """`kernels.c`, compiled for this machine and kept in the cache; None where that is not possible."""
+    """`kernels.c`, compiled for this machine and kept in the cache; None where that is not possible.
+
+    Raises `RuntimeError` where a signal ended the compiler: there is one, and without it the numbers would differ.
+    """
     source = Path(__file__).with_name("kernels.c")
     compiler = next(
         (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
@@ -316,7 +320,16 @@ def _compile(compiler: str, source: Path, library: Path) -> None:
     """Put the library in place at once: several trials may start together."""
     with put_in_place(library) as unfinished:
         command = [compiler, *_FLAGS, "-shared", "-fPIC", str(source), "-o", str(unfinished), "-lm"]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)  # noqa: S603
+        for _ in range(2):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)  # noqa: S603
+            # A compiler is several programs. Where a signal ends one of the others, the first one ends with 1 and says so.
+            if done.returncode >= 0 and not any(words in done.stderr for words in _ENDED_BY_SIGNAL):
+                done.check_returncode()
+                return
+        raise RuntimeError(
+            f"a signal ended {compiler} twice while it compiled kernels.c (exit status {done.returncode}): this machine is "
+            f"being shut down, or has no memory left. {done.stderr.strip()}"
+        )
 
 
 def _processor() -> str:

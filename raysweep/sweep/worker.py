@@ -59,6 +59,7 @@ def _train(config: dict[str, Any]) -> None:
     _check_same_start(resumed_from, workers)
     if resumed and resumed.state.fingerprint == config["fingerprint"] and resumed.state.ends(cell.steps):
         return  # Trained to the end, but killed before its tables were written.
+    computed_before = list(resumed.state.computed_by) if resumed else []
     run = Run(
         cell,
         obtain(cell.corpus.name, config["fingerprint"], store),
@@ -77,6 +78,8 @@ def _train(config: dict[str, Any]) -> None:
             f"{socket.gethostname()} has no working C compiler: small models train with PyTorch's own operations, "
             "about half as fast, and their numbers round differently"
         )
+    if moved := went_on_elsewhere(computed_before, run.state.computed_by):
+        warnings.append(moved)
     started, first_step = time.monotonic(), run.state.step
     told: set[str] = set()
 
@@ -104,6 +107,21 @@ def _train(config: dict[str, Any]) -> None:
         run, store, store.run_directory(cell.id), resumed_from, kept, CHECKPOINT_INTERVAL, report,
         ending.is_asked_for, lambda: report(None, kept=True),
     )  # fmt: skip
+
+
+def went_on_elsewhere(before: list[dict[str, str]], now: list[dict[str, str]]) -> str | None:
+    """What to say where a run goes on with another device, precision or kernels than computed it last; else None.
+
+    It names no cell: of many that moved in the same way it is said once, and the store's timings say which they are.
+    """
+    if not before or before[-1] == now[-1]:
+        return None
+    changed = [key for key in now[-1] if before[-1].get(key) != now[-1][key]]
+    old, new = (", ".join(f"{key.replace('_', ' ')} {of[-1].get(key)}" for key in changed) for of in (before, now))
+    return (
+        f"a cell that was trained on {old} goes on on {new}: from here on its numbers round differently than in a run "
+        "on one machine (the columns of timings/ say which cells these are)"
+    )
 
 
 def _measurements(items: list[dict[str, Any]]) -> list[Measurement]:

@@ -1,6 +1,7 @@
 """The compiled blocks against ai2-olmo's own forward and backward pass, in float64 and in float32."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,30 @@ def test_training_goes_on_without_what_was_compiled(what: str, tmp_path: Path) -
                 (tmp_path / "kernels" / path.name).write_bytes(b"not a library")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.split() == [str(what != "no compiler"), "2"], done.stderr
+
+
+@pytest.mark.parametrize("victim", ["the compiler", "a program of the compiler"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_compiler_that_a_signal_ended_is_not_a_missing_one(victim: str, times: int, tmp_path: Path) -> None:
+    """A node that is shut down kills it before the worker, which would go on with other numbers and keep them."""
+    cc = tmp_path / "cc"
+    ended = "kill -TERM $$" if victim == "the compiler" else (
+        # As gcc does when it loses cc1: it goes on, says so, and ends with 1.
+        f"exec {shutil.which('cc')} -no-integrated-cpp -wrapper {tmp_path / 'killed'} \"$@\""
+    )  # fmt: skip
+    (tmp_path / "killed").write_text("#!/bin/sh\nkill -TERM $$\n")
+    count = f'echo >> {tmp_path}/calls; [ "$(wc -l < {tmp_path}/calls)" -gt {times} ]'
+    cc.write_text(f'#!/bin/sh\n{count} || {ended}\nexec {shutil.which("cc")} "$@"\n')
+    for program in (cc, tmp_path / "killed"):
+        program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", "from raysweep.model import kernels; print(kernels.available())"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAYSWEEP_CACHE": str(tmp_path / "cache"), "CC": str(cc)},
+    )
+    if times == 1:
+        assert done.stdout == "True\n", done.stderr
+    else:
+        assert f"a signal ended {cc} twice while it compiled kernels.c" in done.stderr
+        assert (done.returncode, done.stdout) == (1, "")

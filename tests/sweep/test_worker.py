@@ -15,7 +15,7 @@ from raysweep.store.store import TRAIN
 from raysweep.sweep.cell_tables import write_cell_tables
 from raysweep.sweep.evaluate_cell import evaluate_cell
 from raysweep.sweep.same_code import code
-from raysweep.sweep.worker import _check_same_start
+from raysweep.sweep.worker import _check_same_start, went_on_elsewhere
 from raysweep.training.resume import train_to_end
 from raysweep.training.run import Run
 
@@ -60,6 +60,11 @@ def test_a_run_that_went_on_elsewhere_says_both_devices(corpus: TokenizedCorpus,
     train_to_end(run, store, store.run_directory(cell.id), None, None, 300.0)
     again = Run(cell, corpus, checkpoint=run.checkpoint())
     assert again.state.computed_by == [gpu, here]
+    assert went_on_elsewhere([], [here]) is None
+    assert went_on_elsewhere([gpu, here], again.state.computed_by) is None
+    said = went_on_elsewhere([here, gpu], [here, gpu, {**gpu, "kernels": "raysweep"}])
+    assert said is not None
+    assert said.startswith("a cell that was trained on kernels ai2-olmo goes on on kernels raysweep: ")
     write_cell_tables(cell, store, 0)
     (row,) = store.read_rows(store.timing_file(cell.id, TRAIN), TIMINGS) or []
     assert row["device"] == "cuda, then cpu"
