@@ -53,7 +53,8 @@ def expected(folder: Path) -> dict[str, bytes]:
     status, printed = start(folder, folder / "good").finish()
     assert status == 0, printed
     found = contents(folder / "good")
-    assert len(found) == 9
+    # Of each of three cells its row, its trajectory, its singular values and its evaluation.
+    assert len(found) == 12
     return found
 
 
