@@ -78,6 +78,27 @@ def exclusive(path: Path) -> Iterator[None]:
         lock.release()
 
 
+class Hold:
+    """A lock that this process holds."""
+
+    def __init__(self, lock: FileLock | SoftFileLease) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        """Let go of it."""
+        self._lock.release()
+
+
+def try_hold(path: Path) -> Hold | None:
+    """Hold what `path` names until the process ends or lets go; None where another does."""
+    lock = FileLock(path) if _has_flock(path.parent) else SoftFileLease(path, lease_duration=LEASE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return Hold(lock)
+
+
 def _has_flock(folder: Path) -> bool:
     with tempfile.TemporaryFile(dir=folder) as file:
         try:

@@ -12,13 +12,13 @@ from raysweep.corpora.tokenizer import END_OF_TEXT
 FILE = "manifest.json"
 
 
-def finish(manifest: dict[str, Any], folder: Path) -> None:
-    """Write the manifest of a folder whose token files and tokenizer are there."""
+def finish(manifest: dict[str, Any], folder: Path, end_of_text: int | None = None) -> None:
+    """Write the manifest of a folder whose token files and tokenizer are there; end-of-text is raysweep's own by default."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     manifest |= {
-        "end_of_text": tokenizer.token_to_id(END_OF_TEXT),
+        "end_of_text": tokenizer.token_to_id(END_OF_TEXT) if end_of_text is None else end_of_text,
         "tokenizer_entries": tokenizer.get_vocab_size(),
         "tokenizer_sha256": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
     }

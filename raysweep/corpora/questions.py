@@ -15,11 +15,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ from raysweep.errors import UserError
 from raysweep.space.benchmarks import FOLDER
 from raysweep.space.corpus import Source
 from raysweep.space.text import Text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # Increase with every change here that changes tokens.
 REVISION = 1
@@ -69,7 +72,8 @@ def write(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) -> 
     about: dict[str, Any] = {"shards": {}, "seen": {}}
     if skipped:
         about["malformed"] = {"documents": len(skipped), "first": skipped[:LISTED]}
-    tokenized = {name: _tokenized(questions, corpus) for name, questions in sorted(sets.items())}
+    tokenizer, end = corpus.tokenizer, corpus.manifest["end_of_text"]
+    tokenized = {name: tokenized_requests(questions, tokenizer, end) for name, questions in sorted(sets.items())}
     # Of all sets together: it reads the whole training split.
     right = [
         _of(request, tokens)
@@ -82,8 +86,7 @@ def write(text: Text, corpus: TokenizedCorpus, folder: Path, report: Report) -> 
         rows[:, COLUMNS.index("seen") :] = of_question[rows[:, 0]]
         shard = f"{PREFIX}{name}"
         dtype = token_dtype(corpus.manifest["corpus"]["vocabulary"])
-        about["shards"][shard] = _file(folder, shard, tokens.astype(dtype)) | {"documents": len(sets[name])}
-        about["shards"][shard + REQUESTS] = _file(folder, shard + REQUESTS, rows.astype("<i8").ravel())
+        about["shards"] |= write_requests(folder, name, tokens.astype(dtype), rows, len(sets[name]))
         long_enough = of_question[:, 1].sum()
         about["seen"][shard] = float(of_question[:, 0].sum() / long_enough) if long_enough else None
     return about
@@ -169,7 +172,24 @@ def _question(text: str) -> Question | str:
     return Question(tuple(requests), right)
 
 
-def _tokenized(questions: list[Question], corpus: TokenizedCorpus) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def asked_of(text: TokenizedCorpus, name: str) -> list[Question]:
+    """The questions of a set, out of their tokens: for another tokenizer."""
+    tokens, rows = np.asarray(text.tokens(f"{PREFIX}{name}")), requests(text, name)
+    found: dict[int, tuple[list[tuple[str, str]], int]] = {}
+    for row in rows:
+        number, start, context, answer, _, right = (int(value) for value in row[:6])
+        ids = tokens[start : start + context + answer].tolist()
+        # Where there is no context end-of-text stands for it.
+        said = "" if ids[:context] == [text.manifest["end_of_text"]] else text.tokenizer.decode(ids[:context])
+        answers, index = found.setdefault(number, ([], 0))
+        found[number] = (answers, len(answers) if right else index)
+        answers.append((said, text.tokenizer.decode(ids[context:])))
+    return [Question(tuple(answers), right) for answers, right in found.values()]
+
+
+def tokenized_requests(
+    questions: list[Question], tokenizer: Tokenizer, end_of_text: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The tokens of all requests, and their rows; `seen` is still 0."""
     asked = [
         (number, _blanks_moved(*request), index == question.right)
@@ -177,13 +197,13 @@ def _tokenized(questions: list[Question], corpus: TokenizedCorpus) -> tuple[NDAr
         for index, request in enumerate(question.requests)
     ]
     contexts = dict.fromkeys(context for _, (context, _), _ in asked)
-    lengths = {context: len(ids) for context, ids in zip(contexts, _encoded(contexts, corpus), strict=True)}
-    whole = _encoded([context + answer for _, (context, answer), _ in asked], corpus)
+    lengths = {context: len(ids) for context, ids in zip(contexts, encode(list(contexts), tokenizer), strict=True)}
+    whole = encode([context + answer for _, (context, answer), _ in asked], tokenizer)
     pieces, rows, start = [], [], 0
     for (number, (context, answer), right), ids in zip(asked, whole, strict=True):
         first = lengths[context]
         if not context:
-            ids, first = [corpus.manifest["end_of_text"], *ids], 1
+            ids, first = [end_of_text, *ids], 1
         if len(ids) <= first:
             raise UserError(f"{context + answer!r}: the answer has no token of its own: begin it with a blank")
         size = len(answer.removeprefix(" ").encode())
@@ -199,16 +219,23 @@ def _blanks_moved(context: str, answer: str) -> tuple[str, str]:
     return bare, context[len(bare) :] + answer
 
 
-def _encoded(texts: Iterable[str], corpus: TokenizedCorpus) -> Iterator[list[int]]:
-    return encode(list(texts), corpus.tokenizer)
-
-
 def _of(request: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.int64]:
     start = request[COLUMNS.index("start")]
     return tokens[start : start + request[COLUMNS.index("context")] + request[COLUMNS.index("answer")]]
 
 
-def _file(folder: Path, shard: str, values: NDArray[Any]) -> dict[str, Any]:
+def write_requests(
+    folder: Path, name: str, tokens: NDArray[Any], rows: NDArray[np.int64], questions: int
+) -> dict[str, Any]:
+    """Write the two shards of a set; their entries in the manifest."""
+    shard = f"{PREFIX}{name}"
+    return {
+        shard: write_shard(folder, shard, tokens) | {"documents": questions},
+        shard + REQUESTS: write_shard(folder, shard + REQUESTS, rows.astype("<i8").ravel()),
+    }
+
+
+def write_shard(folder: Path, shard: str, values: NDArray[Any]) -> dict[str, Any]:
     """Write one shard; its entry in the manifest."""
     path = folder / f"{shard}.bin"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from raysweep.corpora.checksums import ChecksumCache
 from raysweep.corpora.manifest import checksum, fingerprint
 from raysweep.corpora.memmap import ConcatenatedMemmap
 from raysweep.corpora.sequences import Sequences
+from raysweep.corpora.tokenizer import bytes_of_tokens
 from raysweep.errors import UserError
 
 
@@ -127,13 +128,7 @@ class TokenizedCorpus:
     @cached_property
     def token_bytes(self) -> NDArray[Any]:
         """Bytes of text that each token stands for, (vocabulary,) of int64; 0 for end-of-text and its like."""
-        # A byte-level vocabulary spells one byte by one character; what was added to it is text as it stands.
-        lengths = np.zeros(self.manifest["corpus"]["vocabulary"], dtype=np.int64)
-        for token, index in self.tokenizer.get_vocab(with_added_tokens=False).items():
-            lengths[index] = len(token)
-        for index, added in self.tokenizer.get_added_tokens_decoder().items():
-            lengths[index] = 0 if added.special else len(added.content.encode())
-        return lengths
+        return bytes_of_tokens(self.tokenizer, self.manifest["corpus"]["vocabulary"])
 
 
 def _files(name: str, shard: dict[str, Any]) -> list[dict[str, Any]]:

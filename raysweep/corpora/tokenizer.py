@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,6 +68,25 @@ def encode(texts: list[str], tokenizer: Tokenizer, longest: int = LONGEST_PIECE)
         else:
             parts = (tokenizer.encode(piece, add_special_tokens=False).ids for piece in pieces(text, longest))
             yield [token for part in parts for token in part]
+
+
+def bytes_of_tokens(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray[Any, Any]:
+    """Bytes of text that each token stands for, (vocabulary,) of int64; 0 for end-of-text and its like.
+
+    A byte-level vocabulary spells one byte by one character. Of others a piece is text as it stands, with U+2581 for a
+    blank, and `<0x0A>` is one byte.
+    """
+    lengths = np.zeros(vocabulary, dtype=np.int64)
+    byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str())["decoder"])
+    for token, index in tokenizer.get_vocab(with_added_tokens=False).items():
+        if byte_level:
+            lengths[index] = len(token)
+        else:
+            one = re.fullmatch(r"<0x[0-9A-F]{2}>", token)
+            lengths[index] = 1 if one else len(token.replace("\u2581", " ").encode())
+    for index, added in tokenizer.get_added_tokens_decoder().items():
+        lengths[index] = 0 if added.special else len(added.content.encode())
+    return lengths
 
 
 def pieces(text: str, longest: int) -> Iterator[str]:

@@ -78,8 +78,6 @@ def log_likelihoods(subject: Subject, text: TokenizedCorpus, name: str, rows: Ro
     """(requests,) the log of the probability of each answer after its context, in nats."""
     import torch
 
-    from raysweep.model.loss import token_losses
-
     model, length = subject.language_model, subject.cell.sequence_length
     tokens = np.asarray(text.tokens(f"{PREFIX}{name}"))
     found = np.zeros(len(rows))
@@ -93,8 +91,7 @@ def log_likelihoods(subject: Subject, text: TokenizedCorpus, name: str, rows: Ro
                 padded[i, : len(window)] = window
                 answered[i, len(window) - column(rows, "answer")[request] : len(window)] = True
             ids, scored = torch.from_numpy(padded).to(subject.device), torch.from_numpy(answered).to(subject.device)
-            states = model.hidden(ids[:, :-1])[scored[:, 1:]]
-            losses = token_losses(states, model.unembedding, ids[:, 1:][scored[:, 1:]]).double().cpu().numpy()
+            losses = model.token_losses(ids[:, :-1], ids[:, 1:], scored[:, 1:]).double().cpu().numpy()
             starts = np.cumsum([0, *(column(rows, "answer")[batch])[:-1]])
             found[batch] = -np.add.reduceat(losses, starts)
     return found
@@ -174,6 +171,8 @@ def measured(subject: Subject, name: str, questions: int | None) -> dict[str, fl
     accurate = _best(found, starts, answers, right)
     seen, long_enough = (column(rows, name)[right].astype(bool) for name in ("seen", "long_enough"))
     clean = accurate[~seen]
+    # Of a model that others have trained nobody knows.
+    known_overlap = subject.text.manifest["seen"] is not None
     number = len(np.unique(column(asked, "question")))
     return {
         "accuracy": float(accurate.mean()),
@@ -181,7 +180,7 @@ def measured(subject: Subject, name: str, questions: int | None) -> dict[str, fl
         "bits_per_byte": float((-found[right] / size[right]).mean() / math.log(2)),
         "chance": float((1 / answers).mean()),
         "overlap": float(seen.sum() / long_enough.sum()) if long_enough.any() else math.nan,
-        "accuracy_without_overlap": float(clean.mean()) if len(clean) else math.nan,
+        "accuracy_without_overlap": float(clean.mean()) if len(clean) and known_overlap else math.nan,
         "cut": float(np.logical_or.reduceat(cut(rows, length), starts).mean()),
         "left_out": 1 - len(starts) / number,
     }

@@ -60,14 +60,17 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """
     assert subject.text is not None
     by_domain = losses(subject, subject.text, PREFIX, settings.sequences)
-    seen = {domain: subject.text.manifest["seen"][f"{PREFIX}{domain}"] for domain in by_domain}
-    overlaps = averaged({domain: (share, share) for domain, share in seen.items()}, settings)
+    shares = subject.text.manifest["seen"]
+    # Of a model that others have trained nobody knows.
+    seen = {domain: shares[f"{PREFIX}{domain}"] for domain in by_domain} if shares is not None else {}
+    overlaps = averaged({domain: (share, share) for domain, share in seen.items()}, settings) if seen else {}
     metrics = []
     for name, (loss, bits) in averaged(by_domain, settings).items():
         suffix = f"_{name}" if name else ""
         metrics += [
             Metric(f"{settings.name}_loss{suffix}", loss, "nats per token"),
             Metric(f"{settings.name}_bits_per_byte{suffix}", bits, "bits per byte"),
-            Metric(f"{settings.name}_overlap{suffix}", overlaps[name][0], "share of tokens"),
         ]
+        if name in overlaps:
+            metrics.append(Metric(f"{settings.name}_overlap{suffix}", overlaps[name][0], "share of tokens"))
     return metrics

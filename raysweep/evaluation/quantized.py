@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from raysweep.evaluation.task import Subject
     from raysweep.space.cell import Cell
 
-# The linear layers of an OLMo block, in the order in which data passes through them.
-LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
-
 Bits = Annotated[Integer, Field(ge=2, le=8)]
 
 
@@ -122,9 +119,8 @@ def round_to_nearest(subject: Subject, bits: int, settings: Settings) -> None:
     """Quantize the model in place to the nearest point of the grid that GPTQ uses; needs no calibration."""
     if settings.layers != "blocks":
         round_layer(_unembedding(subject), bits)
-    for block in subject.language_model.olmo.transformer.blocks:  # type: ignore[union-attr]
-        for name in LAYERS:
-            round_layer(getattr(block, name), bits)
+    for layer in subject.language_model.linear_layers():
+        round_layer(layer, bits)
 
 
 def round_layer(layer: nn.Linear, bits: int) -> None:
@@ -151,56 +147,18 @@ def _unembedding(subject: Subject) -> nn.Linear:
 def _calibrated_layers(
     subject: Subject, sequences: int, unembedding: bool = False
 ) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
-    """Each linear layer with its inputs, computed with the earlier layers in their current state; W last, where asked for.
-
-    Only the layer's own block is run again for it, as far as the layer: its inputs are kept from the block before.
-    """
+    """Each linear layer with its inputs, computed with the earlier layers in their current state; W last, where asked "
+    "for."""
     import numpy as np
     import torch
 
-    olmo = subject.language_model.olmo
+    model = subject.language_model
     shard = subject.corpus.sequences("pretraining/train", subject.cell.sequence_length)
     indices = shard.sample(sequences)
     parts = np.array_split(indices, -(-len(indices) // subject.micro_batch_size))
+    batches = [torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device) for part in parts]
     with torch.no_grad():
-        states = [
-            olmo.transformer.wte(torch.from_numpy(shard.read(part)[:, :-1]).to(subject.device))  # type: ignore[union-attr, operator]
-            for part in parts
-        ]
-        for block in olmo.transformer.blocks:  # type: ignore[union-attr]
-            for name in LAYERS:
-                layer = getattr(block, name)
-                # Not around the yield: the solver's sums are float32.
-                with subject.language_model.autocast():
-                    inputs = [_input(layer, block, state) for state in states]
-                yield layer, inputs
-            with subject.language_model.autocast():
-                states = [block(state)[0] for state in states]
-        if unembedding:
-            with subject.language_model.autocast():
-                inputs = [olmo.transformer.ln_f(state) for state in states]  # type: ignore[union-attr, operator]
-            yield _unembedding(subject), inputs
-
-
-class _Reached(Exception):
-    """Ends a forward pass where a layer is reached, with what it is given."""
-
-
-def _input(layer: nn.Module, block: nn.Module, state: torch.Tensor) -> torch.Tensor:
-    """What the layer of a block is given when the block is given `state`."""
-
-    def stop(module: nn.Module, given: tuple[torch.Tensor]) -> None:
-        raise _Reached(given[0])
-
-    hook = layer.register_forward_pre_hook(stop)
-    try:
-        block(state)
-    except _Reached as reached:
-        inputs: torch.Tensor = reached.args[0]
-        return inputs
-    finally:
-        hook.remove()
-    raise RuntimeError("the layer is not in the block")
+        yield from model.layers_with_inputs(batches, _unembedding(subject) if unembedding else None)
 
 
 @contextmanager

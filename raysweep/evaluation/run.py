@@ -21,14 +21,18 @@ def run(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # fmt: skip
     """The rows of one task for a cell with these final weights, under `schemas.EVALUATIONS`, and what computed them."""
     model = LanguageModel.of(cell, device, weights)
-    settings = evaluation.identity
-    directory = store.evaluation_directory(cell.id, evaluation.label, settings)
-    subject = Subject(cell, model, corpus, store, directory, gpu_share, text)
+    directory = store.evaluation_directory(cell.id, evaluation.label, evaluation.identity)
     by = model.computed_by()
+    return rows(cell.id, evaluation, Subject(cell, model, corpus, store, directory, gpu_share, text)), by
+
+
+def rows(name: str, evaluation: Evaluation, subject: Subject) -> list[dict[str, Any]]:
+    """The rows of one task for what tables call by that name."""
+    settings = evaluation.identity
     metrics: list[Metric] = evaluation.evaluate(subject)
-    rows = [
+    return [
         {
-            "cell": cell.id,
+            "cell": name,
             "task": evaluation.label,
             "settings": settings_text(settings),
             "metric": metric.name,
@@ -37,4 +41,3 @@ def run(
         }
         for metric in metrics
     ]
-    return rows, by

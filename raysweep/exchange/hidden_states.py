@@ -40,9 +40,14 @@ def last_states(
         raise UserError(
             f"the text has {len(tokens) // own:,} sequences of {length:,} tokens for {model}: set --sequences to no more"
         )
-    ids = torch.tensor(tokens[: sequences * own]).view(sequences, own)
+    return states_of(model, loaded, torch.tensor(tokens[: sequences * own]).view(sequences, own), begin)
+
+
+def states_of(model: str, loaded: Any, ids: torch.Tensor, begin: int | None) -> dict[str, torch.Tensor]:
+    """Name -> (sequences, width) in float32 for token ids (sequences, length), before which `begin` is put where there is "
+    "one."""
     if begin is not None:
-        ids = torch.cat([torch.full((sequences, 1), begin), ids], dim=1)
+        ids = torch.cat([torch.full((len(ids), 1), begin), ids], dim=1)
     of_last_block: list[torch.Tensor] = []
 
     def keep(module: Any, given: Any, out: Any) -> None:
@@ -55,7 +60,7 @@ def last_states(
         for part in ids.split(_BATCH):
             of_last_block.clear()
             with torch.no_grad():
-                *layers, final = loaded(part, output_hidden_states=True).hidden_states
+                *layers, final = loaded(part.to(loaded.device), output_hidden_states=True).hidden_states
             for name, states in zip(kept, [*layers, *of_last_block, final], strict=True):
                 kept[name].append(states[:, -1].float())
     except (IndexError, RuntimeError) as error:

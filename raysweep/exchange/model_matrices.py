@@ -1,6 +1,7 @@
 """The weight matrices of a model that transformers has loaded, by the names of `raysweep.space.measure`.
 
-Known are blocks of Llama and what is built like it (Mistral, OLMo, Qwen, SmolLM), of GPT-NeoX (Pythia) and of GPT-2. Each
+Known are blocks of Llama and what is built like it (Mistral, OLMo, Qwen, SmolLM), of GPT-NeoX (Pythia), of GPT-2, and of
+ai2-olmo's own format (DataDecide). Each
 matrix has as many columns as the model is wide, as those of raysweep's own models have.
 """
 
@@ -48,8 +49,8 @@ def named_weights(model: str, loaded: Any) -> Parts:
     weights = {"embedding": embedding.detach(), "unembedding": unembedding.detach()}
     of_model, parts_of = _blocks(loaded)
     config = loaded.config
-    heads = int(getattr(config, "num_attention_heads", 0) or 1)
-    of_keys = int(getattr(config, "num_key_value_heads", None) or heads)
+    heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0) or 1)
+    of_keys = int(getattr(config, "num_key_value_heads", None) or getattr(config, "n_kv_heads", None) or heads)
     for i, block in enumerate(of_model):
         parts = {name: tensor.detach() for name, tensor in parts_of(block, heads).items()}
         weights |= {f"blocks.{i}.{name}": tensor for name, tensor in parts.items()}
@@ -75,6 +76,7 @@ def _blocks(loaded: Any) -> tuple[Any, Callable[[Any, int], Parts]]:
         ("model.layers", "self_attn.q_proj", _like_llama),
         ("gpt_neox.layers", "attention.query_key_value", _like_neox),
         ("transformer.h", "attn.c_attn", _like_gpt2),
+        ("model.transformer.blocks", "att_proj", _like_ai2_olmo),
     ):
         found = _at(loaded, path)
         if found is not None and len(found) and _at(found[0], attention) is not None:
@@ -123,3 +125,23 @@ def _like_gpt2(block: Any, heads: int) -> Parts:
         "attention.query": query, "attention.key": key, "attention.value": value,
         "attention.output": block.attn.c_proj.weight, "mlp.up": block.mlp.c_fc.weight.T, "mlp.down": block.mlp.c_proj.weight,
     }  # fmt: skip
+
+
+def _like_ai2_olmo(block: Any, heads: int) -> Parts:
+    # Query, key and value lie one after another, and with SwiGLU what is passed on and its gate.
+    width = block.config.d_model
+    of_keys = (block.att_proj.weight.shape[0] - width) // 2
+    query, key, value = block.att_proj.weight.split([width, of_keys, of_keys])
+    parts = {
+        "attention.query": query, "attention.key": key, "attention.value": value,
+        "attention.output": block.attn_out.weight.T, "mlp.down": block.ff_out.weight.T,
+    }  # fmt: skip
+    if block.ff_out.weight.shape[1] == block.ff_proj.weight.shape[0]:
+        return parts | {"mlp.up": block.ff_proj.weight}
+    up, gate = block.ff_proj.weight.chunk(2)
+    return parts | {"mlp.up": up, "mlp.gate": gate}
+
+
+def is_ai2_olmo(loaded: Any) -> bool:
+    """Whether a model is of ai2-olmo's own format."""
+    return type(loaded).__module__.startswith("hf_olmo")

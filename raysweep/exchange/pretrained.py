@@ -55,7 +55,7 @@ def geometry(model: str, revision: str | None = None, corpus: str | None = None)
     text = _test_text(corpus)
     if not Path(model).exists():
         find_on_hub(model, revision)
-    loaded = load(model, revision)
+    loaded = load(model, revision, computes=True)
     return measure(unembedding(model, revision)) | loss_on_text(model, loaded, revision, text)
 
 
@@ -79,7 +79,7 @@ def matrices(
         find_on_hub(model, revision)
     elif revision is not None:
         raise UserError(f"{model} is on disk and has no revisions; --revision is for models on the hub")
-    loaded = load(model, revision)
+    loaded = load(model, revision, computes=corpus is not None)
     states = {}
     if corpus is not None:
         sequences = max(measurement.sequences for measurement in measurements)

@@ -79,9 +79,16 @@ def tokenizer_of(model: str, revision: str | None) -> Any:
 
 def longest(loaded: Any) -> int:
     """The tokens that the model takes at once, at most LONGEST."""
+    most = positions(loaded)
+    return LONGEST if most is None else min(LONGEST, most)
+
+
+def positions(loaded: Any) -> int | None:
+    """The tokens that the model takes at once; None where it does not say."""
     config = loaded.config.get_text_config()
-    said = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
-    return min([LONGEST, *(number for number in said if isinstance(number, int) and number > 1)])
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+    said = (getattr(config, name, None) for name in names)
+    return min((number for number in said if isinstance(number, int) and number > 1), default=None)
 
 
 def tokens_of(tokenizer: Any, texts: list[str], most: int) -> tuple[list[int], int, bool]:

@@ -80,8 +80,12 @@ def of_file(file: Path) -> torch.Tensor:
     return _without_configuration([file], str(file), tied)
 
 
-def load(model: str, revision: str | None) -> Any:
-    """The whole model, by transformers. Raises `UserError`."""
+def load(model: str, revision: str | None, computes: bool = False) -> Any:
+    """The whole model, by transformers. Raises `UserError`.
+
+    Where it `computes`, and its unembedding is not all that is looked at, none of its weights may be missing: transformers
+    would start them at random.
+    """
     import transformers  # It takes seconds.
 
     transformers.logging.set_verbosity_error()
@@ -98,6 +102,10 @@ def load(model: str, revision: str | None) -> Any:
     made_up = {name for name, parameter in loaded.named_parameters() if head is not None and parameter is head.weight}
     if made_up & set(report["missing_keys"]):
         raise UserError(f"{model} holds no {min(made_up)}: transformers would start it at random")
+    if computes and (missing := sorted(report["missing_keys"])):
+        raise UserError(
+            f"{model} lacks {len(missing)} of its weights, such as {missing[0]}: transformers would start them at random"
+        )
     return loaded
 
 

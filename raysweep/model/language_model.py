@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
@@ -13,9 +13,12 @@ from torch import nn
 
 from raysweep.errors import UserError
 from raysweep.model import kernels, matrices, olmo
-from raysweep.model.loss import unembedding_cross_entropy
+from raysweep.model.loss import token_losses, unembedding_cross_entropy
 from raysweep.space.cell import Cell
 from raysweep.store.sessions import processor
+
+# The linear layers of an OLMo block, in the order in which data passes through them.
+_LAYERS = ("att_proj", "attn_out", "ff_proj", "ff_out")
 
 
 class LanguageModel(nn.Module):
@@ -61,6 +64,49 @@ class LanguageModel(nn.Module):
             for hook in hooks:
                 hook.remove()
         return seen
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """The linear layers of the blocks, in the order in which data passes through them."""
+        blocks: Any = self.olmo.transformer.blocks  # type: ignore[union-attr]
+        return [getattr(block, name) for block in blocks for name in _LAYERS]
+
+    def layers_with_inputs(
+        self, batches: list[torch.Tensor], head: nn.Linear | None = None
+    ) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
+        """Each of `linear_layers` with what it is given for batches of token ids (batch, length), as the layers are then.
+
+        Last the `head`, with what the unembedding is given.
+
+        Who takes them may change a layer before asking for the next. Only the layer's own block is run again for it, as far
+        as the layer: its inputs are kept from the block before.
+        """
+        transformer: Any = self.olmo.transformer
+        states = [transformer.wte(batch) for batch in batches]
+        for block in transformer.blocks:
+            for name in _LAYERS:
+                layer = getattr(block, name)
+                # Not around the yield: what is computed of the inputs is in float32.
+                with self.autocast():
+                    inputs = [input_of(layer, block, state) for state in states]
+                yield layer, inputs
+            with self.autocast():
+                states = [block(state)[0] for state in states]
+        if head is not None:
+            with self.autocast():
+                inputs = [transformer.ln_f(state) for state in states]
+            yield head, inputs
+
+    def token_losses(
+        self, inputs: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The cross-entropy of every target, in nats, for inputs and targets (batch, length); without gradients.
+
+        Of the `chosen` (batch, length) targets alone where they are given, as one row.
+        """
+        hidden = self.hidden(inputs)
+        if chosen is not None:
+            hidden, targets = hidden[chosen], targets[chosen]
+        return token_losses(hidden, self.unembedding, targets)
 
     @property
     def unembedding(self) -> torch.Tensor:
@@ -122,6 +168,27 @@ class LanguageModel(nn.Module):
                 hidden = hidden @ bottleneck.T
             unembedding = self._last_factor
         return unembedding_cross_entropy(hidden, unembedding, sequences[:, 1:], self._z_loss)
+
+
+class _Reached(Exception):
+    """Ends a forward pass where a layer is reached, with what it is given."""
+
+
+def input_of(layer: nn.Module, whole: Callable[[torch.Tensor], Any], given: torch.Tensor) -> torch.Tensor:
+    """What a layer is given when the `whole` that it is in is given `given`; that is run as far as the layer."""
+
+    def stop(module: nn.Module, given: tuple[torch.Tensor]) -> None:
+        raise _Reached(given[0])
+
+    hook = layer.register_forward_pre_hook(stop)
+    try:
+        whole(given)
+    except _Reached as reached:
+        inputs: torch.Tensor = reached.args[0]
+        return inputs
+    finally:
+        hook.remove()
+    raise RuntimeError("the layer took no part")
 
 
 def gpu(share: float, asked_by: str) -> torch.device:

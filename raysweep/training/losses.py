@@ -6,7 +6,6 @@ import torch
 
 from raysweep.corpora.sequences import Sequences
 from raysweep.model.language_model import LanguageModel
-from raysweep.model.loss import token_losses
 from raysweep.space.cell import Cell
 
 
@@ -15,11 +14,10 @@ def mean_loss(language_model: LanguageModel, sequences: Sequences, count: int, m
     indices = sequences.sample(count)
     device = language_model.device
     total = torch.zeros((), dtype=torch.float64)
-    unembedding = language_model.unembedding
     with torch.no_grad(), language_model.autocast():
         for start in range(0, len(indices), micro_batch_size):
             tokens = torch.from_numpy(sequences.read(indices[start : start + micro_batch_size])).to(device)
-            losses = token_losses(language_model.hidden(tokens[:, :-1]), unembedding, tokens[:, 1:])
+            losses = language_model.token_losses(tokens[:, :-1], tokens[:, 1:])
             total += losses.sum(dtype=torch.float64).cpu()
     return float(total / (len(indices) * sequences.length))
 
