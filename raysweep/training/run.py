@@ -34,9 +34,11 @@ from raysweep.training.measure import Measures
 from raysweep.training.optimizer import Optimizer
 from raysweep.training.schedule import learning_rate
 
-# Over its whole length a run asks this many times whether a checkpoint is due, or at every step: in the paper's longest
-# run that is every few minutes.
+# Over its whole length a run asks this many times whether a checkpoint is due, or at every step; in longer runs, such as the
+# paper's longest, as often as LEAST_OFTEN says: whoever stops a sweep waits two minutes for a checkpoint.
 CHECKS = 5000
+LEAST_OFTEN = 100
+"""Steps."""
 
 
 class Run:
@@ -109,13 +111,14 @@ class Run:
     def rows(self, pause: Callable[[int], bool] = lambda step: False) -> Iterator[dict[str, Any] | None]:
         """Train to the end, yielding each row when it is due.
 
-        `pause(step)` is called at CHECKS points of a whole run: if it returns True, None is yielded, for a checkpoint
-        between rows. After each yield `checkpoint()` gives the state there. All workers yield together, rank 0 the rows
+        `pause(step)` is called at CHECKS points of a whole run, and at least every LEAST_OFTEN steps: if it returns True, None
+        is yielded, for a checkpoint between rows. After each yield `checkpoint()` gives the state there. All workers yield together, rank 0 the rows
         and the others None.
         """
         state, steps = self.state, self.cell.steps
         reports = set(self.reports)
-        checks = reports | {math.ceil(k * steps / CHECKS) for k in range(CHECKS + 1)}
+        often = steps > CHECKS * LEAST_OFTEN
+        checks = reports if often else reports | {math.ceil(k * steps / CHECKS) for k in range(CHECKS + 1)}
         if 0 in reports and not state.rows and state.step == 0:
             yield self._report(None)
         while not self.finished:
@@ -126,7 +129,7 @@ class Run:
                 losses += loss
                 state.step += 1
                 state.loss_steps += 1
-                if state.step in checks:
+                if state.step in checks or (often and state.step % LEAST_OFTEN == 0):
                     break
             # One look at the device, and one exchange between workers, per check rather than per step.
             state.loss_sum = self._mean_over_workers(float(losses))

@@ -273,3 +273,19 @@ def test_a_finetuning_has_its_own_schedule_whatever_the_cell_has() -> None:
 def test_a_decay_that_does_not_fit_is_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         make_cell(**wrong)
+
+
+def test_a_run_of_years_asks_for_checkpoints_as_often_as_others(corpus: TokenizedCorpus) -> None:
+    """Whoever stops a sweep waits for the cells' checkpoints, and a time limit for nobody."""
+    run = Run(make_cell(tokens=10**12), corpus, reports=(0,))
+    asked: list[int] = []
+
+    def pause(step: int) -> bool:
+        asked.append(step)
+        return len(asked) == 3
+
+    row, checkpointed = itertools.islice(run.rows(pause=pause), 2)
+    assert row is not None
+    assert checkpointed is None
+    assert asked == [100, 200, 300]
+    assert run.checkpoint().state.step == 300
