@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-machines test-autoscaling test-monitoring test-ballistic test-soak check format clean
+.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-soak check format clean
 
 install: $(DONE)
 
@@ -76,6 +76,9 @@ test-kubernetes: $(DONE)
 	@command -v debootstrap >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		apt-get install -y -qq --no-install-recommends debootstrap iproute2 openssh-server rsync procps >/dev/null; }
 	@$(BIN)/python -m pytest -s -m kubernetes
+
+test-suites: $(DONE)
+	@$(BIN)/python -m pytest -m suites
 
 test-machines: $(DONE)
 	@$(BIN)/python -m pytest -m machines

@@ -41,6 +41,8 @@ def render(
     return environment.get_template("report.html").render(
         name=sweep.name,
         today=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        models=sweep.models.fillna("").to_dict("records"),
+        facts=sweep.facts.to_dict("records"),
         simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
         sweep=sweep,
         numbers=_numbers(sweep),
@@ -85,8 +87,7 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
         ("diverged cells, left out", ", ".join(sweep.diverged) or "none"),
         ("sizes", ", ".join(dict.fromkeys(cells.sort_values("parameters")["size"]))),
         ("parameters, without the input embedding", f"{cells['parameters'].min():,} to {cells['parameters'].max():,}"),
-        ("tokens per cell", f"{cells['tokens'].min():,} to {cells['tokens'].max():,}"),
-        ("training compute", f"{cells['flops'].sum():.3g} FLOP"),
+        *_work(cells),
         (
             "varied at equal size",
             ", ".join(f"{words(h)} {_levels(cells[h], sweep.is_sampled(h))}" for h in varied) or "nothing",
@@ -102,6 +103,18 @@ def _numbers(sweep: SweepData) -> list[tuple[str, str]]:
         if column in cells:
             rows.append((words(column), ", ".join(sorted(map(str, cells[column].dropna().unique())))))
     return rows
+
+
+def _work(cells: pd.DataFrame) -> list[tuple[str, str]]:
+    """What the cells were trained on, as far as that is known."""
+    known = cells.dropna(subset=["tokens", "flops"])
+    if not len(known):
+        return [("tokens per cell", "not known")]
+    of = "" if len(known) == len(cells) else f" (known of {len(known)})"
+    return [
+        ("tokens per cell", f"{known['tokens'].min():,.0f} to {known['tokens'].max():,.0f}{of}"),
+        ("training compute", f"{known['flops'].sum():.3g} FLOP{of}"),
+    ]
 
 
 def _levels(values: pd.Series, sampled: bool = False) -> str:

@@ -52,7 +52,7 @@ def at(m: Measured) -> Iterator[Finding]:
         over, m.column(m.spec.of), name, m.rule, lambda values: (values == value).astype(float),
         lambda cells: cells[side(cells[over], value)],
     )  # fmt: skip
-    values = m.tests.cells.get(over, pd.Series(dtype=float))
+    values = m.tests.cells.get(over, pd.Series(dtype=float)).dropna()
     if finding.reason and len(values) and value not in values.to_numpy():
         most = values.mode().iloc[0]
         finding = replace(finding, reason=f"no cell has {words(over)} {value:g}; most have {most:g}")

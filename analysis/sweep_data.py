@@ -71,6 +71,10 @@ class SweepData:
     """What `where` chose the cells by."""
     chosen: str = ""
     """How the cells were chosen where it was not by a grid alone, in words."""
+    models: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Where each model is from and what is not known of it, of those that others have trained; else empty."""
+    facts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Where each setting of such models is from: `setting`, `how`, `source`."""
     sampled: dict[str, bool] = field(default_factory=dict)
     """Column of each setting that was sampled -> whether equal factors are equal steps of it."""
 

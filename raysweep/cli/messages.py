@@ -225,9 +225,9 @@ def show_table(results: pa.Table) -> None:
     measured = [name for name in MEASURED if name in rows[0]]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in varied:
-        table.add_column(_heading(name), justify="left" if isinstance(rows[0][name], str) else "right")
+        table.add_column(heading(name), justify="left" if isinstance(rows[0][name], str) else "right")
     for name in measured:
-        table.add_column(_heading(name), justify="right")
+        table.add_column(heading(name), justify="right")
     for row in rows:
         table.add_row(
             *(_setting(row[name]) for name in varied),
@@ -307,6 +307,18 @@ def show_claims(card: list[dict[str, Any]]) -> None:
     show(table)
 
 
+def show_side_by_side(card: list[dict[str, Any]], first: str, second: str) -> None:
+    """The claims on two sweeps."""
+    colours = {"supported": "green", "contradicted": "red", "undecided": "dim"}
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (escape(first), escape(second), "claim", ""):
+        table.add_column(name)
+    for row in card:
+        verdicts = (f"[{colours[row[name]]}]{row[name]}[/]" for name in ("verdict_a", "verdict_b"))
+        table.add_row(*verdicts, str(row["claim"]), escape(row["statement"]))
+    show(table)
+
+
 def show_next(plan: Next) -> None:
     """What would decide each undecided test, the cheapest first."""
     from raysweep.analysis.next_cells import said  # With pandas and scipy.
@@ -339,7 +351,7 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _heading(name: str) -> str:
+def heading(name: str) -> str:
     short = {
         "final_learning_rate_fraction": "final lr",
         "learning_rate_factor": "lr factor",

@@ -49,12 +49,17 @@ def hours(text: str) -> float:
 
 def open_store(options: argparse.Namespace, space: Space) -> Store:
     """The store of --store, else of RAYSWEEP_STORE, else the search space's own."""
-    for what, location in (("--store", options.store), (STORE, os.environ.get(STORE))):
+    return located_store(options.store, space.name)
+
+
+def located_store(given: str | None, name: str) -> Store:
+    """The store of --store, else of RAYSWEEP_STORE, else that of the name of a search space or suite."""
+    for what, location in (("--store", given), (STORE, os.environ.get(STORE))):
         if location is not None:
             if not location:
                 raise UserError(f"{what} is empty: name a store, or leave it out")
             return Store(location)
-    return Store(f"runs/{space.name}")
+    return Store(f"runs/{name}")
 
 
 def check_environment() -> None:

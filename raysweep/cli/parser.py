@@ -165,8 +165,15 @@ def build_parser() -> _Parser:
         store_option, json_option,
     )  # fmt: skip
     analyzed.add_argument(
-        "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
+        "space", metavar="SPACE", help="a search-space or suite file, or a folder that `raysweep publish` wrote"
     )
+    analyzed.add_argument(
+        "other",
+        metavar="OTHER",
+        nargs="?",
+        help="another: the claims on both, side by side, in place of a report of one",
+    )
+    analyzed.add_argument("--other-store", metavar="STORE", help="of OTHER (default: runs/<its name>)")
     analyzed.add_argument(
         "--where", metavar="CONDITION", help="only the cells that meet it, such as 'steps >= 2048 and width > 16'"
     )

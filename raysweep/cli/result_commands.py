@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.cli import messages
-from raysweep.cli.options import load_space, open_store, print_json
+from raysweep.cli.options import load_space, located_store, open_store, print_json
 from raysweep.errors import UserError, reason
 from raysweep.files import local_path, put_in_place
 from raysweep.store import Store, sessions
 from raysweep.store.results import results as results_table
+from raysweep.suites.read import is_suite
 
 if TYPE_CHECKING:
     from raysweep.analysis.analyze import AnalysisSummary
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 def results(options: argparse.Namespace) -> int:
     """`raysweep results`."""
+    if is_suite(options.space):
+        from raysweep.cli import suite_commands
+
+        return suite_commands.results(options)
     space = load_space(options, reading=True)
     store = open_store(options, space)
     table = results_table(space, store)
@@ -104,6 +109,14 @@ def analyze(options: argparse.Namespace) -> int:
     from raysweep.analysis.analyze import analyze
     from raysweep.cli.progress_bars import ProgressBars
 
+    if options.other is not None:
+        return _side_by_side(options)
+    if options.other_store is not None:
+        raise UserError("--other-store is of a second sweep, which is missing")
+    if is_suite(options.space):
+        from raysweep.cli import suite_commands
+
+        return suite_commands.analyze(options)
     output = local_path(options.output, "--output")
     published = Path(options.space).is_dir()
     if published and options.store:
@@ -130,6 +143,47 @@ def analyze(options: argparse.Namespace) -> int:
         print(f"{summary.analysed} of {summary.planned} cells analysed; open {output / 'report.html'}")
     if options.next is not None:
         _write_next(options, summary, store, output)
+    return 0
+
+
+def _side_by_side(options: argparse.Namespace) -> int:
+    """`raysweep analyze A B`."""
+    from raysweep.analysis import side_by_side, suite_data, sweep_data
+    from raysweep.cli.progress_bars import ProgressBars
+    from raysweep.exchange.published import read_published
+    from raysweep.space.read import load_to_read
+    from raysweep.suites.read import load_suite
+
+    if options.next is not None or options.hours is not None:
+        raise UserError("--next is about one sweep: leave the second out")
+    output = local_path(options.output, "--output")
+
+    def data(place: str, store: str | None) -> sweep_data.SweepData:
+        if Path(place).is_dir():
+            if store:
+                raise UserError(f"{place} already contains its results: leave its store out")
+            found = sweep_data.published(read_published(Path(place)))
+        elif is_suite(place):
+            loaded = load_suite(place)
+            found = suite_data.load(located_store(store, loaded.name), loaded)
+        else:
+            space = load_to_read(Path(place))
+            found = sweep_data.load(located_store(store, space.name), space)
+        return found if options.where is None else found.where(options.where)
+
+    first, second = data(options.space, options.store), data(options.other, options.other_store)
+    with ProgressBars() as bars:
+        found = side_by_side.compare(first, second, bars.step)
+        side_by_side.write(found, first, second, output)
+    card = found.card.to_dict("records")
+    if options.json:
+        print_json({"a": first.name, "b": second.name, "claims": card})
+    else:
+        messages.show_side_by_side(card, first.name, second.name)
+        print(
+            f"{len(first.cells)} cells of {first.name} and {len(second.cells)} of {second.name}; open "
+            f"{output / 'comparison.html'}"
+        )
     return 0
 
 

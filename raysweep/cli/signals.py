@@ -40,7 +40,11 @@ class StopOnSignal:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ClusterConnected):
-            self._training = True
+            self.work_began()
+
+    def work_began(self) -> None:
+        """From here on the first signal asks for an end in order."""
+        self._training = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._training or self.stop.is_set():

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from raysweep.cli import messages
 from raysweep.cli.exit_status import INTERRUPTED
@@ -17,6 +17,7 @@ from raysweep.cli.signals import StopOnSignal
 from raysweep.errors import StoreError, UserError
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
+from raysweep.suites.read import is_suite
 from raysweep.sweep import cost
 from raysweep.sweep.events import Event, SweepSurveyed
 from raysweep.sweep.survey import Survey, cells_missing_weights, survey
@@ -29,6 +30,8 @@ _T = TypeVar("_T")
 
 def plan(options: argparse.Namespace) -> int:
     """`raysweep plan`."""
+    if is_suite(options.space):
+        return int(_of_suite().plan(options))
     prices = dict(map(_price, options.price))
     calibrate = None if options.calibrate is None else Path(options.calibrate)
     answer = cost.plan(load_space(options), calibrate, prices)
@@ -37,6 +40,13 @@ def plan(options: argparse.Namespace) -> int:
     else:
         messages.show_plan(answer)
     return 0
+
+
+def _of_suite() -> Any:
+    """The commands of a suite of published models."""
+    from raysweep.cli import suite_commands
+
+    return suite_commands
 
 
 def _price(text: str) -> tuple[str, float]:
@@ -53,6 +63,8 @@ def _price(text: str) -> tuple[str, float]:
 
 def run(options: argparse.Namespace) -> int:
     """`raysweep run`."""
+    if is_suite(options.space):
+        return int(_of_suite().run(options))
     if options.rehearse:
         if options.store is not None or options.cluster is not None:
             raise UserError("--rehearse runs on this machine and keeps nothing: leave --store and --cluster out")
@@ -179,6 +191,8 @@ def _again(command: str, options: argparse.Namespace, store: Store) -> str:
 
 def stop(options: argparse.Namespace) -> int:
     """`raysweep stop`."""
+    if is_suite(options.space) and not options.cluster:
+        return int(_of_suite().stop(options))
     if options.cluster:
         from raysweep.cli import cluster_commands, slurm_commands
 
@@ -194,6 +208,8 @@ def stop(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """`raysweep status`."""
+    if is_suite(options.space) and not options.cluster:
+        return int(_of_suite().status(options))
     if options.cluster:
         from raysweep.cli import cluster_commands, slurm_commands
 

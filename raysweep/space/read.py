@@ -25,6 +25,9 @@ _KEYS = (
     "hypotheses",
 )  # fmt: skip
 
+# Of a file that is no search space (`raysweep.suites`).
+SUITE = "suite"
+
 _Path = tuple[str | int, ...]
 
 
@@ -52,24 +55,24 @@ def load(path: str | Path) -> Space:
     >>> space.name, len(space.cells)
     ('demo', 16)
     """
-    return _Reader(YamlFile(Path(path))).space()
+    return SpaceReader(YamlFile(Path(path))).space()
 
 
 def load_to_read(path: Path) -> Space:
     """As `load`, for what only reads results: functions of one's own that are not here are left out, with a word."""
-    return _Reader(YamlFile(path), tolerant=True).space()
+    return SpaceReader(YamlFile(path), tolerant=True).space()
 
 
 def load_with_count(path: Path, count: int, code: bool = True) -> Space:
     """As `load_to_read`, or `load_published` without `code`, with another number of sampled points."""
     file = YamlFile(path)
     file.content["sample"]["count"] = count
-    return _Reader(file, tolerant=True, code=code).space()
+    return SpaceReader(file, tolerant=True, code=code).space()
 
 
 def load_published(path: Path) -> Space:
     """The search space of published results, as `load_to_read` has it; code that lies beside it is not imported."""
-    return _Reader(YamlFile(path), tolerant=True, code=False).space()
+    return SpaceReader(YamlFile(path), tolerant=True, code=False).space()
 
 
 def hypotheses_file(space_file: Path) -> Path | None:
@@ -78,7 +81,7 @@ def hypotheses_file(space_file: Path) -> Path | None:
     return None if name is None else space_file.parent / name
 
 
-class _Reader(Reader):
+class SpaceReader(Reader):
     """Turns the content of one file into a space, and what is wrong with it into an error with its place."""
 
     def __init__(self, file: YamlFile, tolerant: bool = False, code: bool = True) -> None:
@@ -87,6 +90,12 @@ class _Reader(Reader):
 
     def space(self) -> Space:
         content = self.mapping(self.file.content, ())
+        if SUITE in content:
+            raise self.file.error(
+                (SUITE,),
+                "this file asks about models that others have trained: plan, run, stop, status, results and analyze take "
+                "it, and this command does not (docs/published-models.md)",
+            )
         for key in content:
             if key not in _KEYS:
                 raise self.file.error((key,), f"unknown key; {allowed(key, _KEYS)}")
@@ -96,13 +105,13 @@ class _Reader(Reader):
         values = {key: content[key] for key in ("name", "loggers") if content.get(key) is not None}
         # Before what may name a function in it.
         try:
-            values["code"] = self._code(content.get("code")) if self._with_code else ()
+            values["code"] = self.code(content.get("code")) if self._with_code else ()
         except UserError as error:
             if not self._tolerant:
                 raise
             log.warning("%s", error)
         cells, values["design"] = CellsReader(self.file).cells(content)
-        evaluations = self._evaluations(content.get("evaluations"))
+        evaluations = self.evaluations(content.get("evaluations"))
         resources = self.validated(
             Resources, {} if (given := content.get("resources")) is None else given, ("resources",)
         )
@@ -113,10 +122,10 @@ class _Reader(Reader):
         space: Space = self.validated(Space, whole, ())
         self._check_workers(space)
         self._check_kept(space)
-        self._check_evaluations(space)
+        self.check_evaluations(space.evaluations, space.cells)
         return space
 
-    def _evaluations(self, content: Any) -> tuple[Evaluation, ...]:
+    def evaluations(self, content: Any) -> tuple[Evaluation, ...]:
         if content is None:
             return ()
         if not isinstance(content, list):
@@ -136,7 +145,7 @@ class _Reader(Reader):
                 log.warning("%s; its numbers are left out", error)
         return tuple(evaluations)
 
-    def _code(self, content: Any) -> tuple[str, ...]:
+    def code(self, content: Any) -> tuple[str, ...]:
         """The folders that `code` names, which this process can import from here on."""
         if content is None:
             return ()
@@ -222,21 +231,22 @@ class _Reader(Reader):
                     "resources.train.keep_checkpoints: all",
                 )
 
-    def _check_evaluations(self, space: Space) -> None:
-        for i, evaluation in enumerate(space.evaluations):
+    def check_evaluations(self, evaluations: tuple[Evaluation, ...], cells: tuple[Cell, ...]) -> None:
+        """Raise `UserError` where two evaluations share a name, or one does not fit the cells."""
+        for i, evaluation in enumerate(evaluations):
             where = ("evaluations", i)
-            if evaluation.label in [earlier.label for earlier in space.evaluations[:i]]:
+            if evaluation.label in [earlier.label for earlier in evaluations[:i]]:
                 raise self.file.error(
                     (*where, "task"), f"{evaluation.label} is listed twice: give one another name, if it has one"
                 )
-            earlier_columns = [name for earlier in space.evaluations[:i] for name in earlier.columns]
+            earlier_columns = [name for earlier in evaluations[:i] for name in earlier.columns]
             if twice := next((name for name in evaluation.columns if name in earlier_columns), None):
                 raise self.file.error(
                     where, f"an earlier evaluation has columns that begin with {twice}: give one another name"
                 )
-            fitting = space.cells_of(evaluation)
+            fitting = [cell for cell in cells if evaluation.fits(cell)]
             if not fitting:
-                names = " and ".join(dict.fromkeys(cell.corpus.name for cell in space.cells))
+                names = " and ".join(dict.fromkeys(cell.corpus.name for cell in cells))
                 raise self.file.error(
                     where, f"the corpus {names} has no {evaluation.corpus_role}: give it sources, or drop the task"
                 )

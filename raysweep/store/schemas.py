@@ -172,4 +172,43 @@ SESSIONS = _schema(
     versions=(_TEXT, "JSON"),
 )
 
+# Of models that others have trained (`raysweep.suites`).
+MODELS = _schema(
+    id=(_TEXT, "model@revision"),
+    model=(_TEXT, ""),
+    repository=(_TEXT, "on the hub, or a folder"),
+    revision=(_TEXT, ""),
+    commit=(_TEXT, "of the hub; empty of a folder"),
+    step=(_COUNT, "optimizer steps"),
+    bytes=(_COUNT, "of its files; of the last revision where they were not asked for"),
+)
+
+REVISIONS = _schema(
+    id=(_TEXT, "model@revision"),
+    model=(_TEXT, ""),
+    repository=(_TEXT, "on the hub, or a folder"),
+    revision=(_TEXT, ""),
+    commit=(_TEXT, "of the hub; of a folder the SHA-256 of its files"),
+    step=(_COUNT, "optimizer steps"),
+    tokens=(_COUNT, "tokens"),
+    architecture=(_TEXT, "class that loads it"),
+    width=(_COUNT, "columns of W"),
+    depth=(_COUNT, "blocks"),
+    heads=(_COUNT, ""),
+    parameters=(_COUNT, "counted; without the input embedding, where it is not W too"),
+    rows_W=(_COUNT, "rows of W"),
+    entries=(_COUNT, "of the tokenizer"),
+    tokenizer_sha256=(_TEXT, "of the tokenizer: where it differs, losses for each token do not compare"),
+    tied=(pa.bool_(), "whether W is the embedding too"),
+    product=(pa.bool_(), "whether logits are last states times W, neither scaled nor capped"),
+    **_GEOMETRY_W,
+    **{
+        f"{metric}_entries": (REAL, f"{unit}; without rows behind the tokenizer's entries")
+        for metric, unit in METRICS.items()
+    },
+    raysweep_version=(_TEXT, ""),
+    torch_version=(_TEXT, ""),
+    transformers_version=(_TEXT, ""),
+)
+
 INDEX = _schema(file=(_TEXT, ""), size=(_COUNT, "bytes"), changed=(_COUNT, "ns since 1970"), rows=(_TEXT, "JSON"))

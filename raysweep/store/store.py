@@ -10,6 +10,8 @@
     <store>/evaluations/<task>-<settings>/<cell>.parquet
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
+    <store>/models.parquet                     of a suite of published models: their revisions, and the commit of each
+    <store>/revisions/<model>@<revision>.parquet  a published model at a revision, and its geometry
     <store>/sessions/<start>-<process>.parquet  when the sweep was worked on, where, under which versions
     <store>/corpora/<fingerprint>/             a corpus, for the nodes of a cluster (raysweep.corpora.shared)
     <store>/index/                             what raysweep.store.index read before; may be deleted
@@ -86,6 +88,10 @@ class Store(StoreFiles):
     @staticmethod
     def failure_file(cell: str, stage: str) -> str:
         return f"failures/{stage}/{cell}.parquet"
+
+    @staticmethod
+    def revision_file(checkpoint: str) -> str:
+        return f"revisions/{checkpoint}.parquet"
 
     @staticmethod
     def run_directory(cell: str) -> str:

@@ -111,9 +111,9 @@ class Run:
     def rows(self, pause: Callable[[int], bool] = lambda step: False) -> Iterator[dict[str, Any] | None]:
         """Train to the end, yielding each row when it is due.
 
-        `pause(step)` is called at CHECKS points of a whole run, and at least every LEAST_OFTEN steps: if it returns True, None
-        is yielded, for a checkpoint between rows. After each yield `checkpoint()` gives the state there. All workers yield together, rank 0 the rows
-        and the others None.
+        `pause(step)` is called at CHECKS points of a whole run, and at least every LEAST_OFTEN steps: if it returns True,
+        None is yielded, for a checkpoint between rows. After each yield `checkpoint()` gives the state there. All workers yield
+        together, rank 0 the rows and the others None.
         """
         state, steps = self.state, self.cell.steps
         reports = set(self.reports)

@@ -1,0 +1,93 @@
+"""The tables of a suite of published models as what the analysis takes of a sweep."""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pyarrow as pa
+
+from raysweep.analysis.sweep_data import SweepData, from_tables
+from raysweep.errors import UserError
+from raysweep.space.hypotheses import paper_hypotheses
+from raysweep.store import Store, declarations
+from raysweep.store.schemas import PLAN
+from raysweep.suites.read import LoadedSuite
+from raysweep.suites.results import FROM_FILES, IN_BITS, results, trajectories
+
+_LOSS = re.compile(r"_loss((?:_\w+)?)$")
+
+
+def load(store: Store, loaded: LoadedSuite) -> SweepData:
+    """A suite from its store; models whose last checkpoint is not measured are left out.
+
+    A setting that is not known of any model is no column. Raises `UserError` where no model is measured.
+    """
+    table = results(loaded, store)
+    if not len(table):
+        raise UserError(f"no model of {loaded.name} is measured in {store.location}: `raysweep run` measures them")
+    cells = table.to_pandas()
+    units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
+    rows, measures = trajectories(loaded, store)
+    cells, protocol = _comparable(cells, units)
+    if protocol:
+        rows["validation_loss"] = rows[IN_BITS]
+    rows = rows.drop(columns=IN_BITS)
+    settings = [
+        name
+        for name in ("id", "size", *loaded.table.settings, *FROM_FILES, "flops")
+        if name in cells and cells[name].notna().any()
+    ]
+    # What the analysis of a sweep may ask of a cell, and nobody published of these models.
+    of_cells = {field.name: None if pa.types.is_string(field.type) else float("nan") for field in PLAN}
+    unknown = [name for name in cells if cells[name].isna().all()]
+    cells = cells.drop(columns=unknown)
+    cells = cells.assign(
+        **{name: value for name, value in of_cells.items() if name not in cells}, corpus_fingerprint=""
+    )
+    hypotheses = loaded.hypotheses or paper_hypotheses()
+    declared = declarations.read(store, loaded.name)
+    models = cells.reindex(columns=["id", "repository", "revision", "commit", "checkpoints", "status", "unknown"])
+    models = models.assign(commit=models["commit"].str[:12]).rename(columns={"id": "model", "unknown": "not known"})
+    facts = pd.DataFrame([{"setting": name} | fact.model_dump() for name, fact in loaded.table.facts.items()])
+    return from_tables(
+        loaded.name,
+        cells,
+        rows,
+        len(loaded.models),
+        measures=measures,
+        settings=tuple(dict.fromkeys(settings)),
+        units=units,
+        models=models,
+        facts=facts,
+        protocols=protocol | {one.label: one.protocol([loaded.suite.stand_in]) for one in loaded.suite.evaluations},
+        hypotheses=hypotheses,
+        declared=declarations.said(declared, hypotheses.digest) if declared or loaded.hypotheses else "",
+    )
+
+
+def _comparable(cells: pd.DataFrame, units: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The models with losses that compare, and what was done for that, in words.
+
+    A loss for each token is of other tokens where tokenizers differ. There every loss is taken for each byte, under its
+    usual name; those of which only the one for each token is known are left out.
+    """
+    if cells["tokenizer_sha256"].nunique() <= 1:
+        return cells, {}
+    losses = [name for name in cells if _LOSS.search(name)]
+    kept, left_out = {}, []
+    per_token, bits = (cells.get(f"in_distribution_{kind}") for kind in ("loss", "bits_per_byte"))
+    for name in losses:
+        by_byte = _LOSS.sub("_bits_per_byte\\1", name)
+        if by_byte in cells:
+            kept[name] = cells[by_byte]
+        elif "_in_distribution_loss" in name and per_token is not None and bits is not None:
+            # Of the same text: as many tokens for each byte.
+            kept[name] = cells[name] * bits / per_token
+        else:
+            left_out.append(name)
+    units |= dict.fromkeys(kept, "bits per byte")
+    what = f"in bits per byte, since the models have {cells['tokenizer_sha256'].nunique()} tokenizers"
+    if left_out:
+        what += f"; left out, being known for each token only: {', '.join(left_out)}"
+    return cells.drop(columns=left_out).assign(**kept), {"losses": what}

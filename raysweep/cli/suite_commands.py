@@ -1,0 +1,280 @@
+"""plan, run, stop, status, results and analyze of a suite of published models. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from raysweep.cli.console import escape, say, show
+from raysweep.cli.exit_status import INTERRUPTED
+from raysweep.cli.options import located_store, print_json
+from raysweep.cli.progress_bars import ProgressBars
+from raysweep.errors import UserError, reason
+from raysweep.files import local_path, put_in_place
+from raysweep.store import Store, lock
+from raysweep.suites.read import LoadedSuite, load_suite
+from raysweep.text import abbreviate, duration
+
+if TYPE_CHECKING:
+    from raysweep.suites.checkpoints import Checkpoint
+    from raysweep.suites.runner import SuiteState
+
+# More models than this are for a file.
+_LONGEST = 60
+
+# What `plan` reckons downloads with.
+_BYTES_PER_SECOND = 50e6
+
+
+def _opened(options: argparse.Namespace) -> tuple[LoadedSuite, Store]:
+    loaded = load_suite(options.space)
+    return loaded, located_store(options.store, loaded.name)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """`raysweep plan`: the models, their checkpoints, and what there is to download."""
+    from raysweep.suites.checkpoints import find
+
+    loaded = load_suite(options.space)
+    store = located_store(None, loaded.name)
+    with ProgressBars() as bars:
+        checkpoints, errors = find(loaded, store if store.begun() else None, bars.step, _note)
+    away = [one for one in checkpoints if one.folder is None]
+    size = sum(one.size for one in away)
+    answer = {
+        "models": [
+            dict[str, Any](loaded.table.row(model)) | {
+                "checkpoints": [one.revision for one in checkpoints if one.model == model],
+                "bytes": sum(one.size for one in away if one.model == model),
+                "unknown": loaded.table.unknown_of(model), "error": errors.get(model.id),
+            }
+            for model in loaded.models
+        ],
+        "totals": {
+            "models": len(loaded.models), "checkpoints": len(checkpoints), "download_bytes": size,
+            "largest_bytes": max((one.size for one in checkpoints), default=0),
+            "disk_bytes_per_node": min(size, int(loaded.suite.resources.disk * 1e9)),
+            "download_seconds_at_50_MB_per_s": size / _BYTES_PER_SECOND,
+        },
+        "facts": {name: fact.model_dump() for name, fact in loaded.table.facts.items()},
+    }  # fmt: skip
+    if options.json:
+        print_json(answer)
+    else:
+        _show_plan(loaded, checkpoints, errors, answer["totals"])  # type: ignore[arg-type]
+    return 1 if errors else 0
+
+
+def _note(line: str) -> None:
+    """Something that a person should know at once, beside what a script reads."""
+    print(line, file=sys.stderr)
+
+
+def _show_plan(
+    loaded: LoadedSuite, checkpoints: list[Checkpoint], errors: dict[str, str], totals: dict[str, float]
+) -> None:
+    number = Counter(one.model.id for one in checkpoints)
+    size: Counter[str] = Counter()
+    for one in checkpoints:
+        size[one.model.id] += one.size
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("model", "N", "tokens", "checkpoints", "GB"):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
+    for model in loaded.models[:_LONGEST]:
+        counts = (model.settings.get(name) for name in ("parameters", "tokens"))
+        shown = [abbreviate(value) if isinstance(value, int | float) else "?" for value in counts]
+        table.add_row(model.id, *shown, f"{number[model.id]}", f"{size[model.id] / 1e9:.3g}")
+    show(table)
+    if len(loaded.models) > _LONGEST:
+        say(f"... and {len(loaded.models) - _LONGEST:,} more: --json has them all")
+    say(
+        f"\n[bold]{totals['models']:,} models, {totals['checkpoints']:,} checkpoints[/], "
+        f"{totals['download_bytes'] / 1e9:.3g} GB to download"
+    )
+    if totals["download_bytes"]:
+        say(
+            f"at 50 MB/s: {duration(totals['download_seconds_at_50_MB_per_s'])}; sizes of earlier checkpoints are taken to "
+            f"be those of the last\non each node at most {totals['disk_bytes_per_node'] / 1e9:.3g} GB at once "
+            f"(resources.disk), and memory for the largest: {2.5 * totals['largest_bytes'] / 1e9:.3g} GB"
+        )
+    _show_facts(loaded)
+    for name, why in errors.items():
+        say(f"[red]not there[/] {escape(name)}: {escape(why)}")
+
+
+def _show_facts(loaded: LoadedSuite) -> None:
+    """How much is known of the models."""
+    facts = Counter(fact.how for fact in loaded.table.facts.values())
+    if facts:
+        say(f"settings: {', '.join(f'{facts[how]} {how}' for how in ('known', 'derived', 'inferred') if facts[how])}")
+    unknown = Counter(name for model in loaded.models for name in loaded.table.unknown_of(model))
+    everywhere = [name for name, count in unknown.items() if count == len(loaded.models)]
+    some = [f"{name} ({count} models)" for name, count in unknown.items() if count < len(loaded.models)]
+    if unknown:
+        say(f"not known: {', '.join([*everywhere, *some])}")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`raysweep run`."""
+    from raysweep.cli.signals import StopOnSignal
+    from raysweep.suites import runner
+
+    if options.rehearse or options.cluster:
+        raise UserError(f"{options.space} asks about published models: --rehearse and --cluster are for search spaces")
+    loaded, store = _opened(options)
+    say(f"[bold]{escape(loaded.name)}[/]: {len(loaded.models):,} models; store {escape(store.location)}")
+    try:
+        with StopOnSignal() as signals, ProgressBars() as bars:
+
+            def said(line: str) -> None:
+                bars.close()
+                say(escape(line))
+
+            after = runner.run(loaded, store, bars.step, said, signals.stop, signals.work_began)
+    except KeyboardInterrupt:
+        return _interrupted(options, store)
+    if after.left and signals.stop.is_set():
+        return _interrupted(options, store)
+    _conclude(loaded, store, after)
+    return 0 if after.complete else 1
+
+
+def _interrupted(options: argparse.Namespace, store: Store) -> int:
+    say(
+        f"stopped; what is measured is kept: {shlex.join(['raysweep', 'run', options.space, '--store', store.location])}"
+    )
+    return INTERRUPTED
+
+
+def _conclude(loaded: LoadedSuite, store: Store, after: SuiteState) -> None:
+    _show_results(loaded, store)
+    done = len(after.checkpoints) - len(after.left)
+    say(f"{done:,} of {len(after.checkpoints):,} checkpoints done")
+    _show_errors(after)
+    if not after.complete:
+        say("run the same command again to do what is left")
+
+
+def _show_errors(after: SuiteState) -> None:
+    from raysweep.suites.runner import error_lines
+
+    lines = error_lines(after)
+    for line in lines[:_LONGEST]:
+        say(f"[red]failed[/] {escape(line)}")
+    if len(lines) > _LONGEST:
+        say(f"... and {len(lines) - _LONGEST:,} more")
+
+
+def stop(options: argparse.Namespace) -> int:
+    """`raysweep stop`."""
+    _, store = _opened(options)
+    stopped = lock.stop_holder(store)
+    say(f"stopped process {stopped}" if stopped else f"nothing runs on {store.location}")
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """`raysweep status`: from the store alone, without asking the hub."""
+    from raysweep.suites.runner import pinned, survey
+
+    loaded, store = _opened(options)
+    checkpoints = pinned(loaded, store)
+    now = survey(loaded, store, checkpoints)
+    driver = lock.holder(store)
+    counts = {
+        "models": len(loaded.models), "checkpoints": len(checkpoints), "done": len(checkpoints) - len(now.left),
+        "failed": len(now.errors), "left": len(now.left), "running": driver is not None,
+    }  # fmt: skip
+    if options.json:
+        print_json(counts)
+        return 0
+    if not checkpoints:
+        say(f"{store.location} knows no checkpoint of {loaded.name} yet: `raysweep run` looks for them")
+        return 0
+    say(
+        f"{counts['done']:,} of {counts['checkpoints']:,} checkpoints of {counts['models']:,} models done, store "
+        f"{store.location}"
+    )
+    if driver is not None:
+        say(f"process {driver['pid']} on {driver['host']} works on it since {driver['started']}")
+    _show_errors(now)
+    return 0
+
+
+def results(options: argparse.Namespace) -> int:
+    """`raysweep results`."""
+    from raysweep.suites.results import results as results_table
+
+    loaded, store = _opened(options)
+    if options.output is None:
+        _show_results(loaded, store)
+        return 0
+    import pyarrow.parquet as pq
+
+    output = local_path(options.output, "--output")
+    if output.suffix != ".parquet":
+        raise UserError(f"--output {output}: the table is written as Parquet: give a name that ends in .parquet")
+    table = results_table(loaded, store)
+    if not table.num_rows:
+        raise UserError(f"no model of {loaded.name} is measured in {store.location}: nothing was written to {output}")
+    try:
+        with put_in_place(output) as unfinished:
+            pq.write_table(table, unfinished)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written: {reason(error)}") from None
+    say(f"{table.num_rows} of {len(loaded.models)} models written to {output}")
+    return 0
+
+
+def _show_results(loaded: LoadedSuite, store: Store) -> None:
+    """A row for each model."""
+    from raysweep.cli.messages import MEASURED, heading
+    from raysweep.suites.results import results as results_table
+
+    rows = results_table(loaded, store).to_pylist()
+    if not rows:
+        return
+    if len(rows) > _LONGEST:
+        say(f"{len(rows)} models have results: raysweep results --output FILE.parquet writes the table")
+        return
+    bits = [name for name in rows[0] if name.endswith("_bits_per_byte")][:2]
+    measured = [name for name in dict.fromkeys([*MEASURED, *bits]) if any(row.get(name) is not None for row in rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("model", overflow="fold")
+    for name in ("step", *map(heading, measured)):
+        table.add_column(name, justify="right")
+    for row in rows:
+        values = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured)
+        table.add_row(row["id"], f"{row['steps_trained']:,}", *values)
+    show(table)
+    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
+
+
+def analyze(options: argparse.Namespace) -> int:
+    """`raysweep analyze`."""
+    from raysweep.analysis import suite_data
+    from raysweep.analysis.analyze import analyze_sweep
+    from raysweep.cli import messages
+
+    if options.next is not None or options.hours is not None:
+        raise UserError("--next proposes cells to train: published models are what they are")
+    loaded, store = _opened(options)
+    output = local_path(options.output, "--output")
+    data = suite_data.load(store, loaded)
+    if options.where is not None:
+        data = data.where(options.where)
+    with ProgressBars() as bars:
+        summary = analyze_sweep(data, Path(output), bars.step)
+    card = summary.claims[["claim", "verdict", "statement"]].to_dict("records")
+    if options.json:
+        print_json({"models": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card})
+    else:
+        messages.show_claims(card)
+        say(f"{summary.analysed} of {summary.planned} models analysed; open {output / 'report.html'}")
+    return 0

@@ -1,0 +1,241 @@
+"""A model that others have trained, as what raysweep's evaluations take: a `LanguageModel`.
+
+What it predicts is what transformers (or ai2-olmo, of its own format) computes. Where its logits are the product of its last
+states and its unembedding, as of nearly every model, losses take that way, which never holds all logits; where a model
+scales, caps or shifts them its own logits are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from raysweep.errors import UserError
+from raysweep.exchange.model_matrices import blocks, is_ai2_olmo
+from raysweep.exchange.text_loss import begins_with, tokenizer_of
+from raysweep.exchange.unembedding import load, loaded_unembedding
+from raysweep.model.language_model import LanguageModel, autocast, input_of
+from raysweep.store.sessions import processor
+
+# Logits of one batch that are held at once, where they must be.
+_LOGITS = 2**26
+
+
+class LoadedModel(LanguageModel):
+    """A published model with its loss.
+
+    Parameters
+    ----------
+    name
+        What messages call it.
+    loaded
+        The model as transformers loads it.
+    begin
+        The token that its tokenizer puts before a text, if it does. Every sequence begins with it, and it is not predicted.
+    """
+
+    def __init__(self, name: str, loaded: Any, begin: int | None = None) -> None:
+        nn.Module.__init__(self)
+        self.name, self.loaded, self.begin = name, loaded.eval(), begin
+        self._check_causal()
+        self.product = self._is_product()
+        """Whether its logits are the product of its last states and its unembedding."""
+
+    @property
+    def olmo(self) -> nn.Module:  # type: ignore[override]
+        """The network itself."""
+        return self.loaded  # type: ignore[no-any-return]
+
+    def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
+        return self._without_begin(self._last_states(self._with_begin(inputs)))
+
+    def _with_begin(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs if self.begin is None else F.pad(inputs, (1, 0), value=self.begin)
+
+    def _without_begin(self, states: torch.Tensor) -> torch.Tensor:
+        return states if self.begin is None else states[:, 1:]
+
+    def _last_states(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the unembedding is given; the logits, which cost most in a small model, are not computed."""
+
+        def stop(module: nn.Module, given: tuple[Any], out: Any = None) -> None:
+            raise _Reached(given[0] if out is None else out)
+
+        if is_ai2_olmo(self.loaded):
+            # Its tied head is a function of the embedding, and no module that is called.
+            hook = self.loaded.model.transformer.ln_f.register_forward_hook(stop)
+        else:
+            hook = self.loaded.get_output_embeddings().register_forward_pre_hook(stop)
+        try:
+            self._forward(inputs)
+        except _Reached as reached:
+            states: torch.Tensor = reached.args[0]
+            return states
+        finally:
+            hook.remove()
+        raise UserError(f"{self.name}: what its unembedding is given cannot be seen")
+
+    def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.loaded(inputs, use_cache=False).logits
+        return logits
+
+    def token_losses(
+        self, inputs: torch.Tensor, targets: torch.Tensor, chosen: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As of every `LanguageModel`."""
+        if self.product:
+            return super().token_losses(inputs, targets, chosen)
+        rows = max(1, _LOGITS // (inputs.shape[1] * len(self.unembedding)))
+        losses = [
+            F.cross_entropy(self._without_begin(self._forward(self._with_begin(part))).float().flatten(0, 1),
+            labels.flatten(),
+                            reduction="none").view(labels.shape)
+            for part, labels in zip(inputs.split(rows), targets.split(rows), strict=True)
+        ]  # fmt: skip
+        return torch.cat(losses) if chosen is None else torch.cat(losses)[chosen]
+
+    @property
+    def unembedding(self) -> torch.Tensor:
+        return loaded_unembedding(self.name, self.loaded)
+
+    @property
+    def measured_unembedding(self) -> torch.Tensor:
+        return self.unembedding
+
+    @property
+    def device(self) -> torch.device:
+        return self.unembedding.device
+
+    @cached_property
+    def shape(self) -> dict[str, int]:
+        """`width`, `depth`, `heads` (0 where its configuration does not say) and `parameters`, without the input embedding
+        where that is not the unembedding too."""
+        config = self.loaded.config.get_text_config()
+        embedding = self.loaded.get_input_embeddings().weight
+        counted = {id(p): p.numel() for p in self.loaded.parameters() if p is not embedding or p is self.unembedding}
+
+        def said(*names: str) -> int:
+            return next((int(value) for name in names if (value := getattr(config, name, None))), 0)
+
+        return {
+            "width": self.unembedding.shape[1],
+            "depth": said("num_hidden_layers", "n_layers", "n_layer"),
+            "heads": said("num_attention_heads", "n_heads", "n_head"),
+            "parameters": sum(counted.values()),
+        }
+
+    def autocast(self) -> Any:
+        return autocast(self.device)
+
+    def computed_by(self) -> dict[str, str]:
+        """What computes its numbers here, under the columns of the store's timings."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": self.device.type,
+            "device_name": torch.cuda.get_device_name(self.device) if cuda else processor(),
+            "precision": "bfloat16 autocast" if cuda else "float32",
+            "kernels": "ai2-olmo" if is_ai2_olmo(self.loaded) else "transformers",
+            "compiled": "no",
+        }
+
+    def linear_layers(self) -> list[nn.Linear]:
+        """The linear layers of its blocks, in the order in which data passes through them.
+
+        Raises `UserError` where it shows no blocks, or some of their layers take no part.
+        """
+        layers = [layer for block in blocks(self.loaded) for layer in block.modules() if isinstance(layer, nn.Linear)]
+        if not layers:
+            raise UserError(f"{self.name}: its blocks are of no kind that raysweep can quantize")
+        called: dict[nn.Linear, None] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, given: called.update({module: None})) for layer in layers
+        ]
+        try:
+            with torch.no_grad():
+                self._forward(self._probe())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(called) < len(layers):
+            raise UserError(
+                f"{self.name}: {len(layers) - len(called)} of the {len(layers)} linear layers of its blocks took no part "
+                "for a short text (experts?), and cannot be calibrated: leave quantized out"
+            )
+        return list(called)
+
+    def layers_with_inputs(
+        self, batches: list[torch.Tensor], head: nn.Linear | None = None
+    ) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
+        """As of every `LanguageModel`; the whole model is run again for each layer, as far as the layer."""
+        for layer in self.linear_layers():
+            with self.autocast():
+                inputs = [
+                    self._without_begin(input_of(layer, self._forward, self._with_begin(batch))) for batch in batches
+                ]
+            yield layer, inputs
+        if head is not None:
+            with self.autocast():
+                inputs = [self.hidden(batch) for batch in batches]
+            yield head, inputs
+
+    def _probe(self) -> torch.Tensor:
+        """A few token ids of its own."""
+        rows = len(self.unembedding)
+        return torch.arange(0, rows, max(1, rows // 16), device=self.device)[None, :16]
+
+    def _is_product(self) -> bool:
+        probe = self._probe()
+        with torch.no_grad():
+            logits = self._forward(probe).float()
+            try:
+                states = self._last_states(probe)
+            except UserError:
+                return False
+            if not states.is_floating_point() or states.shape[-1] != self.unembedding.shape[1]:
+                return False
+            product = states.float() @ self.unembedding.float().T
+        # Some models cut their logits to the tokenizer's entries.
+        if product.shape != logits.shape:
+            return False
+        return float((product - logits).abs().max()) <= 1e-3 * float(logits.abs().max())
+
+    def _check_causal(self) -> None:
+        """Raise `UserError` where the prediction at a place changes with the tokens that follow it."""
+        probe = self._probe()
+        half = probe.shape[1] // 2
+        other = torch.cat([probe[:, :half], probe[:, :1].expand(-1, probe.shape[1] - half)], dim=1)
+        with torch.no_grad():
+            one, two = (self._forward(ids)[:, :half].float() for ids in (probe, other))
+        if half and float((one - two).abs().max()) > 1e-2 * float(one.std()):
+            raise UserError(
+                f"{self.name} sees the tokens that it is to predict: it is no causal language model as it is configured, so "
+                "that its loss says nothing"
+            )
+
+
+class _Reached(Exception):
+    """Ends a forward pass before the unembedding, with what it is given."""
+
+
+def load_model(name: str, folder: Path, device: torch.device) -> tuple[LoadedModel, Any]:
+    """The model in a folder, in float32, and its tokenizer. Raises `UserError` where it cannot be loaded."""
+    import hf_olmo  # noqa: F401  (so that transformers knows ai2-olmo's own format)
+
+    tokenizer = tokenizer_of(str(folder), None)
+    loaded = load(str(folder), None, computes=True).float().to(device)
+    for parameter in loaded.parameters():
+        parameter.requires_grad_(False)
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer):,} entries and its embedding {rows:,} rows: they are of two models"
+        )
+    with torch.no_grad():
+        return LoadedModel(name, loaded, begins_with(tokenizer)), tokenizer

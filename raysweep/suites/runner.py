@@ -1,0 +1,276 @@
+"""A suite as a function: have each checkpoint, measure and evaluate it, as Ray tasks; what is done stays done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysweep.cluster.capacity import nodes
+from raysweep.cluster.connection import connected
+from raysweep.cluster.environment import preserved_environment
+from raysweep.corpora.progress import CorpusProgress
+from raysweep.corpora.shared import upload
+from raysweep.errors import StoreError, UserError
+from raysweep.space.hypotheses import paper_hypotheses
+from raysweep.store import Store, declarations
+from raysweep.store.index import read_all
+from raysweep.store.lock import Lock
+from raysweep.store.schemas import FAILURES, PLAN
+from raysweep.store.sessions import recorded
+from raysweep.store.store import PLANNED
+from raysweep.suites.checkpoints import Checkpoint, Step, find
+from raysweep.suites.pins import pin, read_pinned
+from raysweep.suites.read import LoadedSuite
+from raysweep.suites.task import LOAD, MEASURE, Work, complete, lacking
+from raysweep.sweep.failures import describe, innermost_cause, process_lost, record_failure
+from raysweep.sweep.prepare_corpora import prepare_corpora
+from raysweep.sweep.prepare_texts import prepare_texts
+from raysweep.sweep.survey import CellState
+
+# A task whose process is lost is started again so often, by Ray.
+_LOST = 3
+
+# A model in memory takes this times its files, where those have numbers of two bytes and it has them of four, and a half
+# more.
+_MEMORY = 2.5
+
+
+@dataclass(frozen=True)
+class SuiteState:
+    """Where a suite stands, by its checkpoints."""
+
+    checkpoints: list[Checkpoint]
+    left: dict[str, list[str]]
+    """Checkpoint -> what the store lacks of it: `model`, `measure`, labels of evaluations."""
+    errors: dict[str, dict[str, str]]
+    """Checkpoint -> stage -> its last error."""
+    unavailable: dict[str, str] = field(default_factory=dict)
+    """Model -> why it has no checkpoint."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.left and not self.unavailable
+
+
+def run(
+    loaded: LoadedSuite,
+    store: str | Path | Store,
+    step: Step = lambda part, done, total, detail: None,
+    said: Callable[[str], None] = lambda line: None,
+    stop: threading.Event | None = None,
+    begun: Callable[[], None] = lambda: None,
+) -> SuiteState:
+    """Measure and evaluate what the store lacks of a suite, on a Ray cluster.
+
+    Killed at any moment, it loses nothing that was finished, and the next call resumes; downloads resume too.
+
+    Parameters
+    ----------
+    loaded
+        The suite; `raysweep.suites.read.load_suite` reads one.
+    store
+        The folder or URI of the results.
+    step
+        Called with what is being done, how much of it is done, how much there is, and a detail.
+    said
+        Called with what a person should know at once: what is waited for, what failed.
+    stop
+        Set it to end before all is done. What is running is not waited for.
+    begun
+        Called when tasks are about to start: from then on `stop` is looked at every second.
+
+    Returns
+    -------
+    SuiteState
+        What is left, and the errors.
+
+    Raises
+    ------
+    UserError
+        Where nothing can be done: no checkpoint can be had, a text is too short, the store is held by another.
+    StoreError
+        Where the store is lost.
+    """
+    # One of its own: while the suite runs it waits for a store that is away.
+    store = Store(store.location if isinstance(store, Store) else str(store))
+    store.probe()
+    stop = stop or threading.Event()
+    progress: dict[str, Any] = {}
+    with Lock(store, lambda: {"suite": dict(progress)}) as lock:
+        checkpoints, unavailable = find(loaded, store, step, said)
+        if store.read(PLANNED) is None:
+            store.write_table(PLANNED, [], PLAN)
+        pin(store, [one.row for one in checkpoints])
+        hypotheses = loaded.hypotheses or paper_hypotheses()
+        before = survey(loaded, store, checkpoints, unavailable)
+        declarations.record(
+            store, loaded.name, hypotheses.digest, len(checkpoints) - len(before.left), len(checkpoints)
+        )
+        for model, why in unavailable.items():
+            said(f"{model} is left out: {why}")
+        store.running = True
+        if before.left and not stop.is_set():
+            with preserved_environment(), recorded(store, loaded.name):
+                _work(loaded, store, before, step, said, stop, begun, lock, progress)
+        store.running = False
+        return survey(loaded, store, checkpoints, unavailable)
+
+
+def survey(
+    loaded: LoadedSuite, store: Store, checkpoints: list[Checkpoint], unavailable: dict[str, str] | None = None
+) -> SuiteState:
+    """Where each checkpoint stands, from the store alone."""
+    left = {one.id: missing for one in checkpoints if (missing := lacking(loaded.suite, one.id, store))}
+    stages = [LOAD, MEASURE, *(one.label for one in loaded.suite.evaluations)]
+    failures = {stage: read_all(store, f"failures/{stage}", FAILURES) for stage in stages}
+    errors = {
+        name: told
+        for name in left
+        if (told := {stage: str(rows[name][0]["error"]) for stage, rows in failures.items() if name in rows})
+    }
+    return SuiteState(checkpoints, left, errors, unavailable or {})
+
+
+def pinned(loaded: LoadedSuite, store: Store) -> list[Checkpoint]:
+    """The checkpoints of the suite's models that the store knows, without asking anybody."""
+    models = {model.id: model for model in loaded.models}
+    return [
+        Checkpoint(models[row["model"]], row["revision"], row["step"], row["commit"], None, row["bytes"])
+        for row in read_pinned(store).values()
+        if row["model"] in models
+    ]
+
+
+def _work(
+    loaded: LoadedSuite, store: Store, before: SuiteState, step: Step, said: Callable[[str], None], stop: threading.Event,
+    begun: Callable[[], None], lock: Lock, progress: dict[str, Any],
+) -> None:  # fmt: skip
+    suite = loaded.suite
+
+    def report(of_corpus: CorpusProgress) -> None:
+        step(f"{of_corpus.corpus}: {of_corpus.phase}", of_corpus.done, of_corpus.total, "")
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    stand_in = CellState(suite.stand_in, "done", dict.fromkeys((one.label for one in suite.evaluations), "new"))
+    corpora = prepare_corpora([stand_in], suite.evaluations, store, report)
+    texts = prepare_texts([stand_in], suite.evaluations, corpora, store, report)
+    (corpus,) = corpora.values()
+    with connected(code=suite.code) as connection:
+        if connection.shared:
+            for opened in [corpus, *(text for each in texts.values() for text in each)]:
+                upload(opened, store, report)
+        begun()
+        _run_tasks(loaded, store, before, corpus.fingerprint, step, said, stop, lock, progress)
+
+
+def _run_tasks(
+    loaded: LoadedSuite, store: Store, before: SuiteState, fingerprint: str, step: Step, said: Callable[[str], None],
+    stop: threading.Event, lock: Lock, progress: dict[str, Any],
+) -> None:  # fmt: skip
+    import ray
+
+    from raysweep.sweep.same_code import code
+
+    suite = loaded.suite
+    work = Work(suite, store.location, fingerprint, code())
+    resources = suite.resources
+    todo = [one for one in before.checkpoints if one.id in before.left]
+    # What does not fit shows at once, and no long one is left for the end.
+    todo.sort(key=lambda one: -one.size)
+    most = max((node.get("memory", 0.0) for node in nodes().values()), default=0.0)
+    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    # Shares of a GPU are a process's: the next task is to have one of its own.
+    task = ray.remote(
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=_LOST, max_calls=1 if resources.gpus else 0,
+        scheduling_strategy="SPREAD",
+    )(complete)  # fmt: skip
+    running: dict[Any, Checkpoint] = {}
+    failed = 0
+    for one in todo:
+        memory = _MEMORY * one.size
+        if memory > most > 0:
+            why = (
+                f"it takes about {memory / 1e9:.3g} GB of memory, and the largest node has {most / 1e9:.3g} GB: leave it "
+                "out by `select`, or add a larger node"
+            )
+            record_failure(store, one.id, LOAD, why)
+            said(f"{one.id} failed: {why}")
+            failed += 1
+            continue
+        running[task.options(memory=memory).remote(one, work, board)] = one
+    total, ended, came = len(todo), failed, 0
+    while running:
+        with suppress(ray.exceptions.RayError):  # Its node is gone; what was said is said.
+            for line in ray.get(board.take.remote(), timeout=10):
+                said(line)
+        progress |= {"done": ended, "of": total, "failed": failed}
+        step("checkpoints", ended, total, f"{came / 1e9:.2f} GB came" if came else "")
+        if stop.is_set():
+            return
+        if lock.lost:
+            raise StoreError(lock.lost)
+        for answer in ray.wait(list(running), timeout=1.0)[0]:
+            one = running.pop(answer)
+            ended += 1
+            try:
+                outcome = ray.get(answer)
+            except Exception as error:
+                cause = innermost_cause(error)
+                if isinstance(cause, StoreError):
+                    raise cause from None
+                why = (
+                    "its process was lost again and again (for want of memory?)"
+                    if process_lost(error)
+                    else describe(cause)
+                )
+                if stop.is_set():
+                    return
+                record_failure(store, one.id, LOAD, why)
+                outcome = {"errors": {LOAD: why}, "bytes": 0}
+            came += outcome["bytes"]
+            failed += bool(outcome["errors"])
+            for stage, why in outcome["errors"].items():
+                said(f"{one.id}: {'' if stage == LOAD else stage + ' '}failed: {why}")
+    step("checkpoints", ended, total, f"{came / 1e9:.2f} GB came" if came else "")
+
+
+class _Board:
+    """An actor on which tasks say what they wait for; each thing once."""
+
+    def __init__(self) -> None:
+        self._new: list[str] = []
+        self._told: set[str] = set()
+
+    def tell(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._new.append(line)
+
+    def take(self) -> list[str]:
+        """What is new."""
+        new, self._new = self._new, []
+        return new
+
+
+def error_lines(state: SuiteState) -> list[str]:
+    """What is wrong: a line for each model that is not there, and for each error of checkpoints with how many have it."""
+    lines = [f"{model}: {why}" for model, why in state.unavailable.items()]
+    alike: dict[str, list[str]] = {}
+    for name, of_stage in state.errors.items():
+        for stage, why in of_stage.items():
+            alike.setdefault(f"{'' if stage == LOAD else stage + ': '}{why.replace(name, 'it')}", []).append(name)
+    for why, names in alike.items():
+        others = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
+        lines.append(f"{names[0]}{others}: {why}")
+    return lines
+
+
+def no_checkpoint(loaded: LoadedSuite, store: Store) -> UserError:
+    """Where a command needs results, and there are none."""
+    return UserError(f"no checkpoint of {loaded.name} is measured in {store.location}: `raysweep run` measures them")

@@ -1,0 +1,100 @@
+"""What a task does for one checkpoint, without a cluster: its rows, what is missing afterwards, and what went wrong."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import suite_files
+from published_layouts import Published, llama
+
+from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.space.measure import Measurement
+from raysweep.store.schemas import PLAN, REVISIONS
+from raysweep.store.store import PLANNED, Store
+from raysweep.suites.checkpoints import find
+from raysweep.suites.pins import pin
+from raysweep.suites.read import load_suite
+from raysweep.suites.results import results
+from raysweep.suites.runner import error_lines, survey
+from raysweep.suites.task import Work, complete, lacking
+from raysweep.sweep.same_code import code
+
+MODEL = Published("one", "me/one", "llama", 16, 1, 3, (100,))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    llama(tmp_path / "mirror" / "me" / "one" / "step100", 3, width=16, depth=1, heads=2, step=100)
+    return tmp_path
+
+
+def test_what_is_done_stays_done_and_what_failed_is_tried_again(folder: Path, corpus: TokenizedCorpus) -> None:
+    file = suite_files.write(
+        folder, [MODEL], mirror=str(folder / "mirror"), sequence_length=128,
+        evaluations=["in_distribution", "out_of_distribution"],
+    )  # fmt: skip
+    loaded, store = load_suite(file), begun(folder / "store")
+    (checkpoint,), errors = find(loaded, None, lambda *step: None, print)
+    assert not errors
+    assert checkpoint.id == "one@step100"
+    pin(store, [checkpoint.row])
+    assert lacking(loaded.suite, checkpoint.id, store) == ["model", "measure", "in_distribution", "out_of_distribution"]
+    # The model takes 128 tokens, and its begin-of-text is one of them.
+    answer = complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
+    assert set(answer["errors"]) == {"measure", "in_distribution", "out_of_distribution"}
+    assert "lower sequence_length to 127" in answer["errors"]["in_distribution"]
+    before = survey(loaded, store, [checkpoint])
+    assert list(before.left) == [checkpoint.id]
+    assert len(error_lines(before)) == 3
+    assert results(loaded, store).to_pylist()[0]["status"] == "partly"
+
+    shorter = load_suite(suite_files.write(folder, [MODEL], mirror=str(folder / "mirror"), sequence_length=64,
+                                           evaluations=["in_distribution", "out_of_distribution"]))  # fmt: skip
+    work = Work(shorter.suite, store.location, corpus.fingerprint, code())
+    first = store.read_rows(store.revision_file(checkpoint.id), REVISIONS)
+    assert complete(checkpoint, work)["errors"] == {}
+    after = survey(shorter, store, [checkpoint])
+    assert after.complete
+    assert not after.errors
+    assert store.read_rows(store.revision_file(checkpoint.id), REVISIONS) == first
+    (row,) = results(shorter, store).to_pylist()
+    assert row["status"] == "done"
+    assert row["tied"] is True
+    assert 5 < row["in_distribution_bits_per_byte"] < 8
+    # Another matrix is asked for: that alone is missing.
+    more = replace(
+        shorter, suite=shorter.suite.model_copy(update={"measure": (*shorter.suite.measure, _of("mlp.down"))})
+    )
+    assert lacking(more.suite, checkpoint.id, store) == ["measure"]
+    # Other code than the driver's measures nothing.
+    with pytest.raises(ValueError, match="other code than the driver"):
+        complete(checkpoint, replace(work, code={**code(), "torch": "0"}))
+
+
+def begun(folder: Path) -> Store:
+    """A store that a sweep has begun."""
+    store = Store(str(folder))
+    store.write_table(PLANNED, [], PLAN)
+    return store
+
+
+def _of(part: str) -> Measurement:
+    return Measurement(of=(f"blocks.*.{part}",), metrics=("effective_rank",))
+
+
+def test_an_earlier_checkpoint_never_stands_for_the_last(folder: Path, corpus: TokenizedCorpus) -> None:
+    llama(folder / "mirror" / "me" / "one" / "step0", 3, width=16, depth=1, heads=2, step=0)
+    model = MODEL._replace(steps=(0, 100))
+    file = suite_files.write(
+        folder, [model], mirror=str(folder / "mirror"), evaluations=["in_distribution"], measure=[]
+    )
+    loaded, store = load_suite(file), begun(folder / "store")
+    checkpoints, _ = find(loaded, None, lambda *step: None, print)
+    pin(store, [one.row for one in checkpoints])
+    work = Work(loaded.suite, store.location, corpus.fingerprint, code())
+    assert [one.step for one in checkpoints] == [0, 100]
+    assert complete(checkpoints[0], work)["errors"] == {}
+    assert results(loaded, store).num_rows == 0
+    assert complete(checkpoints[1], work)["errors"] == {}
+    (row,) = results(loaded, store).to_pylist()
+    assert (row["steps_trained"], row["checkpoints"]) == (100, 2)
