@@ -52,6 +52,8 @@ STATISTIC_WORDS = {
     "predictive_r2_new_size": "Predictive R² (new size)",
 }
 STATISTICS = tuple(STATISTIC_WORDS)
+# What a statistic of these is held against: size, compute and tokens.
+_OF_SIZE = set(STATISTICS) - {"raw_spearman", "partial_spearman"}
 COLUMNS = ("task", "metric", "statistic", "value", "low", "high", "n", "reason", "column", "baseline")
 LAW_COLUMNS = ("task", "parameter", "value", "low", "high", "n", "reason")
 DRAWS = 2000
@@ -129,8 +131,12 @@ class Outcome:
         # Tokens in whole steps, as the FLOPs count them, and not as the budget asks for: for short runs with large batches
         # the rounding would be a feature of its own.
         trained = cells["steps"] * cells["batch_size"] * cells["sequence_length"]
+        # Of models that others have trained, the number that they give.
+        trained = trained.fillna(cells["tokens"])
         self.N, self.D = cells["parameters"].to_numpy(float), trained.to_numpy(float)
-        self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
+        with np.errstate(divide="ignore"):
+            self.baseline = np.log(np.column_stack([self.N, cells["flops"].to_numpy(float), self.D]))
+        self.unknown = int((~np.isfinite(self.baseline).all(axis=1)).sum())
         controls = sweep.controls[present]
         self.controls = controls.loc[:, controls.nunique() > 1].to_numpy(float)
         self.is_loss = column.endswith(("_loss", "_bits_per_byte"))
@@ -163,6 +169,8 @@ class Outcome:
         for name, values in (("metric", self.metrics[metric]), ("loss", self.loss)):
             if np.ptp(values) <= 1e-12 * np.abs(values).max():
                 return answer | {"reason": f"the {name} is the same for all cells"}
+        if self.unknown and statistic in _OF_SIZE:
+            return answer | {"reason": self._not_known}
         statistic_value = getattr(self, f"_{statistic}")(metric)
         if isinstance(statistic_value, _Missing):
             return answer | {"reason": statistic_value.reason}
@@ -209,6 +217,10 @@ class Outcome:
         )
 
     @property
+    def _not_known(self) -> str:
+        return f"tokens, and so FLOP, are not known of {self.unknown} of {self.n} models"
+
+    @property
     def _too_few(self) -> _Missing:
         return _Missing(f"{self.n} cells; at least {_FEWEST + 2} are needed")
 
@@ -230,6 +242,8 @@ class Outcome:
             return "the law is one of losses"
         if self.n and (self.loss.min() <= 0 or np.ptp(self.loss) == 0):
             return "the law needs losses above zero that differ"
+        if self.unknown:
+            return self._not_known
         return scaling_law.enough(self.N, self.D)
 
     @cached_property

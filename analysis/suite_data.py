@@ -35,7 +35,7 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
     rows = rows.drop(columns=IN_BITS)
     settings = [
         name
-        for name in ("id", "size", *loaded.table.settings, *FROM_FILES, "flops")
+        for name in ("id", "size", *loaded.table.settings, *FROM_FILES, "tokens", "flops")
         if name in cells and cells[name].notna().any()
     ]
     # What the analysis of a sweep may ask of a cell, and nobody published of these models.

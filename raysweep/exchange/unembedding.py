@@ -90,6 +90,7 @@ def load(model: str, revision: str | None, computes: bool = False) -> Any:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    _know_ai2_olmo(model)
     arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
     try:
         answer: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -107,6 +108,13 @@ def load(model: str, revision: str | None, computes: bool = False) -> Any:
             f"{model} lacks {len(missing)} of its weights, such as {missing[0]}: transformers would start them at random"
         )
     return loaded
+
+
+def _know_ai2_olmo(model: str) -> None:
+    """Have transformers know ai2-olmo's own format (DataDecide, OLMo-1B), where a model may be of it: it takes seconds."""
+    config = Path(model) / CONFIG
+    if not config.exists() or "hf_olmo" in config.read_text(encoding="utf-8", errors="replace"):
+        import hf_olmo  # noqa: F401
 
 
 def loaded_unembedding(model: str, loaded: Any) -> torch.Tensor:
@@ -150,6 +158,7 @@ def _structure(folder: Path) -> _Structure:
     import transformers  # It takes seconds.
 
     transformers.logging.set_verbosity_error()
+    _know_ai2_olmo(str(folder))
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         quantization = getattr(config, "quantization_config", None) or {}

@@ -226,10 +226,9 @@ class _Reached(Exception):
 
 def load_model(name: str, folder: Path, device: torch.device) -> tuple[LoadedModel, Any]:
     """The model in a folder, in float32, and its tokenizer. Raises `UserError` where it cannot be loaded."""
-    import hf_olmo  # noqa: F401  (so that transformers knows ai2-olmo's own format)
-
-    tokenizer = tokenizer_of(str(folder), None)
+    # First: it makes ai2-olmo's own tokenizer known, too.
     loaded = load(str(folder), None, computes=True).float().to(device)
+    tokenizer = tokenizer_of(str(folder), None)
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
     rows = loaded.get_input_embeddings().weight.shape[0]

@@ -99,6 +99,8 @@ def results(loaded: LoadedSuite, store: str | Path | Store) -> pa.Table:
             FROM_FILES, (last["width"], last["depth"], last["heads"], last["rows_W"], last["parameters"]), strict=True
         ):
             row[name] = there if row.get(name) is None else row[name]
+        if row.get("tokens") is None and isinstance(steps := row.get("steps"), int | float):
+            row["tokens"] = model.tokens(int(steps))
         if row.get("tokens") is not None:
             row["flops"] = 6.0 * row["parameters"] * row["tokens"]
         row |= {
@@ -181,7 +183,7 @@ def trajectories(loaded: LoadedSuite, store: Store) -> tuple[pd.DataFrame, pd.Da
 
 def _schema(rows: list[dict[str, Any]], loaded: LoadedSuite, units: dict[str, str]) -> pa.Schema:
     fields = [pa.field("id", pa.string())]
-    names = list(dict.fromkeys([*loaded.table.settings, "size", *FROM_FILES]))
+    names = list(dict.fromkeys([*loaded.table.settings, "size", *FROM_FILES, "tokens"]))
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         fields.append(pa.field(name, _type(name, values)))

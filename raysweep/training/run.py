@@ -112,8 +112,8 @@ class Run:
         """Train to the end, yielding each row when it is due.
 
         `pause(step)` is called at CHECKS points of a whole run, and at least every LEAST_OFTEN steps: if it returns True,
-        None is yielded, for a checkpoint between rows. After each yield `checkpoint()` gives the state there. All workers yield
-        together, rank 0 the rows and the others None.
+        None is yielded, for a checkpoint between rows. After each yield `checkpoint()` gives the state there. All workers
+        yield together, rank 0 the rows and the others None.
         """
         state, steps = self.state, self.cell.steps
         reports = set(self.reports)

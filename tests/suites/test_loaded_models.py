@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from raysweep.errors import UserError
 from raysweep.evaluation import quantized
 from raysweep.exchange.model_matrices import named_weights
+from raysweep.exchange.unembedding import of_folder
 from raysweep.suites.model import LoadedModel, load_model
 
 CPU = torch.device("cpu")
@@ -87,6 +88,8 @@ def test_published_layouts_are_read_as_transformers_reads_them(layout: str, tmp_
     loaded, tokenizer = load_model("m", tmp_path, CPU)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).float()
     assert torch.equal(loaded.unembedding, theirs.get_output_embeddings().weight)
+    # As `raysweep geometry` reads it, from the one file that has it.
+    assert torch.equal(of_folder(tmp_path).float(), loaded.unembedding)
     assert loaded.product
     assert (loaded.begin is not None) is (layout == "llama")
     ids = torch.tensor([tokenizer("one two three four five", add_special_tokens=False)["input_ids"]])
