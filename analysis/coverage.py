@@ -51,7 +51,8 @@ class Row(NamedTuple):
 def coverage(sweep: SweepData, sweeps: int = SWEEPS, jobs: int = -1) -> pd.DataFrame:
     """For each kind of interval and what was planted the share of simulated sweeps in which it holds the truth.
 
-    Columns: `COVERAGE_COLUMNS`. No rows where the sweep has no loss, no metric, or fewer than 25 configurations. `sweep` is
+    Columns: `COVERAGE_COLUMNS`. No rows where the sweep has no loss, no metric, unknown tokens, or fewer than 25
+    configurations. `sweep` is
     a `SweepData.design`.
     """
     columns = sweep.tasks.get(sweep.main_task), next(iter(sweep.metrics), None)
@@ -63,6 +64,8 @@ def coverage(sweep: SweepData, sweeps: int = SWEEPS, jobs: int = -1) -> pd.DataF
     if len(np.unique(measured.configurations)) < _FEWEST:
         return pd.DataFrame(columns=COVERAGE_COLUMNS)
     design = Design(measured, loss, metric)
+    if design.unknown:
+        return pd.DataFrame(columns=COVERAGE_COLUMNS)
     pool = Parallel(n_jobs=jobs)
     chunks = np.array_split(np.arange(sweeps), max(1, sweeps // 25))
     found = pd.DataFrame([row for rows in pool(delayed(design.simulated)(chunk) for chunk in chunks) for row in rows])
@@ -104,6 +107,11 @@ class Design:
     def _outcome(self) -> Outcome:
         loss, metric = (self.sweep.cells[c].to_numpy(float) for c in (self.loss, self.metric))
         return Outcome(self.sweep, loss, np.ones(len(loss), dtype=bool), DRAWS, self.loss, {self.metric: metric})
+
+    @property
+    def unknown(self) -> int:
+        """Of how many cells nobody knows the tokens: without those nothing is simulated."""
+        return self._outcome.unknown
 
     @cached_property
     def _explained(self) -> dict[str, list[tuple[Array, float]]]:

@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raysweep.analysis import drawing, plots
+from raysweep.analysis import drawing, over_training, plots
 from raysweep.analysis.columns import COSINE, ISOTROPY, PAPER_METRICS, PAPER_TASKS, RANK, outcome
 from raysweep.analysis.sampled_plots import sampled
 from raysweep.analysis.sweep_data import SweepData
@@ -75,6 +75,8 @@ def catalogue(sweep: SweepData) -> list[Entry]:
             entries.append(Entry(None, f"{task}_and_metrics", partial(_task, task=task, metrics=sweep.metrics)))
     if not sweep.is_untreated.all():
         entries.append(Entry(None, "interventions", plots.moved_rank, every_cell=True))
+    if len(sweep.models):
+        entries.append(Entry(None, "over_training", over_training.draw, every_cell=True))
     for name in sweep.design.hyperparameters:
         if name not in _VARIED:
             entries.append(Entry(None, name, _effect_of(name, sweep.metrics)))

@@ -165,6 +165,9 @@ def saturation(sweep: SweepData) -> Figure:
     if not len(cells):
         raise drawing.NoData("no analysed cell has a trajectory")
     compared = [s for s in ("block", "batch_size", "tokens") if s in sweep.free_settings]
+    cells = cells.dropna(subset=compared)
+    if not compared or not len(cells):
+        raise drawing.NoData("the tokens of no cell are known")
     fixed = [s for s in sweep.free_settings if s not in (*compared, "seed")]
     groups = [group for _, group in cells.groupby(fixed, dropna=False, sort=False)]
     group = min(groups, key=lambda g: (g["parameters"].iloc[0], -len(g[compared].drop_duplicates())))

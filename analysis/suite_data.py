@@ -30,6 +30,7 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
     units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
     rows, measures = trajectories(loaded, store)
     cells, protocol = _comparable(cells, units)
+    units["validation_loss"] = "bits per byte" if protocol else "nats per token"
     if protocol:
         rows["validation_loss"] = rows[IN_BITS]
     rows = rows.drop(columns=IN_BITS)
@@ -38,13 +39,7 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
         for name in ("id", "size", *loaded.table.settings, *FROM_FILES, "tokens", "flops")
         if name in cells and cells[name].notna().any()
     ]
-    # What the analysis of a sweep may ask of a cell, and nobody published of these models.
-    of_cells = {field.name: None if pa.types.is_string(field.type) else float("nan") for field in PLAN}
-    unknown = [name for name in cells if cells[name].isna().all()]
-    cells = cells.drop(columns=unknown)
-    cells = cells.assign(
-        **{name: value for name, value in of_cells.items() if name not in cells}, corpus_fingerprint=""
-    )
+    cells = as_cells(cells)
     hypotheses = loaded.hypotheses or paper_hypotheses()
     declared = declarations.read(store, loaded.name)
     models = cells.reindex(columns=["id", "repository", "revision", "commit", "checkpoints", "status", "unknown"])
@@ -64,6 +59,14 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
         hypotheses=hypotheses,
         declared=declarations.said(declared, hypotheses.digest) if declared or loaded.hypotheses else "",
     )
+
+
+def as_cells(models: pd.DataFrame) -> pd.DataFrame:
+    """Models with every column that the analysis may ask of a cell: empty where nobody published it."""
+    known = models.drop(columns=[name for name in models if models[name].isna().all()])
+    of_cells = {field.name: None if pa.types.is_string(field.type) else float("nan") for field in PLAN}
+    lacking = {name: value for name, value in of_cells.items() if name not in known}
+    return known.assign(**lacking, corpus_fingerprint="")
 
 
 def _comparable(cells: pd.DataFrame, units: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
