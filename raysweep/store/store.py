@@ -11,6 +11,7 @@
     <store>/timings/<stage>/<cell>.parquet     what wall-clock measured, apart from what must not depend on it
     <store>/failures/<stage>/<cell>.parquet    the last error of what is not done
     <store>/models.parquet                     of a suite of published models: their revisions, and the commit of each
+    <store>/suite.json                         what the losses of that suite are of
     <store>/revisions/<model>@<revision>.parquet  a published model at a revision, and its geometry
     <store>/sessions/<start>-<process>.parquet  when the sweep was worked on, where, under which versions
     <store>/corpora/<fingerprint>/             a corpus, for the nodes of a cluster (raysweep.corpora.shared)

@@ -1,14 +1,23 @@
-"""`models.parquet`: which checkpoints a suite has, each pinned to the commit that it was found at first."""
+"""What a store keeps to: the commit of each checkpoint, and what the losses are of.
+
+models.parquet     checkpoint -> the repository and commit that it was found at first
+suite.json         corpus, bytes of text and sequence length, which every number depends on
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+from raysweep.errors import UserError
 from raysweep.store import Store
 from raysweep.store.schemas import MODELS
+from raysweep.store.tables import checksum, sealed
+from raysweep.suites.read import Suite
 
-FILE = "models.parquet"
+FILE, ASKED = "models.parquet", "suite.json"
 
 
 def read_pinned(store: Store) -> dict[str, dict[str, Any]]:
@@ -17,6 +26,47 @@ def read_pinned(store: Store) -> dict[str, dict[str, Any]]:
 
 
 def pin(store: Store, rows: Iterable[dict[str, Any]]) -> None:
-    """Keep rows of checkpoints beside those that the store has."""
-    whole = read_pinned(store) | {row["id"]: row for row in rows}
+    """Keep rows of checkpoints beside those that the store has.
+
+    Raises `UserError` where the store has a checkpoint of that name from another repository.
+    """
+    whole = read_pinned(store)
+    for row in rows:
+        before = whole.get(row["id"])
+        if before is not None and _place(before) != _place(row):
+            raise UserError(
+                f"{row['id']} is from {row['repository']}, and {store.location} has one of that name from "
+                f"{before['repository']}: give the model another id, or use another --store"
+            )
+        whole[row["id"]] = row
     store.write_table(FILE, list(whole.values()), MODELS)
+
+
+def _place(row: dict[str, Any]) -> str:
+    """Where a checkpoint is from; a folder may be moved, and keeps its name."""
+    repository = str(row["repository"])
+    return Path(repository).name if Path(repository).is_absolute() else repository
+
+
+def check_asked(store: Store, suite: Suite, record: bool = False) -> None:
+    """Raise `UserError` where the store's numbers are of another corpus, length or amount of text. `record` keeps them."""
+    asked = {"corpus": suite.corpus.key, "sequence_length": suite.sequence_length, "text_bytes": suite.text_bytes}
+    content = store.read(ASKED)
+    if content is not None:
+        try:
+            kept = json.loads(content)
+            if checksum({name: value for name, value in kept.items() if name != "sha256"}) != kept["sha256"]:
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            store.quarantine(ASKED, "it is not what was written")
+            raise UserError(
+                f"{store.location}/{ASKED} was damaged, and says no more what the numbers there are of: use another --store"
+            ) from None
+        for name, value in asked.items():
+            if kept[name] != value:
+                raise UserError(
+                    f"{store.location} has numbers of {name} {kept[name]}, and {suite.name} asks for {value}: change that "
+                    "back, or use another --store"
+                )
+    elif record:
+        store.write(ASKED, sealed(asked))

@@ -20,7 +20,7 @@ from raysweep.store import Store
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated
 from raysweep.store.schemas import MEASURES, REAL, REVISIONS
-from raysweep.suites.pins import read_pinned
+from raysweep.suites.pins import check_asked, read_pinned
 from raysweep.suites.read import Joined, LoadedSuite
 from raysweep.suites.table import NUMBERS, PublishedModel
 
@@ -77,7 +77,7 @@ def results(loaded: LoadedSuite, store: str | Path | Store) -> pa.Table:
     Raises
     ------
     UserError
-        Where a table of published results cannot be joined.
+        Where the store's numbers are of another text or length, or a table of published results cannot be joined.
 
     Examples
     --------
@@ -86,6 +86,7 @@ def results(loaded: LoadedSuite, store: str | Path | Store) -> pa.Table:
     16
     """
     store = Store.at(store)
+    check_asked(store, loaded.suite)
     of_models = revisions(loaded, store)
     values = Measured(loaded, store)
     units = dict(values.units)

@@ -23,7 +23,7 @@ from raysweep.store.schemas import FAILURES, PLAN
 from raysweep.store.sessions import recorded
 from raysweep.store.store import PLANNED
 from raysweep.suites.checkpoints import Checkpoint, Step, find
-from raysweep.suites.pins import pin, read_pinned
+from raysweep.suites.pins import check_asked, pin, read_pinned
 from raysweep.suites.read import LoadedSuite
 from raysweep.suites.task import LOAD, MEASURE, Work, complete, lacking
 from raysweep.sweep.failures import describe, innermost_cause, process_lost, record_failure
@@ -102,9 +102,11 @@ def run(
     stop = stop or threading.Event()
     progress: dict[str, Any] = {}
     with Lock(store, lambda: {"suite": dict(progress)}) as lock:
+        check_asked(store, loaded.suite)
         checkpoints, unavailable = find(loaded, store, step, said)
         if store.read(PLANNED) is None:
             store.write_table(PLANNED, [], PLAN)
+        check_asked(store, loaded.suite, record=True)
         pin(store, [one.row for one in checkpoints])
         hypotheses = loaded.hypotheses or paper_hypotheses()
         before = survey(loaded, store, checkpoints, unavailable)
@@ -124,7 +126,11 @@ def run(
 def survey(
     loaded: LoadedSuite, store: Store, checkpoints: list[Checkpoint], unavailable: dict[str, str] | None = None
 ) -> SuiteState:
-    """Where each checkpoint stands, from the store alone."""
+    """Where each checkpoint stands, from the store alone.
+
+    Raises `UserError` where its numbers are of another text or length.
+    """
+    check_asked(store, loaded.suite)
     left = {one.id: missing for one in checkpoints if (missing := lacking(loaded.suite, one.id, store))}
     stages = [LOAD, MEASURE, *(one.label for one in loaded.suite.evaluations)]
     failures = {stage: read_all(store, f"failures/{stage}", FAILURES) for stage in stages}

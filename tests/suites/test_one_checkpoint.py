@@ -8,11 +8,12 @@ import suite_files
 from published_layouts import Published, llama
 
 from raysweep.corpora.tokenized import TokenizedCorpus
+from raysweep.errors import UserError
 from raysweep.space.measure import Measurement
 from raysweep.store.schemas import PLAN, REVISIONS
 from raysweep.store.store import PLANNED, Store
 from raysweep.suites.checkpoints import find
-from raysweep.suites.pins import pin
+from raysweep.suites.pins import check_asked, pin
 from raysweep.suites.read import load_suite
 from raysweep.suites.results import results
 from raysweep.suites.runner import error_lines, survey
@@ -98,3 +99,28 @@ def test_an_earlier_checkpoint_never_stands_for_the_last(folder: Path, corpus: T
     assert complete(checkpoints[1], work)["errors"] == {}
     (row,) = results(loaded, store).to_pylist()
     assert (row["steps_trained"], row["checkpoints"]) == (100, 2)
+
+
+def test_numbers_of_another_length_or_model_are_never_mixed(folder: Path, corpus: TokenizedCorpus) -> None:
+    asked = {"mirror": str(folder / "mirror"), "evaluations": ["in_distribution"], "measure": []}
+    loaded, store = load_suite(suite_files.write(folder, [MODEL], **asked)), begun(folder / "store")
+    (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
+    check_asked(store, loaded.suite, record=True)
+    pin(store, [checkpoint.row])
+    complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
+    assert results(loaded, store).num_rows == 1
+    for change in ({"sequence_length": 32}, {"text_bytes": 10_000}, {"corpus": "installed"}):
+        other = load_suite(suite_files.write(folder, [MODEL], **asked | change))
+        (name,) = change
+        with pytest.raises(UserError, match=rf"has numbers of {name} .*, and tiny asks for .*: change that back"):
+            results(other, store)
+        with pytest.raises(UserError, match=f"has numbers of {name}"):
+            survey(other, store, [checkpoint])
+    with pytest.raises(UserError, match=r"one@step100 is from you/one, and .* has one of that name from me/one"):
+        pin(store, [checkpoint.row | {"repository": "you/one"}])
+    # A folder may be moved.
+    pin(store, [checkpoint.row | {"id": "own@main", "repository": "/here/own"}])
+    pin(store, [checkpoint.row | {"id": "own@main", "repository": "/there/own"}])
+    store.write("suite.json", b"{}")
+    with pytest.raises(UserError, match=r"suite\.json was damaged"):
+        results(loaded, store)
