@@ -77,7 +77,7 @@ def _comparable(cells: pd.DataFrame, units: dict[str, str]) -> tuple[pd.DataFram
     """
     if cells["tokenizer_sha256"].nunique() <= 1:
         return cells, {}
-    losses = [name for name in cells if _LOSS.search(name)]
+    losses = [name for name in cells if _LOSS.search(name) and units.get(name, "").startswith("nats per token")]
     kept, left_out = {}, []
     per_token, bits = (cells.get(f"in_distribution_{kind}") for kind in ("loss", "bits_per_byte"))
     for name in losses:

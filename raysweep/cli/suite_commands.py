@@ -263,7 +263,7 @@ def analyze(options: argparse.Namespace) -> int:
     from raysweep.cli import messages
 
     if options.next is not None or options.hours is not None:
-        raise UserError("--next proposes cells to train: published models are what they are")
+        raise UserError("--next proposes cells to train, and published models cannot be trained further here")
     loaded, store = _opened(options)
     output = local_path(options.output, "--output")
     data = suite_data.load(store, loaded)

@@ -41,7 +41,7 @@ class Checkpoint:
     @property
     def id(self) -> str:
         """What tables and messages call it; safe in a path."""
-        return f"{self.model.id}@{re.sub(r'[^A-Za-z0-9._-]', '_', self.revision)}"
+        return f"{self.model.id}@{safe(self.revision)}"
 
     @property
     def row(self) -> dict[str, Any]:
@@ -50,6 +50,11 @@ class Checkpoint:
             "id": self.id, "model": self.model.id, "repository": self.model.repository, "revision": self.revision,
             "commit": self.commit, "step": self.step, "bytes": self.size,
         }  # fmt: skip
+
+
+def safe(revision: str) -> str:
+    """A revision's name as part of a path."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", revision)
 
 
 def find(
@@ -73,13 +78,16 @@ def find(
         names = _in_folder(folder) if folder is not None else hub.refs(place, waiting)
         size: int | None = None
         for model in models:
-            of_model = {model.step(name): name for name in names if model.step(name) is not None}
-            steps = [number for number in of_model if number is not None]
+            of_step: dict[int, list[str]] = {}
+            for name in names:
+                if (number := model.step(name)) is not None:
+                    of_step.setdefault(number, []).append(name)
+            steps = list(of_step)
             if not steps:
                 hint = did_you_mean(model.revision, names)
                 errors[model.id] = (
-                    f"{place} has no revision of the form {model.revision} (it has {', '.join(sorted(names)[:3]) or 'none'}"
-                    f"{', ...' if len(names) > 3 else ''}){hint}"
+                    f"{place} has no revision of the form {model.revision} (it has, for example, "
+                    f"{', '.join(sorted(names)[:3]) or 'none'}{', ...' if len(names) > 3 else ''}){hint}"
                 )
                 continue
             try:
@@ -87,33 +95,42 @@ def find(
             except ValueError as error:
                 errors[model.id] = f"{place}: {error}; it has {min(steps):,} to {max(steps):,}"
                 continue
-            found[model.id] = []
+            of_model: list[Checkpoint] = []
             for number in chosen:
-                name = of_model[number]
-                where = _place(folder, place, name, names[name])
+                name = of_step[number][0]
+                if len(of_step[number]) > 1:
+                    twice = (
+                        f"{place}: {' and '.join(of_step[number][:2])} are both step {number:,}: say more in `revision`"
+                    )
+                    errors[model.id] = twice
+                    break
+                before = pinned.get(f"{model.id}@{safe(name)}")
+                same = before is not None and before["commit"] and before["repository"] == place
+                commit = str(before["commit"]) if before is not None and same else names[name]
+                where = _place(folder, place, name, commit)
                 if size is None and where is None:
                     known = next((one["bytes"] for one in pinned.values() if one["repository"] == place), None)
-                    size = known or sum(one.size for one in hub.files(place, names[name], waiting))
-                one = Checkpoint(
-                    model, name, number, names[name], where, size if where is None and size else _size(where)
-                )
-                before = pinned.get(one.id)
-                if before is not None and before["commit"] and before["repository"] == place:
-                    one = Checkpoint(model, name, number, before["commit"], where, before["bytes"])
-                found[model.id].append(one)
+                    size = known or sum(one.size for one in hub.files(place, commit, waiting))
+                known_size = size if where is None and size else _size(where)
+                pinned_to = "" if folder is not None else commit
+                of_model.append(Checkpoint(model, name, number, pinned_to, where, known_size))
+            else:
+                found[model.id] = of_model
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        asked = {pool.submit(look, place): place for place in by_place}
-        try:
-            for done, future in enumerate(as_completed(asked), 1):
-                try:
-                    future.result()
-                except UserError as error:
-                    errors |= {model.id: str(error) for model in by_place[asked[future]] if model.id not in found}
-                step("looking for checkpoints", done, len(asked), asked[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    pool = ThreadPoolExecutor(_AT_ONCE)
+    asked = {pool.submit(look, place): place for place in by_place}
+    try:
+        for done, future in enumerate(as_completed(asked), 1):
+            try:
+                future.result()
+            except UserError as error:
+                errors |= {model.id: str(error) for model in by_place[asked[future]] if model.id not in found}
+            step("looking for checkpoints", done, len(asked), asked[future])
+    finally:
+        # At Ctrl-C whoever waits for the hub is to stop waiting.
+        hub.STOP.set()
+        pool.shutdown(cancel_futures=True)
+        hub.STOP.clear()
     checkpoints = [one for model in loaded.models for one in found.get(model.id, [])]
     if not checkpoints:
         raise UserError(f"no model of {loaded.name} can be had: {next(iter(errors.values()))}")

@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ Said = Callable[[str], None]
 """Called with what is being waited for."""
 
 _T = TypeVar("_T")
+
+STOP = threading.Event()
+"""Set where nobody is to wait any longer."""
 
 LONGEST_PAUSE = 300.0
 UNREACHABLE = 600.0
@@ -229,7 +233,8 @@ def patiently(repository: str, revision: str | None, ask: Callable[[], _T], wait
                     ) from None
             seconds = after if after is not None else pause
             waiting(f"{repository}: {why}; asking again in {seconds:.0f} s")
-            time.sleep(seconds)
+            if STOP.wait(seconds):
+                raise UserError(f"{repository}: {why}, and the search for it was stopped") from None
             pause = min(2 * pause, LONGEST_PAUSE)
 
 

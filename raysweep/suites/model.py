@@ -113,6 +113,11 @@ class LoadedModel(LanguageModel):
     def device(self) -> torch.device:
         return self.unembedding.device
 
+    @property
+    def tied(self) -> bool:
+        """Whether its unembedding is its embedding too."""
+        return self.unembedding is self.loaded.get_input_embeddings().weight
+
     @cached_property
     def shape(self) -> dict[str, int]:
         """`width`, `depth`, `heads` (0 where its configuration does not say) and `parameters`, without the input embedding

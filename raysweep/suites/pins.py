@@ -48,9 +48,23 @@ def _place(row: dict[str, Any]) -> str:
     return Path(repository).name if Path(repository).is_absolute() else repository
 
 
-def check_asked(store: Store, suite: Suite, record: bool = False) -> None:
-    """Raise `UserError` where the store's numbers are of another corpus, length or amount of text. `record` keeps them."""
-    asked = {"corpus": suite.corpus.key, "sequence_length": suite.sequence_length, "text_bytes": suite.text_bytes}
+def wanted(store: Store, suite: Suite) -> set[str]:
+    """The checkpoints that the last run of the suite of that name asked for; empty where there was none."""
+    content = store.read(ASKED)
+    return set(json.loads(content)["checkpoints"].get(suite.name, ())) if content is not None else set()
+
+
+def check_asked(store: Store, suite: Suite, record: Iterable[str] | None = None) -> None:
+    """Raise `UserError` where the store's numbers are of another corpus, length or amount of text.
+
+    `record` keeps these, and that the suite asks for those checkpoints now.
+    """
+    checkpoints: dict[str, list[str]] = {}
+    asked: dict[str, Any] = {
+        "corpus": suite.corpus.key,
+        "sequence_length": suite.sequence_length,
+        "text_bytes": suite.text_bytes,
+    }
     content = store.read(ASKED)
     if content is not None:
         try:
@@ -68,5 +82,6 @@ def check_asked(store: Store, suite: Suite, record: bool = False) -> None:
                     f"{store.location} has numbers of {name} {kept[name]}, and {suite.name} asks for {value}: change that "
                     "back, or use another --store"
                 )
-    elif record:
-        store.write(ASKED, sealed(asked))
+        checkpoints = kept["checkpoints"]
+    if record is not None:
+        store.write(ASKED, sealed(asked | {"checkpoints": checkpoints | {suite.name: sorted(record)}}))

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
-from raysweep.errors import UserError, allowed
+from raysweep.errors import UserError, allowed, one_line
 from raysweep.space.cell import Cell
 from raysweep.space.condition import Condition
 from raysweep.space.corpus import Corpus
@@ -31,7 +31,12 @@ from raysweep.space.size import Size
 from raysweep.space.yaml_file import YamlFile
 from raysweep.suites.table import PublishedModel, Table, read_table
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 KEY = SUITE
+MEASURE = "measure"
+"""What the store calls what `measure` asks for."""
 
 _KEYS = (
     "name", KEY, "select", "revisions", "mirror", "corpus", "text_bytes", "sequence_length", "measure", "evaluations",
@@ -93,6 +98,34 @@ class Joined(Strict):
     task: str | None = None
     """The column of the file that has the task's name, where there is a row for each task."""
 
+    def path(self, folder: Path) -> Path:
+        """Where the file is, beside the suite file in that folder."""
+        return folder / Path(self.file).expanduser()
+
+    def read(self, folder: Path, table: Table) -> pd.DataFrame:
+        """The file.
+
+        Raises `ValueError` where it cannot be read or lacks a column, or where the table of models lacks a setting.
+        """
+        import pandas as pd
+
+        path = self.path(folder)
+        try:
+            found = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"published results {path} cannot be read: {one_line(error)}") from None
+        for name in (*self.on.values(), *self.columns.values(), *([self.task] if self.task else [])):
+            if name not in found:
+                raise ValueError(
+                    f"published results {path} have no column {name}; they have {', '.join(map(str, found))}"
+                )
+        for name in self.on:
+            if name not in (*table.settings, "id", "step"):
+                raise ValueError(f"published results: the suite has no setting {name}; {allowed(name, table.settings)}")
+        if self.task is None and any("{task}" in name for name in self.columns):
+            raise ValueError("published results: {task} in the name of a column needs `task`, the column with the task")
+        return found
+
 
 class Suite(Strict):
     """What is asked of published models."""
@@ -110,6 +143,17 @@ class Suite(Strict):
     resources: SuiteResources = SuiteResources()
     published: tuple[Joined, ...] = ()
     code: tuple[str, ...] = ()
+
+    @property
+    def measure_identity(self) -> dict[str, Any]:
+        """What `measure` asks for, as the store knows whether it is done."""
+        return {"measure": [one.model_dump(mode="json") for one in self.measure]}
+
+    @property
+    def hidden_sequences(self) -> int:
+        """How many sequences hidden states are of; 0 where none are asked for."""
+        asked = [one.sequences for one in self.measure if any(name.startswith(HIDDEN) for name in one.of)]
+        return max(asked, default=0)
 
     @property
     def stand_in(self) -> Cell:
@@ -207,6 +251,11 @@ class _SuiteReader(SpaceReader):
         values["resources"] = self.validated(SuiteResources, content.get("resources") or {}, ("resources",))
         suite: Suite = self.validated(Suite, {**values, "code": code}, ())
         self._check(suite)
+        for i, joined in enumerate(suite.published):
+            try:
+                joined.read(folder, table)
+            except ValueError as error:
+                raise self.file.error(("published", i), str(error)) from None
         return LoadedSuite(
             suite, table, self._selected(content.get("select"), table), self._claims(content.get("hypotheses")),
             self._mirror(content.get("mirror")), folder,
@@ -247,7 +296,9 @@ class _SuiteReader(SpaceReader):
                 raise self.file.error(("measure", i, "of"), "published models have no gradients here")
             found.append(one)
         if len({one.sequences for one in found if any(name.startswith(HIDDEN) for name in one.of)}) > 1:
-            raise self.file.error(("measure",), "hidden states are to be of several numbers of sequences: choose one")
+            raise self.file.error(
+                ("measure",), "entries with hidden states give different `sequences`: give all the same"
+            )
         return tuple(found)
 
     def _check(self, suite: Suite) -> None:

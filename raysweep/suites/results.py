@@ -6,6 +6,7 @@ was measured of the last checkpoint. Nothing here needs Ray or PyTorch.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,18 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from raysweep.errors import UserError, one_line
+from raysweep.errors import UserError
 from raysweep.space.measure import column
 from raysweep.space.metrics import METRICS
 from raysweep.store import Store
 from raysweep.store.index import read_all
 from raysweep.store.results import evaluated
 from raysweep.store.schemas import MEASURES, REAL, REVISIONS
-from raysweep.suites.pins import check_asked, read_pinned
-from raysweep.suites.read import Joined, LoadedSuite
+from raysweep.suites.pins import check_asked, read_pinned, wanted
+from raysweep.suites.read import MEASURE, Joined, LoadedSuite
 from raysweep.suites.table import NUMBERS, PublishedModel
+
+log = logging.getLogger("raysweep")
 
 # Of the last checkpoint, beside the settings.
 _ABOUT = {
@@ -46,13 +49,15 @@ def revisions(loaded: LoadedSuite, store: Store) -> dict[str, list[dict[str, Any
     Without the models whose last checkpoint is not measured yet: an earlier one is not to stand for it.
     """
     last: dict[str, int] = {}
+    asked = wanted(store, loaded.suite)
     for one in read_pinned(store).values():
-        last[one["model"]] = max(one["step"], last.get(one["model"], 0))
-    wanted = {model.id for model in loaded.models}
+        if one["id"] in asked:
+            last[one["model"]] = max(one["step"], last.get(one["model"], 0))
+    models = {model.id for model in loaded.models}
     found: dict[str, list[dict[str, Any]]] = {}
     for rows in read_all(store, "revisions", REVISIONS).values():
         for row in rows:
-            if row["model"] in wanted:
+            if row["model"] in models and row["id"] in asked:
                 found.setdefault(row["model"], []).append(row)
     ordered = {model: sorted(rows, key=lambda row: row["step"]) for model, rows in found.items()}
     return {model: rows for model, rows in ordered.items() if rows[-1]["step"] == last.get(model)}
@@ -100,6 +105,9 @@ def results(loaded: LoadedSuite, store: str | Path | Store) -> pa.Table:
             FROM_FILES, (last["width"], last["depth"], last["heads"], last["rows_W"], last["parameters"]), strict=True
         ):
             row[name] = there if row.get(name) is None else row[name]
+        if "{step}" in model.revision and last["step"] != row.get("steps"):
+            # Of an earlier checkpoint, where that is the last that is asked for.
+            row["steps"], row["tokens"] = last["step"], model.tokens(last["step"])
         if row.get("tokens") is None and isinstance(steps := row.get("steps"), int | float):
             row["tokens"] = model.tokens(int(steps))
         if row.get("tokens") is not None:
@@ -137,7 +145,7 @@ class Measured:
         self._evaluated = [evaluated(store, one.label, one.identity) for one in suite.evaluations]
         self._measures = read_all(store, "measures", MEASURES) if suite.measure else {}
         self._asked = {metric for one in suite.measure for metric in one.metrics}
-        self._wants_measures = bool(suite.measure)
+        self._measured = evaluated(store, MEASURE, suite.measure_identity) if suite.measure else None
 
     def of(self, checkpoint: str, step: int) -> dict[str, float]:
         """Column -> value."""
@@ -154,7 +162,7 @@ class Measured:
     def complete(self, checkpoint: str) -> bool:
         """Whether every evaluation, and what `measure` asks for, is there."""
         evaluations = all(checkpoint in of_checkpoints for of_checkpoints in self._evaluated)
-        return evaluations and (not self._wants_measures or checkpoint in self._measures)
+        return evaluations and (self._measured is None or checkpoint in self._measured)
 
 
 def trajectories(loaded: LoadedSuite, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -184,7 +192,7 @@ def trajectories(loaded: LoadedSuite, store: Store) -> tuple[pd.DataFrame, pd.Da
 
 def _schema(rows: list[dict[str, Any]], loaded: LoadedSuite, units: dict[str, str]) -> pa.Schema:
     fields = [pa.field("id", pa.string())]
-    names = list(dict.fromkeys([*loaded.table.settings, "size", *FROM_FILES, "tokens"]))
+    names = list(dict.fromkeys([*loaded.table.settings, "size", *FROM_FILES, "steps", "tokens"]))
     for name in names:
         values = [row[name] for row in rows if row.get(name) is not None]
         fields.append(pa.field(name, _type(name, values)))
@@ -216,39 +224,45 @@ def _join(joined: Joined, rows: list[dict[str, Any]], loaded: LoadedSuite) -> di
 
     Raises `UserError` where the file has not what it should have, or several rows are of one model.
     """
-    path = loaded.folder / Path(joined.file).expanduser()
+    path = joined.path(loaded.folder)
     try:
-        table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise UserError(f"published results {path} cannot be read: {one_line(error)}") from None
-    columns = [*joined.on.values(), *joined.columns.values(), *([joined.task] if joined.task else [])]
-    for name in columns:
-        if name not in table:
-            raise UserError(f"published results {path} have no column {name}; they have {', '.join(map(str, table))}")
+        table = joined.read(loaded.folder, loaded.table)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     by_model: dict[tuple[str, ...], dict[str, Any]] = {}
     for values in table.to_dict("records"):
         key = tuple(_key(values[name]) for name in joined.on.values())
         for name, source in joined.columns.items():
             target = name.replace("{task}", str(values[joined.task])) if joined.task else name
             value = values[source]
-            if not isinstance(value, int | float) or value != value:
+            if value != value:
                 continue
+            if not isinstance(value, int | float):
+                raise UserError(f"published results {path}: {source} is {value!r}, and must be a number")
             if target in by_model.setdefault(key, {}):
                 raise UserError(
                     f"published results {path} have several rows of {target} for "
                     f"{dict(zip(joined.on, key, strict=True))}: name more columns in `on`, such as seed and step"
                 )
             by_model[key][target] = float(value)
+    without = []
     for row in rows:
         mine = row | {"step": row["steps_trained"]}
-        for name in joined.on:
-            if name not in mine:
-                raise UserError(f"published results: the suite has no setting {name} (under `on`)")
         found = by_model.get(tuple(_key(mine[name]) for name in joined.on), {})
+        if not found:
+            without.append(row["id"])
         for name in found:
             if name in row:
                 raise UserError(f"published results {path}: there is a column {name} already: give it another name")
         row |= found
+    if without:
+        log.warning(
+            "published results %s have nothing of %d of %d models, such as %s",
+            path,
+            len(without),
+            len(rows),
+            without[0],
+        )
     names: Iterable[str] = {name for found in by_model.values() for name in found}
     return dict.fromkeys(names, "as published")
 

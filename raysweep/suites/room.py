@@ -57,13 +57,18 @@ class Room:
         while True:
             with exclusive(self._folder / "room.lock"):
                 if (hold := try_hold(self._folder / f"{name}{_HOLD}")) is not None:
-                    if self._make_room(name, size):
-                        (self._folder / f"{name}{_SIZE}").write_text(str(size), encoding="utf-8")
-                        return hold
-                    hold.release()
+                    fits = False
+                    try:
+                        if fits := self._make_room(name, size):
+                            (self._folder / f"{name}{_SIZE}").write_text(str(size), encoding="utf-8")
+                            return hold
+                    finally:
+                        if not fits:
+                            hold.release()
             if not said:
                 waiting(
-                    f"{name} waits for {size / 1e9:.3g} GB of the {self._budget / 1e9:.3g} GB for models on this node"
+                    f"{name} waits until {size / 1e9:.3g} GB of the {self._budget / 1e9:.3g} GB that models may take on "
+                    "this node (resources.disk) are free"
                 )
                 said = True
             time.sleep(_LOOK_AGAIN)
@@ -83,13 +88,25 @@ class Room:
         if used + size > self._budget:
             return False
         there = _bytes(self._folder / name)
-        free = shutil.disk_usage(self._folder).free
+        # Less what is still to come of the others.
+        coming = sum(
+            max(0, self._taken(other) - _bytes(self._folder / other)) for other in self._names() if other != name
+        )
+        free = shutil.disk_usage(self._folder).free - coming
         if free < size - there:
+            if any(self._is_held(other) for other in self._names() if other != name):
+                return False
             raise UserError(
                 f"the disk of {self._folder} has {free / 1e9:.3g} GB left, and {name} needs {(size - there) / 1e9:.3g} GB: "
                 "make room, or set RAYSWEEP_CACHE to another folder"
             )
         return True
+
+    def _is_held(self, name: str) -> bool:
+        if (hold := try_hold(self._folder / f"{name}{_HOLD}")) is None:
+            return True
+        hold.release()
+        return False
 
     def _names(self) -> list[str]:
         return [path.name for path in self._folder.iterdir() if path.is_dir()] + [

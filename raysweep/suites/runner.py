@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysweep.cluster.capacity import nodes
+from raysweep.cluster.capacity import autoscaler_limits, autoscaling_configuration, nodes
 from raysweep.cluster.connection import connected
 from raysweep.cluster.environment import preserved_environment
 from raysweep.corpora.progress import CorpusProgress
@@ -23,9 +23,9 @@ from raysweep.store.schemas import FAILURES, PLAN
 from raysweep.store.sessions import recorded
 from raysweep.store.store import PLANNED
 from raysweep.suites.checkpoints import Checkpoint, Step, find
-from raysweep.suites.pins import check_asked, pin, read_pinned
-from raysweep.suites.read import LoadedSuite
-from raysweep.suites.task import LOAD, MEASURE, Work, complete, lacking
+from raysweep.suites.pins import check_asked, pin, read_pinned, wanted
+from raysweep.suites.read import MEASURE, LoadedSuite
+from raysweep.suites.task import LOAD, Work, complete, lacking
 from raysweep.sweep.failures import describe, innermost_cause, process_lost, record_failure
 from raysweep.sweep.prepare_corpora import prepare_corpora
 from raysweep.sweep.prepare_texts import prepare_texts
@@ -37,6 +37,8 @@ _LOST = 3
 # A model in memory takes this times its files, where those have numbers of two bytes and it has them of four, and a half
 # more.
 _MEMORY = 2.5
+_QUANTIZED = 2.0
+"""As many again where it is quantized, and kept beside that."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def run(
         checkpoints, unavailable = find(loaded, store, step, said)
         if store.read(PLANNED) is None:
             store.write_table(PLANNED, [], PLAN)
-        check_asked(store, loaded.suite, record=True)
+        check_asked(store, loaded.suite, [one.id for one in checkpoints])
         pin(store, [one.row for one in checkpoints])
         hypotheses = loaded.hypotheses or paper_hypotheses()
         before = survey(loaded, store, checkpoints, unavailable)
@@ -145,10 +147,11 @@ def survey(
 def pinned(loaded: LoadedSuite, store: Store) -> list[Checkpoint]:
     """The checkpoints of the suite's models that the store knows, without asking anybody."""
     models = {model.id: model for model in loaded.models}
+    asked = wanted(store, loaded.suite)
     return [
         Checkpoint(models[row["model"]], row["revision"], row["step"], row["commit"], None, row["bytes"])
         for row in read_pinned(store).values()
-        if row["model"] in models
+        if row["model"] in models and row["id"] in asked
     ]
 
 
@@ -172,12 +175,12 @@ def _work(
             for opened in [corpus, *(text for each in texts.values() for text in each)]:
                 upload(opened, store, report)
         begun()
-        _run_tasks(loaded, store, before, corpus.fingerprint, step, said, stop, lock, progress)
+        _run_tasks(loaded, store, before, corpus.fingerprint, step, said, stop, lock, progress, connection.shared)
 
 
 def _run_tasks(
     loaded: LoadedSuite, store: Store, before: SuiteState, fingerprint: str, step: Step, said: Callable[[str], None],
-    stop: threading.Event, lock: Lock, progress: dict[str, Any],
+    stop: threading.Event, lock: Lock, progress: dict[str, Any], shared: bool,
 ) -> None:  # fmt: skip
     import ray
 
@@ -189,7 +192,9 @@ def _run_tasks(
     todo = [one for one in before.checkpoints if one.id in before.left]
     # What does not fit shows at once, and no long one is left for the end.
     todo.sort(key=lambda one: -one.size)
-    most = max((node.get("memory", 0.0) for node in nodes().values()), default=0.0)
+    limits = autoscaler_limits(autoscaling_configuration()) if shared else None
+    there = [*nodes().values(), *(limits.every_node if limits else ())]
+    factor = _MEMORY + (_QUANTIZED if any(one.task == "quantized" for one in suite.evaluations) else 0)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     # Shares of a GPU are a process's: the next task is to have one of its own.
     task = ray.remote(
@@ -199,11 +204,16 @@ def _run_tasks(
     running: dict[Any, Checkpoint] = {}
     failed = 0
     for one in todo:
-        memory = _MEMORY * one.size
-        if memory > most > 0:
+        memory = factor * one.size
+        if not any(
+            node.get("CPU", 0) >= resources.cpus
+            and node.get("GPU", 0) >= resources.gpus
+            and node.get("memory", 0) >= memory
+            for node in there
+        ):
             why = (
-                f"it takes about {memory / 1e9:.3g} GB of memory, and the largest node has {most / 1e9:.3g} GB: leave it "
-                "out by `select`, or add a larger node"
+                f"no node has what it asks for: {resources.cpus} CPUs, {resources.gpus:g} GPUs and about "
+                f"{memory / 1e9:.3g} GB of memory, which follows from its size: leave it out by `select`, or add such a node"
             )
             record_failure(store, one.id, LOAD, why)
             said(f"{one.id} failed: {why}")

@@ -46,6 +46,12 @@ STEP = "step"
 # What a table has beside settings.
 _PLACES = ("id", "repository", "revision")
 
+# What results have of each model beside its settings.
+_RESULTS = (
+    "flops", "status", "commit", "architecture", "tied", "entries", "checkpoints", "product", "unknown", "rows_W",
+    "steps_trained", "tokens_trained", "tokenizer_sha256",
+)  # fmt: skip
+
 # Settings whose values text and numbers are not to be mixed up in, since others are computed from them.
 NUMBERS = (
     "width", "depth", "heads", "vocabulary", "parameters", "tokens", "steps", "batch_size", "sequence_length",
@@ -92,7 +98,11 @@ class PublishedModel:
         return int(steps) if isinstance(steps, int | float) else 0
 
     def tokens(self, step: int) -> int | None:
-        """How many tokens it had seen after so many steps; None where that is unknown."""
+        """How many tokens it had seen after so many steps; None where that is unknown. Of `main` alone all of them."""
+        if "{step}" not in self.revision and self.settings.get("tokens") is not None:
+            return round(float(self.settings["tokens"]))  # type: ignore[arg-type]
+        if not step and "{step}" not in self.revision:
+            return None
         tokens, steps, batch, length = (
             self.settings.get(name) for name in ("tokens", "steps", "batch_size", "sequence_length")
         )
@@ -213,6 +223,8 @@ def _grid(group: _Group) -> list[dict[str, Any]]:
 def _model(id_: str, repository: str, revision: str, settings: dict[str, Any], beside: Path) -> PublishedModel:
     """A model, with its places filled in from its settings. Raises `ValueError`."""
     for name, value in settings.items():
+        if name in _RESULTS or name.endswith(("_W", "_entries")):
+            raise ValueError(f"{name} is the name of a result: call the setting otherwise")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"{name} is no name of a setting: small letters, digits and _ are")
         if isinstance(value, list | dict):
@@ -248,7 +260,9 @@ def _from_rows(path: Path) -> Table:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        frame = (
+            pd.read_csv(path, dtype={"id": str, "revision": str}) if path.suffix == ".csv" else pd.read_parquet(path)
+        )
     except FileNotFoundError:
         raise UserError(f"{path}: no such table of models") from None
     except (OSError, ValueError, pa.ArrowException) as error:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raysweep.cache import cache
 from raysweep.errors import StoreError, UserError
 from raysweep.space.cell import Cell
-from raysweep.space.evaluations import Evaluation
+from raysweep.space.evaluations import TASKS, Evaluation
 from raysweep.space.measure import HIDDEN, UNEMBEDDING
 from raysweep.space.metrics import METRICS, OF_ONE
 from raysweep.store import Store
 from raysweep.store import measures as measures_table
-from raysweep.store.schemas import EVALUATIONS, MEASURES, REVISIONS, TIMINGS
+from raysweep.store.schemas import EVALUATIONS, REVISIONS, TIMINGS
 from raysweep.store.sessions import now
 from raysweep.suites import hub
 from raysweep.suites.checkpoints import Checkpoint, digest
-from raysweep.suites.read import Suite
+from raysweep.suites.read import MEASURE, Suite
 from raysweep.sweep.failures import describe, innermost_cause, record_failure
 from raysweep.sweep.prepare_texts import prepared_text
 from raysweep.sweep.same_code import check_same_code
@@ -34,40 +34,18 @@ if TYPE_CHECKING:
 # Shares by which the parameters of a table may differ from those that were counted without a word.
 _PARAMETERS = 0.01
 
-LOAD, MEASURE = "model", "measure"
-"""What may fail beside the evaluations: to have the model, and what `measure` asks for."""
+LOAD = "model"
+"""What may fail beside the evaluations and `measure`: to have the model."""
 
 
 def lacking(suite: Suite, checkpoint: str, store: Store) -> list[str]:
     """What the store has not of a checkpoint: `model`, `measure`, and the labels of evaluations."""
     found = [] if store.read_rows(store.revision_file(checkpoint), REVISIONS) else [LOAD]
-    if suite.measure:
-        have = {
-            (row["matrix"], row["metric"], row["settings"])
-            for row in store.read_rows(store.measures_file(checkpoint), MEASURES) or []
-        }
-        # Which matrices there are only the model says: a pattern that none of them has is missing.
-        for one in suite.measure:
-            asked = [(pattern, metric) for pattern in one.of for metric in one.metrics]
-            if not all(
-                any(
-                    fnmatchcase(matrix, pattern) and metric == of and settings == settings_of(suite, (matrix,))
-                    for matrix, of, settings in have
-                )
-                for pattern, metric in asked
-            ):
-                found.append(MEASURE)
-                break
+    if suite.measure and store.evaluation_rows(checkpoint, MEASURE, suite.measure_identity) is None:
+        found.append(MEASURE)
     return found + [
         one.label for one in suite.evaluations if store.evaluation_rows(checkpoint, one.label, one.identity) is None
     ]
-
-
-def settings_of(suite: Suite, of: tuple[str, ...]) -> str:
-    """What else changes the numbers of these matrices."""
-    if not any(name.startswith(HIDDEN) for name in of):
-        return ""
-    return f"{max(one.sequences for one in suite.measure)} sequences"
 
 
 @dataclass(frozen=True)
@@ -100,7 +78,8 @@ def complete(checkpoint: Checkpoint, work: Work, board: Any = None) -> dict[str,
     def attempt(stage: str, do: Callable[[], None]) -> None:
         try:
             do()
-            store.delete(store.failure_file(checkpoint.id, stage))
+            if stage not in errors:
+                store.delete(store.failure_file(checkpoint.id, stage))
         except StoreError:
             raise
         except Exception as error:
@@ -116,6 +95,13 @@ def complete(checkpoint: Checkpoint, work: Work, board: Any = None) -> dict[str,
             board.tell.remote(line)
 
     def work_on(folder: Path, commit: str) -> None:
+        now = digest(folder)
+        for before in store.read_rows(store.revision_file(checkpoint.id), REVISIONS) or []:
+            if before["files_sha256"] != now:
+                raise UserError(
+                    f"the files of {checkpoint.id} are other ones than when it was measured: bring those back, give the "
+                    "model another id, or use another --store"
+                )
         for stage, do in _stages(checkpoint, work, store, folder, commit, todo, waiting):
             attempt(stage, do)
 
@@ -123,16 +109,17 @@ def complete(checkpoint: Checkpoint, work: Work, board: Any = None) -> dict[str,
         nonlocal came
 
         if checkpoint.folder is not None:
-            work_on(checkpoint.folder, checkpoint.commit or digest(checkpoint.folder))
+            work_on(checkpoint.folder, checkpoint.commit)
             return
         from raysweep.suites.room import Room
 
         repository, commit = checkpoint.model.repository, checkpoint.commit
         files = hub.files(repository, commit, waiting)
-        came = sum(file.size for file in files)
+        size = sum(file.size for file in files)
         room = Room(cache() / "models", int(work.suite.resources.disk * 1e9))
-        with room.holding(f"{checkpoint.id}-{commit[:12]}", came, waiting) as folder:
+        with room.holding(f"{checkpoint.id}-{commit[:12]}", size, waiting) as folder:
             hub.download(repository, commit, files, folder, waiting)
+            came = size
             work_on(folder, commit)
 
     if todo:
@@ -173,7 +160,9 @@ def _stages(
 
     def geometry() -> None:
         row, spectrum = _geometry(checkpoint, commit, model, len(tokenizer))
-        row["tokenizer_sha256"] = sha256(*plain(tokenizer, checkpoint.id))
+        row["files_sha256"] = digest(folder)
+        with suppress(UserError):  # Its W can be measured all the same; its evaluations say what is missing.
+            row["tokenizer_sha256"] = sha256(*plain(tokenizer, checkpoint.id))
         measures_table.write(store, checkpoint.id, [], [_spectrum_row(checkpoint.step, spectrum)], add=True)
         store.write_table(store.revision_file(checkpoint.id), [row], REVISIONS)
         _timing(store, checkpoint.id, LOAD, seconds[LOAD], model, gpus)
@@ -181,16 +170,36 @@ def _stages(
     def measure() -> None:
         started = time.monotonic()
         corpus = own(obtain(suite.corpus.name, work.fingerprint, store))
-        measures_table.write(store, checkpoint.id, _measured(checkpoint, model, corpus, suite), [], add=True)
+        rows_of_measure = _measured(checkpoint, held["model"], corpus, suite)
+        # Of what was asked for before nothing stays, and the singular values of W do.
+        store.delete(store.measures_file(checkpoint.id))
+        measures_table.write(store, checkpoint.id, rows_of_measure, [], add=True)
+        store.write_table(store.evaluation_file(checkpoint.id, MEASURE, suite.measure_identity), [], EVALUATIONS)
         _timing(store, checkpoint.id, MEASURE, time.monotonic() - started, model, gpus)
 
+    # A task may change the model, and one that fails leaves it so: the next has another.
+    held = {"model": model}
+
     def evaluate(one: Evaluation) -> None:
+        if "model" not in held:
+            held["model"] = load_model(checkpoint.id, folder, device)[0]
+        model = held.pop("model")
+        own_code = one.task not in TASKS
+        _evaluate(one, model)
+        if not own_code:
+            held["model"] = model
+
+    def _evaluate(one: Evaluation, model: LoadedModel) -> None:
         from raysweep.evaluation.run import rows as rows_of
         from raysweep.evaluation.task import Subject
 
         started = time.monotonic()
         _check_length(model, suite.sequence_length)
+        if getattr(one, "layers", "blocks") != "blocks" and model.tied:
+            raise UserError(f"{checkpoint.id}: its unembedding is its embedding too: only blocks can be quantized")
         corpus = own(obtain(suite.corpus.name, work.fingerprint, store))
+        for line in one.shortfalls(corpus, suite.sequence_length):
+            waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
         text = prepared_text(one, suite.corpus, store)
         directory = store.evaluation_directory(checkpoint.id, one.label, one.identity)
         subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, None if text is None else own(text))
@@ -276,7 +285,7 @@ def _geometry(
         "revision": checkpoint.revision, "commit": commit, "step": checkpoint.step,
         "tokens": checkpoint.model.tokens(checkpoint.step), "architecture": type(model.loaded).__name__,
         **model.shape, "rows_W": weight.shape[0], "entries": entries,
-        "tied": weight is model.loaded.get_input_embeddings().weight, "product": model.product,
+        "tied": model.tied, "product": model.product,
         **{f"{name}_W": values[name] for name in METRICS}, **{f"{name}_entries": of_entries[name] for name in METRICS},
         **{f"{name}_version": version(name) for name in ("raysweep", "torch", "transformers")},
     }  # fmt: skip
@@ -296,10 +305,9 @@ def _measured(checkpoint: Checkpoint, model: LoadedModel, corpus: Any, suite: Su
     from raysweep.exchange.model_matrices import measured
 
     states = {}
-    if any(name.startswith(HIDDEN) for one in suite.measure for name in one.of):
+    if sequences := suite.hidden_sequences:
         _check_length(model, suite.sequence_length)
         shard = corpus.sequences(SHARD, suite.sequence_length)
-        sequences = max(one.sequences for one in suite.measure)
         if len(shard) < sequences:
             raise UserError(
                 f"measure asks for hidden states of {sequences:,} sequences of {suite.sequence_length:,} tokens, and the "
@@ -310,7 +318,8 @@ def _measured(checkpoint: Checkpoint, model: LoadedModel, corpus: Any, suite: Su
     return [
         {
             "step": checkpoint.step, "matrix": row["matrix"], "metric": row["metric"], "value": row["value"],
-            "unit": OF_ONE[row["metric"]], "settings": settings_of(suite, (row["matrix"],)), "reason": None,
+            "unit": OF_ONE[row["metric"]], "reason": None,
+            "settings": f"{sequences} sequences" if row["matrix"].startswith(HIDDEN) else "",
         }
         for row in measured(checkpoint.id, model.loaded, states, suite.measure)
     ]  # fmt: skip

@@ -1,7 +1,9 @@
 """What a task does for one checkpoint, without a cluster: its rows, what is missing afterwards, and what went wrong."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import suite_files
@@ -9,6 +11,7 @@ from published_layouts import Published, llama
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.evaluation import quantized
 from raysweep.space.measure import Measurement
 from raysweep.store.schemas import PLAN, REVISIONS
 from raysweep.store.store import PLANNED, Store
@@ -39,6 +42,7 @@ def test_what_is_done_stays_done_and_what_failed_is_tried_again(folder: Path, co
     assert not errors
     assert checkpoint.id == "one@step100"
     pin(store, [checkpoint.row])
+    check_asked(store, loaded.suite, [checkpoint.id])
     assert lacking(loaded.suite, checkpoint.id, store) == ["model", "measure", "in_distribution", "out_of_distribution"]
     # The model takes 128 tokens, and its begin-of-text is one of them.
     answer = complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
@@ -49,8 +53,10 @@ def test_what_is_done_stays_done_and_what_failed_is_tried_again(folder: Path, co
     assert len(error_lines(before)) == 3
     assert results(loaded, store).to_pylist()[0]["status"] == "partly"
 
+    (folder / "store" / "suite.json").unlink()  # That nothing was measured at another length, the store does not know.
     shorter = load_suite(suite_files.write(folder, [MODEL], mirror=str(folder / "mirror"), sequence_length=64,
                                            evaluations=["in_distribution", "out_of_distribution"]))  # fmt: skip
+    check_asked(store, shorter.suite, [checkpoint.id])
     work = Work(shorter.suite, store.location, corpus.fingerprint, code())
     first = store.read_rows(store.revision_file(checkpoint.id), REVISIONS)
     assert complete(checkpoint, work)["errors"] == {}
@@ -67,6 +73,15 @@ def test_what_is_done_stays_done_and_what_failed_is_tried_again(folder: Path, co
         shorter, suite=shorter.suite.model_copy(update={"measure": (*shorter.suite.measure, _of("mlp.down"))})
     )
     assert lacking(more.suite, checkpoint.id, store) == ["measure"]
+    # Fewer sequences are another number.
+    fewer = shorter.suite.measure[0].model_copy(update={"sequences": 16})
+    assert lacking(shorter.suite.model_copy(update={"measure": (fewer,)}), checkpoint.id, store) == ["measure"]
+    # Other files under that name are another model.
+    config = folder / "mirror" / "me" / "one" / "step100" / "config.json"
+    config.write_text(config.read_text() + "\n")
+    again = complete(checkpoint, replace(work, suite=more.suite))
+    assert "the files of one@step100 are other ones than when it was measured" in again["errors"]["model"]
+    assert survey(more, store, [checkpoint]).errors[checkpoint.id].keys() == {"model"}
     # Other code than the driver's measures nothing.
     with pytest.raises(ValueError, match="other code than the driver"):
         complete(checkpoint, replace(work, code={**code(), "torch": "0"}))
@@ -92,6 +107,7 @@ def test_an_earlier_checkpoint_never_stands_for_the_last(folder: Path, corpus: T
     loaded, store = load_suite(file), begun(folder / "store")
     checkpoints, _ = find(loaded, None, lambda *step: None, print)
     pin(store, [one.row for one in checkpoints])
+    check_asked(store, loaded.suite, [one.id for one in checkpoints])
     work = Work(loaded.suite, store.location, corpus.fingerprint, code())
     assert [one.step for one in checkpoints] == [0, 100]
     assert complete(checkpoints[0], work)["errors"] == {}
@@ -105,7 +121,7 @@ def test_numbers_of_another_length_or_model_are_never_mixed(folder: Path, corpus
     asked = {"mirror": str(folder / "mirror"), "evaluations": ["in_distribution"], "measure": []}
     loaded, store = load_suite(suite_files.write(folder, [MODEL], **asked)), begun(folder / "store")
     (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
-    check_asked(store, loaded.suite, record=True)
+    check_asked(store, loaded.suite, [checkpoint.id])
     pin(store, [checkpoint.row])
     complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
     assert results(loaded, store).num_rows == 1
@@ -124,3 +140,55 @@ def test_numbers_of_another_length_or_model_are_never_mixed(folder: Path, corpus
     store.write("suite.json", b"{}")
     with pytest.raises(UserError, match=r"suite\.json was damaged"):
         results(loaded, store)
+
+
+def test_what_is_asked_now_decides_what_the_last_checkpoint_is(folder: Path, corpus: TokenizedCorpus) -> None:
+    llama(folder / "mirror" / "me" / "one" / "step50", 3, width=16, depth=1, heads=2, step=50)
+    asked = {"mirror": str(folder / "mirror"), "evaluations": ["in_distribution"], "measure": []}
+    store = begun(folder / "store")
+    for revisions, steps in (({"last": 1}, [100]), ({"steps": [50]}, [50])):
+        loaded = load_suite(suite_files.write(folder, [MODEL], revisions=revisions, **asked))
+        checkpoints, _ = find(loaded, store, lambda *step: None, print)
+        assert [one.step for one in checkpoints] == steps
+        check_asked(store, loaded.suite, [one.id for one in checkpoints])
+        pin(store, [one.row for one in checkpoints])
+        if steps == [50]:
+            complete(checkpoints[0], Work(loaded.suite, store.location, corpus.fingerprint, code()))
+    (row,) = results(loaded, store).to_pylist()
+    # An earlier checkpoint has its own steps and tokens, and not those of the whole training.
+    assert (row["steps_trained"], row["steps"], row["tokens"]) == (50, 50, 50 * 8 * 128)
+    assert row["flops"] == 6 * row["parameters"] * row["tokens"]
+
+
+def test_an_evaluation_never_sees_what_one_that_failed_left(
+    folder: Path, corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations = [{"task": "quantized", "bits": [2], "calibration_sequences": 4}, "in_distribution"]
+    found = []
+    for number, fails in enumerate((False, True)):
+        loaded = load_suite(
+            suite_files.write(folder, [MODEL], mirror=str(folder / "mirror"), measure=[], evaluations=evaluations)
+        )
+        store = begun(folder / f"store{number}")
+        (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
+        if fails:
+            # After layers were rounded, before they are put back.
+            monkeypatch.setattr(quantized, "_losses", Losses(quantized._losses))
+        answer = complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
+        assert set(answer["errors"]) == ({"quantized"} if fails else set())
+        one = next(one for one in loaded.suite.evaluations if one.task == "in_distribution")
+        found.append(store.evaluation_rows(checkpoint.id, one.label, one.identity))
+    assert found[0] == found[1]
+
+
+class Losses:
+    """The first losses are had, and the next fail."""
+
+    def __init__(self, real: Callable[..., dict[str, float]]) -> None:
+        self.real, self.calls = real, 0
+
+    def __call__(self, *arguments: Any) -> dict[str, float]:
+        self.calls += 1
+        if self.calls > 1:
+            raise ArithmeticError("no memory left")
+        return self.real(*arguments)

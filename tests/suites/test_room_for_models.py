@@ -112,7 +112,9 @@ def test_what_another_process_uses_is_never_deleted_and_is_waited_for(tmp_path: 
     with Room(tmp_path, 1000).holding("ours", 400, kill_while_waiting):
         # Whoever is dead holds nothing.
         assert not (tmp_path / "theirs").exists()
-    assert said == ["ours waits for 4e-07 GB of the 1e-06 GB for models on this node"]
+    assert said == [
+        "ours waits until 4e-07 GB of the 1e-06 GB that models may take on this node (resources.disk) are free"
+    ]
     assert time.monotonic() - started < 20
 
 

@@ -37,7 +37,8 @@ def models(**changes: Any) -> pd.DataFrame:
 
 def test_losses_of_several_tokenizers_are_taken_for_each_byte() -> None:
     cells = models()
-    units = {"in_distribution_loss": "nats per token"}
+    units = {name: "nats per token" for name in cells if name.endswith("_loss")}
+    cells["z_loss"] = 1e-4  # A setting, and no loss.
     found, said = suite_data._comparable(cells, units)
     pd.testing.assert_series_equal(
         found["in_distribution_loss"], cells["in_distribution_bits_per_byte"], check_names=False
@@ -51,6 +52,7 @@ def test_losses_of_several_tokenizers_are_taken_for_each_byte() -> None:
     assert "quantized_4bit_out_of_distribution_loss" not in found
     assert said["losses"].startswith("in bits per byte, since the models have 3 tokenizers; left out")
     assert "quantized_4bit_out_of_distribution_loss" in said["losses"]
+    assert (found["z_loss"] == 1e-4).all()
     assert units["in_distribution_loss"] == "bits per byte"
     # Of one tokenizer nothing is changed.
     same, nothing = suite_data._comparable(models(tokenizer_sha256="a"), {})

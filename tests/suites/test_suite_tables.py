@@ -79,9 +79,13 @@ def test_a_checkpoint_is_known_by_its_name() -> None:
 
 
 def test_tokens_of_a_checkpoint_are_known_where_enough_is() -> None:
-    assert PublishedModel("a", "o/a", "x", {"batch_size": 4, "sequence_length": 8}).tokens(10) == 320
-    assert PublishedModel("a", "o/a", "x", {"tokens": 1000, "steps": 100}).tokens(10) == 100
-    assert PublishedModel("a", "o/a", "x", {"tokens": 1000}).tokens(10) is None
+    step = "step{step}"
+    assert PublishedModel("a", "o/a", step, {"batch_size": 4, "sequence_length": 8}).tokens(10) == 320
+    assert PublishedModel("a", "o/a", step, {"tokens": 1000, "steps": 100}).tokens(10) == 100
+    assert PublishedModel("a", "o/a", step, {"tokens": 1000}).tokens(10) is None
+    # Of one that is there once, all of them, whatever its step.
+    assert PublishedModel("a", "o/a", "main", {"tokens": 1000}).tokens(0) == 1000
+    assert PublishedModel("a", "o/a", "main", {"batch_size": 4, "sequence_length": 8}).tokens(0) is None
 
 
 @pytest.mark.parametrize(
