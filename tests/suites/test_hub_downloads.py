@@ -199,3 +199,39 @@ def test_a_hub_that_is_away_is_waited_for_and_then_said(hub: Hub, tmp_path: Path
 def test_one_form_of_the_weights_is_taken(there: list[str], taken: list[str]) -> None:
     assert needed(there) == taken
     assert hub_module.needed([]) == []
+
+
+OFFLINE = """
+import json, sys
+from raysweep.suites.checkpoints import find
+from raysweep.suites.read import load_suite
+checkpoints, errors = find(load_suite(sys.argv[1]), None, lambda *step: None, print)
+print(json.dumps({"found": [[one.revision, one.commit, str(one.folder)] for one in checkpoints], "errors": errors}))
+"""
+
+
+def test_without_a_network_the_hubs_own_cache_is_taken(hub: Hub, tmp_path: Path) -> None:
+    there = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.address, "HF_TOKEN": ""}
+    ask = "from huggingface_hub import snapshot_download; snapshot_download('owner/model', revision='step2')"
+    subprocess.run([sys.executable, "-c", ask], check=True, env={**os.environ, **there}, capture_output=True)
+    table = {
+        "name": "t",
+        "models": [
+            {"id": "cached", "repository": "owner/model", "revision": "step{step}"},
+            {"id": "missing", "repository": "owner/none", "revision": "step{step}"},
+        ],
+    }
+    (tmp_path / "models.yaml").write_text(json.dumps(table))
+    (tmp_path / "ask.yaml").write_text("name: ask\nsuite: models.yaml\n")
+    before = len(hub.requests)
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, str(tmp_path / "ask.yaml")],
+        capture_output=True, text=True, env={**os.environ, **there, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    ((revision, commit, folder),) = answer["found"]
+    assert (revision, commit) == ("step2", hub.commit("owner/model", "step2"))
+    assert (Path(folder) / "model.safetensors").read_bytes() == WEIGHTS + b"step2"
+    assert "owner/none is not in the hub's cache" in answer["errors"]["missing"]
+    assert len(hub.requests) == before
