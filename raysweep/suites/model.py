@@ -8,7 +8,7 @@ scales, caps or shifts them its own logits are taken.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -178,17 +178,49 @@ class LoadedModel(LanguageModel):
     def layers_with_inputs(
         self, batches: list[torch.Tensor], head: nn.Linear | None = None
     ) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
-        """As of every `LanguageModel`; the whole model is run again for each layer, as far as the layer."""
-        for layer in self.linear_layers():
+        """As of every `LanguageModel`: only a layer's own block is run again for it."""
+        layers = self.linear_layers()
+        with self.autocast():
+            calls = [self._calls_of_blocks(self._with_begin(batch)) for batch in batches]
+        states = [of_batch[0][0] for of_batch in calls]
+        for number, block in enumerate(blocks(self.loaded)):
+            # With what else the block was given, such as positions and masks, which no layer changes.
+            given = [partial(_first, block, *of_batch[number][1]) for of_batch in calls]
+            own = set(block.modules())
+            for layer in layers:
+                if layer not in own:
+                    continue
+                with self.autocast():
+                    inputs = [
+                        self._without_begin(input_of(layer, run, state))
+                        for run, state in zip(given, states, strict=True)
+                    ]
+                yield layer, inputs
             with self.autocast():
-                inputs = [
-                    self._without_begin(input_of(layer, self._forward, self._with_begin(batch))) for batch in batches
-                ]
-            yield layer, inputs
+                states = [run(state) for run, state in zip(given, states, strict=True)]
         if head is not None:
             with self.autocast():
                 inputs = [self.hidden(batch) for batch in batches]
             yield head, inputs
+
+    def _calls_of_blocks(
+        self, inputs: torch.Tensor
+    ) -> list[tuple[torch.Tensor, tuple[tuple[Any, ...], dict[str, Any]]]]:
+        """Of each block the state that it is given, and what else."""
+        calls: list[tuple[torch.Tensor, tuple[tuple[Any, ...], dict[str, Any]]]] = []
+
+        def keep(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if not given:
+                raise UserError(f"{self.name}: its blocks are given their states by a name, and cannot be calibrated")
+            calls.append((given[0], (given[1:], named)))
+
+        hooks = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in blocks(self.loaded)]
+        try:
+            self._last_states(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return calls
 
     def _probe(self) -> torch.Tensor:
         """A few token ids of its own."""
@@ -223,6 +255,12 @@ class LoadedModel(LanguageModel):
                 f"{self.name} sees the tokens that it is to predict: it is no causal language model as it is configured, so "
                 "that its loss says nothing"
             )
+
+
+def _first(block: Any, more: tuple[Any, ...], named: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
+    """The state that a block gives for another."""
+    out = block(state, *more, **named)
+    return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
 
 
 class _Reached(Exception):

@@ -175,11 +175,15 @@ def test_a_pickle_that_is_more_than_numbers_is_not_opened(tmp_path: Path) -> Non
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", ["gpt-neox", "llama, tied", "olmo2"])
-def test_layers_are_calibrated_on_what_reaches_them(name: str) -> None:
+@pytest.mark.parametrize("name", ["gpt-neox", "llama, tied", "olmo2", "mistral", "hf_olmo"])
+def test_layers_are_calibrated_on_what_reaches_them(name: str, tmp_path: Path) -> None:
     """The products of inputs and weights are what the layers give in a whole pass, in an order in which each reaches later "
     "ones."""
-    model = made(name)
+    if name == "hf_olmo":
+        layouts.hf_olmo(tmp_path, 1, step=100)
+        model = load_model("m", tmp_path, CPU)[0].loaded
+    else:
+        model = made(name)
     loaded = LoadedModel(name, model)
     ids = torch.randint(96, (2, 9), generator=torch.Generator().manual_seed(0))
     seen: dict[torch.nn.Module, torch.Tensor] = {}
@@ -194,7 +198,10 @@ def test_layers_are_calibrated_on_what_reaches_them(name: str) -> None:
     with torch.no_grad():
         model(ids)
         whole, order_of_pass = dict(seen), list(order)
+        order.clear()
         found = list(loaded.layers_with_inputs([ids]))
+        # The whole model twice, for its order and for what blocks are given, and each block but once for each of its layers.
+        assert len(order) <= 2 * len(found) + len(found) * (len(found) // 2 + 1)
         assert [layer for layer, _ in found] == order_of_pass
         for layer, (inputs,) in found:
             torch.testing.assert_close(
