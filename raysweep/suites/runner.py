@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,12 +27,12 @@ from raysweep.suites.checkpoints import Checkpoint, Step, find
 from raysweep.suites.pins import check_asked, pin, read_pinned, wanted
 from raysweep.suites.read import MEASURE, LoadedSuite
 from raysweep.suites.task import LOAD, Work, complete, lacking
-from raysweep.sweep.failures import describe, innermost_cause, process_lost, record_failure
+from raysweep.sweep.failures import PROCESS_LOST, describe, innermost_cause, process_lost, record_failure
 from raysweep.sweep.prepare_corpora import prepare_corpora
 from raysweep.sweep.prepare_texts import prepare_texts
 from raysweep.sweep.survey import CellState
 
-# A task whose process is lost is started again so often, by Ray.
+# A task whose process is lost is started again so often. (Ray would do so without end where memory ran low.)
 _LOST = 3
 
 # A model in memory takes this times its files, where those have numbers of two bytes and it has them of four, and a half
@@ -198,7 +199,7 @@ def _run_tasks(
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     # Shares of a GPU are a process's: the next task is to have one of its own.
     task = ray.remote(
-        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=_LOST, max_calls=1 if resources.gpus else 0,
+        num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0, max_calls=1 if resources.gpus else 0,
         scheduling_strategy="SPREAD",
     )(complete)  # fmt: skip
     running: dict[Any, Checkpoint] = {}
@@ -221,6 +222,7 @@ def _run_tasks(
             continue
         running[task.options(memory=memory).remote(one, work, board)] = one
     total, ended, came = len(todo), failed, 0
+    lost: Counter[str] = Counter()
     while running:
         with suppress(ray.exceptions.RayError):  # Its node is gone; what was said is said.
             for line in ray.get(board.take.remote(), timeout=10):
@@ -240,13 +242,15 @@ def _run_tasks(
                 cause = innermost_cause(error)
                 if isinstance(cause, StoreError):
                     raise cause from None
-                why = (
-                    "its process was lost again and again (for want of memory?)"
-                    if process_lost(error)
-                    else describe(cause)
-                )
                 if stop.is_set():
                     return
+                if process_lost(error) and lost[one.id] < _LOST:
+                    lost[one.id] += 1
+                    ended -= 1
+                    said(f"{one.id}: its process was lost, or its node: trying again")
+                    running[task.options(memory=factor * one.size).remote(one, work, board)] = one
+                    continue
+                why = PROCESS_LOST if process_lost(error) else describe(cause)
                 record_failure(store, one.id, LOAD, why)
                 outcome = {"errors": {LOAD: why}, "bytes": 0}
             came += outcome["bytes"]

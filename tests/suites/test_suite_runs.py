@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import suite_files
 import transformers
@@ -221,6 +223,31 @@ def test_what_cannot_be_had_is_said_and_the_rest_is_done(
     assert "run the same command again to do what is left" in printed
     table = results(load_suite(file), tmp_path / "store")
     assert table["id"].to_pylist() == [neox.id]
+
+
+def test_a_process_that_is_killed_is_started_again(
+    models: tuple[Path, list[Published]], hub: Hub, cache: Path, tmp_path: Path
+) -> None:
+    file = suite_files.write(tmp_path, models[1][:1], revisions={"last": 1}, measure=[])
+    env = suite_files.environment(hub.address, cache)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raysweep.cli", "run", str(file), "--store", str(tmp_path / "store")],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    killed = False
+    while not killed and process.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                if child.name().startswith("ray::complete"):
+                    child.kill()
+                    killed = True
+        time.sleep(0.05)
+    printed, _ = process.communicate(timeout=120)
+    assert killed
+    assert process.returncode == 0, printed
+    assert f"{models[1][0].id}@step100: its process was lost, or its node: trying again" in printed
+    assert suite_files.done_of(printed) == (1, 1)
 
 
 def test_a_checkpoint_that_moved_keeps_the_commit_that_it_was_found_at(
