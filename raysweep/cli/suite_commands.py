@@ -40,12 +40,14 @@ def _opened(options: argparse.Namespace) -> tuple[LoadedSuite, Store]:
 def plan(options: argparse.Namespace) -> int:
     """`raysweep plan`: the models, their checkpoints, and what there is to download."""
     from raysweep.suites.checkpoints import find
+    from raysweep.suites.runner import memory_of, survey
 
     loaded = load_suite(options.space)
     store = located_store(None, loaded.name)
     with ProgressBars() as bars:
         checkpoints, errors = find(loaded, store if store.begun() else None, bars.step, _note)
-    away = [one for one in checkpoints if one.folder is None]
+    left = survey(loaded, store, checkpoints).left if store.begun() else {one.id for one in checkpoints}
+    away = [one for one in checkpoints if one.folder is None and one.id in left]
     size = sum(one.size for one in away)
     answer = {
         "models": [
@@ -57,8 +59,10 @@ def plan(options: argparse.Namespace) -> int:
             for model in loaded.models
         ],
         "totals": {
-            "models": len(loaded.models), "checkpoints": len(checkpoints), "download_bytes": size,
+            "models": len(loaded.models), "checkpoints": len(checkpoints), "measured": len(checkpoints) - len(left),
+            "download_bytes": size,
             "largest_bytes": max((one.size for one in checkpoints), default=0),
+            "memory_bytes": memory_of(loaded.suite, max((one.size for one in checkpoints), default=0)),
             "disk_bytes_per_node": min(size, int(loaded.suite.resources.disk * 1e9)),
             "download_seconds_at_50_MB_per_s": size / _BYTES_PER_SECOND,
         },
@@ -95,13 +99,13 @@ def _show_plan(
         say(f"... and {len(loaded.models) - _LONGEST:,} more: --json has them all")
     say(
         f"\n[bold]{totals['models']:,} models, {totals['checkpoints']:,} checkpoints[/], "
-        f"{totals['download_bytes'] / 1e9:.3g} GB to download"
+        f"{totals['measured']:,} of them measured, {totals['download_bytes'] / 1e9:.3g} GB to download"
     )
     if totals["download_bytes"]:
         say(
             f"at 50 MB/s: {duration(totals['download_seconds_at_50_MB_per_s'])}; sizes of earlier checkpoints are taken to "
             f"be those of the last\non each node at most {totals['disk_bytes_per_node'] / 1e9:.3g} GB at once "
-            f"(resources.disk), and memory for the largest: {2.5 * totals['largest_bytes'] / 1e9:.3g} GB"
+            f"(resources.disk), and memory for the largest: {totals['memory_bytes'] / 1e9:.3g} GB"
         )
     _show_facts(loaded)
     for name, why in errors.items():

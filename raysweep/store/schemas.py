@@ -180,7 +180,7 @@ MODELS = _schema(
     revision=(_TEXT, ""),
     commit=(_TEXT, "of the hub; empty of a folder"),
     step=(_COUNT, "optimizer steps"),
-    bytes=(_COUNT, "of its files; of the last revision where they were not asked for"),
+    bytes=(_COUNT, "of its files; of one on the hub those of a checkpoint of its repository"),
 )
 
 REVISIONS = _schema(

@@ -36,7 +36,7 @@ class Checkpoint:
     folder: Path | None
     """Where it is, if it need not be downloaded."""
     size: int
-    """Bytes of its files; of one on the hub those of the last checkpoint of its repository."""
+    """Bytes of its files; of one on the hub those of a checkpoint of its repository."""
 
     @property
     def id(self) -> str:

@@ -25,7 +25,7 @@ from raysweep.store.sessions import recorded
 from raysweep.store.store import PLANNED
 from raysweep.suites.checkpoints import Checkpoint, Step, find
 from raysweep.suites.pins import check_asked, pin, read_pinned, wanted
-from raysweep.suites.read import MEASURE, LoadedSuite
+from raysweep.suites.read import MEASURE, LoadedSuite, Suite
 from raysweep.suites.task import LOAD, Work, complete, lacking
 from raysweep.sweep.failures import PROCESS_LOST, describe, innermost_cause, process_lost, record_failure
 from raysweep.sweep.prepare_corpora import prepare_corpora
@@ -145,6 +145,11 @@ def survey(
     return SuiteState(checkpoints, left, errors, unavailable or {})
 
 
+def memory_of(suite: Suite, size: int) -> float:
+    """Bytes of memory that a checkpoint is given whose files have that size."""
+    return size * (_MEMORY + (_QUANTIZED if any(one.task == "quantized" for one in suite.evaluations) else 0))
+
+
 def pinned(loaded: LoadedSuite, store: Store) -> list[Checkpoint]:
     """The checkpoints of the suite's models that the store knows, without asking anybody."""
     models = {model.id: model for model in loaded.models}
@@ -195,7 +200,6 @@ def _run_tasks(
     todo.sort(key=lambda one: -one.size)
     limits = autoscaler_limits(autoscaling_configuration()) if shared else None
     there = [*nodes().values(), *(limits.every_node if limits else ())]
-    factor = _MEMORY + (_QUANTIZED if any(one.task == "quantized" for one in suite.evaluations) else 0)
     board: Any = ray.remote(num_cpus=0)(_Board).remote()
     # Shares of a GPU are a process's: the next task is to have one of its own.
     task = ray.remote(
@@ -205,7 +209,7 @@ def _run_tasks(
     running: dict[Any, Checkpoint] = {}
     failed = 0
     for one in todo:
-        memory = factor * one.size
+        memory = memory_of(suite, one.size)
         if not any(
             node.get("CPU", 0) >= resources.cpus
             and node.get("GPU", 0) >= resources.gpus
@@ -248,7 +252,7 @@ def _run_tasks(
                     lost[one.id] += 1
                     ended -= 1
                     said(f"{one.id}: its process was lost, or its node: trying again")
-                    running[task.options(memory=factor * one.size).remote(one, work, board)] = one
+                    running[task.options(memory=memory_of(suite, one.size)).remote(one, work, board)] = one
                     continue
                 why = PROCESS_LOST if process_lost(error) else describe(cause)
                 record_failure(store, one.id, LOAD, why)
