@@ -103,9 +103,9 @@ def _show_plan(
     )
     if totals["download_bytes"]:
         say(
-            f"at 50 MB/s: {duration(totals['download_seconds_at_50_MB_per_s'])}; the checkpoints of a model are taken to be of "
-            f"one size\non each node at most {totals['disk_bytes_per_node'] / 1e9:.3g} GB at once (resources.disk), and memory "
-            f"for the largest: {totals['memory_bytes'] / 1e9:.3g} GB"
+            f"at 50 MB/s: {duration(totals['download_seconds_at_50_MB_per_s'])}; the checkpoints of a model are taken to be "
+            f"of one size\non each node at most {totals['disk_bytes_per_node'] / 1e9:.3g} GB at once (resources.disk), and "
+            f"memory for the largest: {totals['memory_bytes'] / 1e9:.3g} GB"
         )
     _show_facts(loaded)
     for name, why in errors.items():
