@@ -29,7 +29,9 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
     cells = table.to_pandas()
     units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
     rows, measures = trajectories(loaded, store)
-    cells, protocol = _comparable(cells, units)
+    of_task = {one.task: getattr(one, "sequences", 0) for one in loaded.suite.evaluations}
+    same_text = of_task.get("quantized") == of_task.get("in_distribution")
+    cells, protocol = _comparable(cells, units, same_text)
     units["validation_loss"] = "bits per byte" if protocol else "nats per token"
     if protocol:
         rows["validation_loss"] = rows[IN_BITS]
@@ -69,11 +71,14 @@ def as_cells(models: pd.DataFrame) -> pd.DataFrame:
     return known.assign(**lacking, corpus_fingerprint="")
 
 
-def _comparable(cells: pd.DataFrame, units: dict[str, str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def _comparable(
+    cells: pd.DataFrame, units: dict[str, str], same_text: bool = True
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """The models with losses that compare, and what was done for that, in words.
 
     A loss for each token is of other tokens where tokenizers differ. There every loss is taken for each byte, under its
-    usual name; those of which only the one for each token is known are left out.
+    usual name; those of which only the one for each token is known are left out. `same_text` says whether the quantized
+    losses are of as many sequences as the in-distribution loss.
     """
     if cells["tokenizer_sha256"].nunique() <= 1:
         return cells, {}
@@ -84,7 +89,7 @@ def _comparable(cells: pd.DataFrame, units: dict[str, str]) -> tuple[pd.DataFram
         by_byte = _LOSS.sub("_bits_per_byte\\1", name)
         if by_byte in cells:
             kept[name] = cells[by_byte]
-        elif "_in_distribution_loss" in name and per_token is not None and bits is not None:
+        elif same_text and "_in_distribution_loss" in name and per_token is not None and bits is not None:
             # Of the same text: as many tokens for each byte.
             kept[name] = cells[name] * bits / per_token
         else:

@@ -47,7 +47,7 @@ class Settings(WithText, Averaging):
         self.check_domains(text, PREFIX, sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        shares = {shard.removeprefix(PREFIX): share for shard, share in text.manifest["seen"].items()}
+        shares = {shard.removeprefix(PREFIX): share for shard, share in (text.manifest["seen"] or {}).items()}
         short = self.domain_shortfalls(text, PREFIX, sequence_length, self.sequences)
         return [*short, *known(self.label, shares)]
 

@@ -200,9 +200,14 @@ def _stages(
         corpus = own(obtain(suite.corpus.name, work.fingerprint, store))
         for line in one.shortfalls(corpus, suite.sequence_length):
             waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
-        text = prepared_text(one, suite.corpus, store)
+        built = prepared_text(one, suite.corpus, store)
+        text = None if built is None else own(built)
+        if text is not None:
+            one.check_text(text, suite.sequence_length)
+            for line in one.text_shortfalls(text, suite.sequence_length):
+                waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
         directory = store.evaluation_directory(checkpoint.id, one.label, one.identity)
-        subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, None if text is None else own(text))
+        subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, text)
         found = rows_of(checkpoint.id, one, subject)
         if one.task == "in_distribution":
             # Of cells, which share a tokenizer, it says the same as the loss.

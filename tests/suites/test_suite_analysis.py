@@ -54,6 +54,9 @@ def test_losses_of_several_tokenizers_are_taken_for_each_byte() -> None:
     assert "quantized_4bit_out_of_distribution_loss" in said["losses"]
     assert (found["z_loss"] == 1e-4).all()
     assert units["in_distribution_loss"] == "bits per byte"
+    # Of other sequences nobody knows it.
+    apart, _ = suite_data._comparable(cells, dict.fromkeys(units, "nats per token"), same_text=False)
+    assert "quantized_4bit_in_distribution_loss" not in apart
     # Of one tokenizer nothing is changed.
     same, nothing = suite_data._comparable(models(tokenizer_sha256="a"), {})
     assert not nothing

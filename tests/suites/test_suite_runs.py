@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -234,7 +235,13 @@ def test_what_cannot_be_had_is_said_and_the_rest_is_done(
 def test_a_process_that_is_killed_is_started_again(
     models: tuple[Path, list[Published]], hub: Hub, cache: Path, tmp_path: Path
 ) -> None:
-    file = suite_files.write(tmp_path, models[1][:1], revisions={"last": 1}, measure=[])
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("The quick brown fox jumps over the lazy dog. " * 400)
+    own = {"task": "loss", "name": "fox", "on": {"folder": str(tmp_path / "docs")}}
+    asked = ["in_distribution", own, {"task": "benchmarks", "of": ["sciq"], "questions": 5}]
+    file = suite_files.write(
+        tmp_path, models[1][:1], revisions={"last": 1}, measure=[], evaluations=asked, sequence_length=127
+    )
     env = suite_files.environment(hub.address, cache)
     process = subprocess.Popen(
         [sys.executable, "-m", "raysweep.cli", "run", str(file), "--store", str(tmp_path / "store")],
@@ -254,6 +261,12 @@ def test_a_process_that_is_killed_is_started_again(
     assert process.returncode == 0, printed
     assert f"{models[1][0].id}@step100: its process was lost, or its node: trying again" in printed
     assert suite_files.done_of(printed) == (1, 1)
+    # Fewer sequences than a task asks for are said.
+    assert re.search(r"under the tokenizer of hf_olmo-0 and its like, .* asks for 512 sequences", printed)
+    (row,) = results(load_suite(file), tmp_path / "store").to_pylist()
+    assert row["fox_bits_per_byte"] > 0
+    assert 0 <= row["sciq_accuracy"] <= 1
+    assert not any("overlap" in name for name in row)
 
 
 def test_a_checkpoint_that_moved_keeps_the_commit_that_it_was_found_at(
