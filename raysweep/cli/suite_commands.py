@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
+import threading
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +32,9 @@ if TYPE_CHECKING:
 # More models than this are for a file.
 _LONGEST = 60
 
+# Seconds after which the same is said again.
+_AGAIN = 30.0
+
 # What `plan` reckons downloads with.
 _BYTES_PER_SECOND = 50e6
 
@@ -45,7 +52,9 @@ def plan(options: argparse.Namespace) -> int:
     loaded = load_suite(options.space)
     store = located_store(None, loaded.name)
     with ProgressBars() as bars:
-        checkpoints, errors = find(loaded, store if store.begun() else None, bars.step, _note)
+        checkpoints, errors = find(
+            loaded, store if store.begun() else None, bars.step, _Notes(lambda line: sys.stderr.write(f"{line}\n"))
+        )
     left = survey(loaded, store, checkpoints).left if store.begun() else {one.id for one in checkpoints}
     away = [one for one in checkpoints if one.folder is None and one.id in left]
     size = sum(one.size for one in away)
@@ -75,9 +84,21 @@ def plan(options: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _note(line: str) -> None:
-    """Something that a person should know at once, beside what a script reads."""
-    print(line, file=sys.stderr)
+class _Notes:
+    """What a person should know at once; where many repositories wait for the same, one of them is named, now and then."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._said: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, line: str) -> None:
+        what = line.partition(": ")[2].partition(";")[0] if "asking again in" in line else line
+        with self._lock:
+            if time.monotonic() - self._said.get(what, -math.inf) < _AGAIN:
+                return
+            self._said[what] = time.monotonic()
+            self._write(line)
 
 
 def _show_plan(
@@ -140,7 +161,7 @@ def run(options: argparse.Namespace) -> int:
                 bars.close()
                 say(escape(line))
 
-            after = runner.run(loaded, store, bars.step, said, signals.stop, signals.work_began)
+            after = runner.run(loaded, store, bars.step, _Notes(said), signals.stop, signals.work_began)
     except KeyboardInterrupt:
         return _interrupted(options, store)
     if after.left and signals.stop.is_set():
