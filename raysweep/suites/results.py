@@ -94,7 +94,7 @@ def results(loaded: LoadedSuite, store: str | Path | Store) -> pa.Table:
     check_asked(store, loaded.suite)
     of_models = revisions(loaded, store)
     values = Measured(loaded, store)
-    units = dict(values.units)
+    units = values.units  # Which grow as values are looked up.
     rows = []
     for model in loaded.models:
         if model.id not in of_models:

@@ -64,8 +64,14 @@ def test_what_is_done_stays_done_and_what_failed_is_tried_again(folder: Path, co
     assert after.complete
     assert not after.errors
     assert store.read_rows(store.revision_file(checkpoint.id), REVISIONS) == first
-    (row,) = results(shorter, store).to_pylist()
+    table = results(shorter, store)
+    (row,) = table.to_pylist()
     assert row["status"] == "done"
+    for name, unit in (
+        ("in_distribution_loss", b"nats per token"),
+        ("out_of_distribution_bits_per_byte", b"bits per byte"),
+    ):
+        assert table.schema.field(name).metadata[b"unit"] == unit
     assert row["tied"] is True
     assert 5 < row["in_distribution_bits_per_byte"] < 8
     # Another matrix is asked for: that alone is missing.
