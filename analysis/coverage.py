@@ -52,8 +52,7 @@ def coverage(sweep: SweepData, sweeps: int = SWEEPS, jobs: int = -1) -> pd.DataF
     """For each kind of interval and what was planted the share of simulated sweeps in which it holds the truth.
 
     Columns: `COVERAGE_COLUMNS`. No rows where the sweep has no loss, no metric, unknown tokens, or fewer than 25
-    configurations. `sweep` is
-    a `SweepData.design`.
+    configurations. `sweep` is a `SweepData.design`.
     """
     columns = sweep.tasks.get(sweep.main_task), next(iter(sweep.metrics), None)
     if None in columns:

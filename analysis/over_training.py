@@ -9,7 +9,7 @@ from raysweep.analysis import drawing
 from raysweep.analysis.columns import COSINE, ISOTROPY, RANK
 from raysweep.analysis.sweep_data import SweepData
 
-# More sizes than this are coloured alike in one legend that nobody reads.
+# More sizes than this make a legend that nobody reads.
 _MOST = 16
 
 

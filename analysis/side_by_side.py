@@ -30,9 +30,8 @@ COLUMNS = (
 )  # fmt: skip
 
 # Verdicts of the two -> what to say of them.
-_SAME = "holds in both"
 _AGREEMENT = {
-    ("supported", "supported"): _SAME,
+    ("supported", "supported"): "holds in both",
     ("contradicted", "contradicted"): "contradicted in both",
     ("supported", "contradicted"): "holds in A, contradicted in B",
     ("contradicted", "supported"): "contradicted in A, holds in B",

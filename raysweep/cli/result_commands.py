@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.cli import messages
-from raysweep.cli.options import load_space, located_store, open_store, print_json
-from raysweep.errors import UserError, reason
-from raysweep.files import local_path, put_in_place
+from raysweep.cli.options import load_space, located_store, open_store, print_json, write_table
+from raysweep.errors import UserError
+from raysweep.files import local_path
 from raysweep.store import Store, sessions
 from raysweep.store.results import results as results_table
 from raysweep.suites.read import is_suite
@@ -32,18 +32,7 @@ def results(options: argparse.Namespace) -> int:
         messages.show_table(table)
         messages.show_hours(table, sessions.read(store, space.name))
         return 0
-    import pyarrow.parquet as pq  # Not needed to show it.
-
-    output = local_path(options.output, "--output")
-    if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: the table is written as Parquet: give a name that ends in .parquet")
-    if not table.num_rows:
-        raise UserError(f"no cell of {space.name} is finished in {store.location}: nothing was written to {output}")
-    try:
-        with put_in_place(output) as unfinished:
-            pq.write_table(table, unfinished)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {reason(error)}") from None
+    output = write_table(options.output, table, f"no cell of {space.name} is finished in {store.location}")
     print(f"{table.num_rows} of {len(space.cells)} cells written to {output}")
     return 0
 

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from raysweep.cli.console import escape, say, show
 from raysweep.cli.exit_status import INTERRUPTED
-from raysweep.cli.options import located_store, print_json
+from raysweep.cli.options import located_store, print_json, write_table
 from raysweep.cli.progress_bars import ProgressBars
-from raysweep.errors import UserError, reason
-from raysweep.files import local_path, put_in_place
+from raysweep.errors import UserError
+from raysweep.files import local_path
 from raysweep.store import Store, lock
 from raysweep.suites.read import LoadedSuite, load_suite
 from raysweep.text import abbreviate, duration
@@ -240,19 +240,8 @@ def results(options: argparse.Namespace) -> int:
     if options.output is None:
         _show_results(loaded, store)
         return 0
-    import pyarrow.parquet as pq
-
-    output = local_path(options.output, "--output")
-    if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: the table is written as Parquet: give a name that ends in .parquet")
     table = results_table(loaded, store)
-    if not table.num_rows:
-        raise UserError(f"no model of {loaded.name} is measured in {store.location}: nothing was written to {output}")
-    try:
-        with put_in_place(output) as unfinished:
-            pq.write_table(table, unfinished)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {reason(error)}") from None
+    output = write_table(options.output, table, f"no model of {loaded.name} is measured in {store.location}")
     say(f"{table.num_rows} of {len(loaded.models)} models written to {output}")
     return 0
 

@@ -147,8 +147,7 @@ def _unembedding(subject: Subject) -> nn.Linear:
 def _calibrated_layers(
     subject: Subject, sequences: int, unembedding: bool = False
 ) -> Iterator[tuple[nn.Linear, list[torch.Tensor]]]:
-    """Each linear layer with its inputs, computed with the earlier layers in their current state; W last, where asked "
-    "for."""
+    """Each linear layer with its inputs, computed with the earlier layers in their current state; W last, if asked for."""
     import numpy as np
     import torch
 

@@ -44,8 +44,7 @@ def last_states(
 
 
 def states_of(model: str, loaded: Any, ids: torch.Tensor, begin: int | None) -> dict[str, torch.Tensor]:
-    """Name -> (sequences, width) in float32 for token ids (sequences, length), before which `begin` is put where there is "
-    "one."""
+    """As `last_states`, of token ids (sequences, length); `begin`, if there is one, is put before each sequence."""
     if begin is not None:
         ids = torch.cat([torch.full((len(ids), 1), begin), ids], dim=1)
     of_last_block: list[torch.Tensor] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def loss_on_text(model: str, loaded: Any, revision: str | None, texts: list[str]
     begin = begins_with(tokenizer)
     tokens, content, whole = tokens_of(tokenizer, texts, SEQUENCES * length)
     check_entries(model, loaded, tokens)
-    _check_causal(model, loaded, tokens[: min(length, 32)])
+    check_causal(model, lambda ids: _logits(model, loaded, ids), tokens[: min(length, 32)])
     total, targets = 0.0, 0
     for start in range(0, len(tokens) if begin is not None else len(tokens) - 1, length):
         ids = [begin, *tokens[start : start + length]] if begin is not None else tokens[start : start + length + 1]
@@ -118,11 +119,15 @@ def _logits(model: str, loaded: Any, inputs: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def _check_causal(model: str, loaded: Any, tokens: list[int]) -> None:
-    """Raise `UserError` where the prediction at a place changes with the tokens that follow it."""
+def check_causal(model: str, logits: Callable[[torch.Tensor], torch.Tensor], tokens: list[int]) -> None:
+    """Raise `UserError` where the prediction at a place changes with the tokens that follow it.
+
+    `logits` gives (L, V) for the inputs (1, L).
+    """
     half = len(tokens) // 2
     other = tokens[:half] + tokens[:1] * (len(tokens) - half)
-    one, two = (_logits(model, loaded, torch.tensor([part]))[:half] for part in (tokens, other))
+    with torch.no_grad():
+        one, two = (logits(torch.tensor([part]))[:half] for part in (tokens, other))
     if half and float((one - two).abs().max()) > 1e-2 * float(one.std()):
         raise UserError(
             f"{model} sees the tokens that it is to predict: it is no causal language model as it is configured, so that "

@@ -170,6 +170,10 @@ class LanguageModel(nn.Module):
         return unembedding_cross_entropy(hidden, unembedding, sequences[:, 1:], self._z_loss)
 
 
+class LayerNotReached(Exception):
+    """A forward pass ended without a layer that it was to be run as far as."""
+
+
 class _Reached(Exception):
     """Ends a forward pass where a layer is reached, with what it is given."""
 
@@ -188,7 +192,7 @@ def input_of(layer: nn.Module, whole: Callable[[torch.Tensor], Any], given: torc
         return inputs
     finally:
         hook.remove()
-    raise RuntimeError("the layer took no part")
+    raise LayerNotReached
 
 
 def gpu(share: float, asked_by: str) -> torch.device:

@@ -18,9 +18,9 @@ from torch import nn
 
 from raysweep.errors import UserError
 from raysweep.exchange.model_matrices import blocks, is_ai2_olmo
-from raysweep.exchange.text_loss import begins_with, tokenizer_of
+from raysweep.exchange.text_loss import begins_with, check_causal, check_entries, tokenizer_of
 from raysweep.exchange.unembedding import load, loaded_unembedding
-from raysweep.model.language_model import LanguageModel, autocast, input_of
+from raysweep.model.language_model import LanguageModel, LayerNotReached, autocast, input_of
 from raysweep.store.sessions import processor
 
 # Logits of one batch that are held at once, where they must be.
@@ -43,7 +43,7 @@ class LoadedModel(LanguageModel):
     def __init__(self, name: str, loaded: Any, begin: int | None = None) -> None:
         nn.Module.__init__(self)
         self.name, self.loaded, self.begin = name, loaded.eval(), begin
-        self._check_causal()
+        check_causal(name, lambda ids: self._forward(ids.to(self.device))[0].float(), self._probe()[0].tolist())
         self.product = self._is_product()
         """Whether its logits are the product of its last states and its unembedding."""
 
@@ -64,23 +64,15 @@ class LoadedModel(LanguageModel):
 
     def _last_states(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the unembedding is given; the logits, which cost most in a small model, are not computed."""
-
-        def stop(module: nn.Module, given: tuple[Any], out: Any = None) -> None:
-            raise _Reached(given[0] if out is None else out)
-
-        if is_ai2_olmo(self.loaded):
-            # Its tied head is a function of the embedding, and no module that is called.
-            hook = self.loaded.model.transformer.ln_f.register_forward_hook(stop)
-        else:
-            hook = self.loaded.get_output_embeddings().register_forward_pre_hook(stop)
         try:
-            self._forward(inputs)
-        except _Reached as reached:
-            states: torch.Tensor = reached.args[0]
-            return states
-        finally:
-            hook.remove()
-        raise UserError(f"{self.name}: what its unembedding is given cannot be seen")
+            if is_ai2_olmo(self.loaded):
+                # Its tied head is a function of the embedding, and no module that is called.
+                norm = self.loaded.model.transformer.ln_f
+                states: torch.Tensor = norm(input_of(norm, self._forward, inputs))
+                return states
+            return input_of(self.loaded.get_output_embeddings(), self._forward, inputs)
+        except LayerNotReached:
+            raise UserError(f"{self.name}: what its unembedding is given cannot be seen") from None
 
     def _forward(self, inputs: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.loaded(inputs, use_cache=False).logits
@@ -93,12 +85,10 @@ class LoadedModel(LanguageModel):
         if self.product:
             return super().token_losses(inputs, targets, chosen)
         rows = max(1, _LOGITS // (inputs.shape[1] * len(self.unembedding)))
-        losses = [
-            F.cross_entropy(self._without_begin(self._forward(self._with_begin(part))).float().flatten(0, 1),
-            labels.flatten(),
-                            reduction="none").view(labels.shape)
-            for part, labels in zip(inputs.split(rows), targets.split(rows), strict=True)
-        ]  # fmt: skip
+        losses = []
+        for part, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
+            logits = self._without_begin(self._forward(self._with_begin(part))).float()
+            losses.append(F.cross_entropy(logits.transpose(1, 2), labels, reduction="none"))
         return torch.cat(losses) if chosen is None else torch.cat(losses)[chosen]
 
     @property
@@ -243,28 +233,11 @@ class LoadedModel(LanguageModel):
             return False
         return float((product - logits).abs().max()) <= 1e-3 * float(logits.abs().max())
 
-    def _check_causal(self) -> None:
-        """Raise `UserError` where the prediction at a place changes with the tokens that follow it."""
-        probe = self._probe()
-        half = probe.shape[1] // 2
-        other = torch.cat([probe[:, :half], probe[:, :1].expand(-1, probe.shape[1] - half)], dim=1)
-        with torch.no_grad():
-            one, two = (self._forward(ids)[:, :half].float() for ids in (probe, other))
-        if half and float((one - two).abs().max()) > 1e-2 * float(one.std()):
-            raise UserError(
-                f"{self.name} sees the tokens that it is to predict: it is no causal language model as it is configured, so "
-                "that its loss says nothing"
-            )
-
 
 def _first(block: Any, more: tuple[Any, ...], named: dict[str, Any], state: torch.Tensor) -> torch.Tensor:
     """The state that a block gives for another."""
     out = block(state, *more, **named)
     return out[0] if isinstance(out, tuple) else out  # type: ignore[no-any-return]
-
-
-class _Reached(Exception):
-    """Ends a forward pass before the unembedding, with what it is given."""
 
 
 def load_model(name: str, folder: Path, device: torch.device) -> tuple[LoadedModel, Any]:
@@ -274,10 +247,6 @@ def load_model(name: str, folder: Path, device: torch.device) -> tuple[LoadedMod
     tokenizer = tokenizer_of(str(folder), None)
     for parameter in loaded.parameters():
         parameter.requires_grad_(False)
-    rows = loaded.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"{name}: its tokenizer has {len(tokenizer):,} entries and its embedding {rows:,} rows: they are of two models"
-        )
+    check_entries(name, loaded, [len(tokenizer) - 1])
     with torch.no_grad():
         return LoadedModel(name, loaded, begins_with(tokenizer)), tokenizer

@@ -34,12 +34,11 @@ from raysweep.suites.table import PublishedModel, Table, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-KEY = SUITE
 MEASURE = "measure"
 """What the store calls what `measure` asks for."""
 
 _KEYS = (
-    "name", KEY, "select", "revisions", "mirror", "corpus", "text_bytes", "sequence_length", "measure", "evaluations",
+    "name", SUITE, "select", "revisions", "mirror", "corpus", "text_bytes", "sequence_length", "measure", "evaluations",
     "resources", "hypotheses", "published", "code",
 )  # fmt: skip
 
@@ -150,6 +149,12 @@ class Suite(Strict):
         return {"measure": [one.model_dump(mode="json") for one in self.measure]}
 
     @property
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """What is done with a model -> its settings: `measure`, where it asks for anything, and each evaluation's label."""
+        measure = {MEASURE: self.measure_identity} if self.measure else {}
+        return measure | {one.label: one.identity for one in self.evaluations}
+
+    @property
     def hidden_sequences(self) -> int:
         """How many sequences hidden states are of; 0 where none are asked for."""
         asked = [one.sequences for one in self.measure if any(name.startswith(HIDDEN) for name in one.of)]
@@ -189,10 +194,11 @@ def is_suite(path: str | Path) -> bool:
     if not file.is_file():
         return False
     try:
-        content = YamlFile(file).content
+        # Most files are search spaces, whose YAML is read once.
+        content = YamlFile(file).content if SUITE in file.read_text(encoding="utf-8", errors="replace") else None
     except UserError:
         return False  # Whoever reads it as a search space says what is wrong.
-    return isinstance(content, dict) and KEY in content
+    return isinstance(content, dict) and SUITE in content
 
 
 def load_suite(path: str | Path) -> LoadedSuite:
@@ -228,17 +234,17 @@ class _SuiteReader(SpaceReader):
         for key in content:
             if key not in _KEYS:
                 raise self.file.error((key,), f"unknown key of a suite; {allowed(key, _KEYS)}")
-        for key in ("name", KEY):
+        for key in ("name", SUITE):
             if not isinstance(content.get(key), str) or not content[key]:
                 raise self.file.error((key,), "missing, or no text")
         code = self.code(content.get("code"))
         folder = self.file.path.parent
         try:
-            table = read_table(content[KEY], folder)
+            table = read_table(content[SUITE], folder)
         except ValueError as error:
             if isinstance(error, UserError):
                 raise  # It has its place in that file.
-            raise self.file.error((KEY,), str(error)) from None
+            raise self.file.error((SUITE,), str(error)) from None
         corpus = content.get("corpus") or "installed"
         values = {
             name: content[name]

@@ -22,7 +22,7 @@ from raysweep.store.index import read_all
 from raysweep.store.results import evaluated
 from raysweep.store.schemas import MEASURES, REAL, REVISIONS
 from raysweep.suites.pins import check_asked, read_pinned, wanted
-from raysweep.suites.read import MEASURE, Joined, LoadedSuite
+from raysweep.suites.read import Joined, LoadedSuite
 from raysweep.suites.table import NUMBERS, PublishedModel
 
 log = logging.getLogger("raysweep")
@@ -142,10 +142,9 @@ class Measured:
     def __init__(self, loaded: LoadedSuite, store: Store) -> None:
         self.units: dict[str, str] = {}
         suite = loaded.suite
-        self._evaluated = [evaluated(store, one.label, one.identity) for one in suite.evaluations]
-        self._measures = read_all(store, "measures", MEASURES) if suite.measure else {}
+        self._evaluated = [evaluated(store, stage, asked) for stage, asked in suite.stages.items()]
+        self.measures = read_all(store, "measures", MEASURES) if suite.measure else {}
         self._asked = {metric for one in suite.measure for metric in one.metrics}
-        self._measured = evaluated(store, MEASURE, suite.measure_identity) if suite.measure else None
 
     def of(self, checkpoint: str, step: int) -> dict[str, float]:
         """Column -> value."""
@@ -153,7 +152,7 @@ class Measured:
         for of_checkpoints in self._evaluated:
             for metric in of_checkpoints.get(checkpoint, []):
                 row[metric["metric"]], self.units[metric["metric"]] = metric["value"], metric["unit"]
-        for measured in self._measures.get(checkpoint, []):
+        for measured in self.measures.get(checkpoint, []):
             if measured["step"] == step and measured["metric"] in self._asked:
                 name = column(measured["metric"], measured["matrix"])
                 row[name], self.units[name] = measured["value"], measured["unit"]
@@ -161,8 +160,7 @@ class Measured:
 
     def complete(self, checkpoint: str) -> bool:
         """Whether every evaluation, and what `measure` asks for, is there."""
-        evaluations = all(checkpoint in of_checkpoints for of_checkpoints in self._evaluated)
-        return evaluations and (self._measured is None or checkpoint in self._measured)
+        return all(checkpoint in of_checkpoints for of_checkpoints in self._evaluated)
 
 
 def trajectories(loaded: LoadedSuite, store: Store) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -183,7 +181,7 @@ def trajectories(loaded: LoadedSuite, store: Store) -> tuple[pd.DataFrame, pd.Da
                     **{f"{name}_W": one[f"{name}_W"] for name in METRICS},
                 }
             )  # fmt: skip
-            measures += [row | {"cell": model} for row in values._measures.get(one["id"], [])]
+            measures += [row | {"cell": model} for row in values.measures.get(one["id"], [])]
     columns = ["cell", "step", "tokens", *_TRAJECTORY, IN_BITS, *(f"{name}_W" for name in METRICS)]
     table = pd.DataFrame(rows, columns=columns)
     numbers = [name for name in table if name != "cell"]

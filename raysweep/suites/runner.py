@@ -15,18 +15,19 @@ from raysweep.cluster.connection import connected
 from raysweep.cluster.environment import preserved_environment
 from raysweep.corpora.progress import CorpusProgress
 from raysweep.corpora.shared import upload
-from raysweep.errors import StoreError, UserError
+from raysweep.errors import StoreError
 from raysweep.space.hypotheses import paper_hypotheses
 from raysweep.store import Store, declarations
 from raysweep.store.index import read_all
 from raysweep.store.lock import Lock
-from raysweep.store.schemas import FAILURES, PLAN
+from raysweep.store.results import evaluated
+from raysweep.store.schemas import FAILURES, PLAN, REVISIONS
 from raysweep.store.sessions import recorded
 from raysweep.store.store import PLANNED
 from raysweep.suites.checkpoints import Checkpoint, Step, find
 from raysweep.suites.pins import check_asked, pin, read_pinned, wanted
-from raysweep.suites.read import MEASURE, LoadedSuite, Suite
-from raysweep.suites.task import LOAD, Work, complete, lacking
+from raysweep.suites.read import LoadedSuite, Suite
+from raysweep.suites.task import LOAD, Work, complete
 from raysweep.sweep.failures import PROCESS_LOST, describe, innermost_cause, process_lost, record_failure
 from raysweep.sweep.prepare_corpora import prepare_corpora
 from raysweep.sweep.prepare_texts import prepare_texts
@@ -35,8 +36,7 @@ from raysweep.sweep.survey import CellState
 # A task whose process is lost is started again so often. (Ray would do so without end where memory ran low.)
 _LOST = 3
 
-# A model in memory takes this times its files, where those have numbers of two bytes and it has them of four, and a half
-# more.
+# Memory of a model for each byte of its files: those may have two bytes for a number, and it has four; and a quarter more.
 _MEMORY = 2.5
 _QUANTIZED = 2.0
 """As many again where it is quantized, and kept beside that."""
@@ -109,8 +109,8 @@ def run(
         checkpoints, unavailable = find(loaded, store, step, said)
         if store.read(PLANNED) is None:
             store.write_table(PLANNED, [], PLAN)
-        check_asked(store, loaded.suite, [one.id for one in checkpoints])
         pin(store, [one.row for one in checkpoints])
+        check_asked(store, loaded.suite, [one.id for one in checkpoints])
         hypotheses = loaded.hypotheses or paper_hypotheses()
         before = survey(loaded, store, checkpoints, unavailable)
         declarations.record(
@@ -134,9 +134,15 @@ def survey(
     Raises `UserError` where its numbers are of another text or length.
     """
     check_asked(store, loaded.suite)
-    left = {one.id: missing for one in checkpoints if (missing := lacking(loaded.suite, one.id, store))}
-    stages = [LOAD, MEASURE, *(one.label for one in loaded.suite.evaluations)]
-    failures = {stage: read_all(store, f"failures/{stage}", FAILURES) for stage in stages}
+    # As `lacking` has it of one checkpoint, of all for the price of a listing.
+    done = {LOAD: read_all(store, "revisions", REVISIONS)}
+    done |= {stage: evaluated(store, stage, asked) for stage, asked in loaded.suite.stages.items()}
+    left = {
+        one.id: missing
+        for one in checkpoints
+        if (missing := [stage for stage, of_checkpoints in done.items() if one.id not in of_checkpoints])
+    }
+    failures = {stage: read_all(store, f"failures/{stage}", FAILURES) for stage in done}
     errors = {
         name: told
         for name in left
@@ -293,8 +299,3 @@ def error_lines(state: SuiteState) -> list[str]:
         others = f" and {len(names) - 1:,} others" if len(names) > 1 else ""
         lines.append(f"{names[0]}{others}: {why}")
     return lines
-
-
-def no_checkpoint(loaded: LoadedSuite, store: Store) -> UserError:
-    """Where a command needs results, and there are none."""
-    return UserError(f"no checkpoint of {loaded.name} is measured in {store.location}: `raysweep run` measures them")

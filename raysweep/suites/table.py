@@ -52,7 +52,7 @@ _RESULTS = (
     "steps_trained", "tokens_trained", "tokenizer_sha256",
 )  # fmt: skip
 
-# Settings whose values text and numbers are not to be mixed up in, since others are computed from them.
+# Settings that must be numbers: others are computed from them.
 NUMBERS = (
     "width", "depth", "heads", "vocabulary", "parameters", "tokens", "steps", "batch_size", "sequence_length",
     "learning_rate", "final_learning_rate_fraction", "warmup_fraction", "weight_decay", "beta1", "beta2", "epsilon",

@@ -17,8 +17,7 @@ from raysweep.space.measure import HIDDEN, UNEMBEDDING
 from raysweep.space.metrics import METRICS, OF_ONE
 from raysweep.store import Store
 from raysweep.store import measures as measures_table
-from raysweep.store.schemas import EVALUATIONS, REVISIONS, TIMINGS
-from raysweep.store.sessions import now
+from raysweep.store.schemas import EVALUATIONS, REVISIONS
 from raysweep.suites import hub
 from raysweep.suites.checkpoints import Checkpoint, digest
 from raysweep.suites.read import MEASURE, Suite
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 
     from raysweep.suites.model import LoadedModel
 
-# Shares by which the parameters of a table may differ from those that were counted without a word.
+# The share by which a table's parameters may differ from those that were counted before that is said.
 _PARAMETERS = 0.01
 
 LOAD = "model"
@@ -39,13 +38,10 @@ LOAD = "model"
 
 
 def lacking(suite: Suite, checkpoint: str, store: Store) -> list[str]:
-    """What the store has not of a checkpoint: `model`, `measure`, and the labels of evaluations."""
+    """What the store lacks of a checkpoint: `model`, `measure`, and the labels of evaluations."""
     found = [] if store.read_rows(store.revision_file(checkpoint), REVISIONS) else [LOAD]
-    if suite.measure and store.evaluation_rows(checkpoint, MEASURE, suite.measure_identity) is None:
-        found.append(MEASURE)
-    return found + [
-        one.label for one in suite.evaluations if store.evaluation_rows(checkpoint, one.label, one.identity) is None
-    ]
+    stages = suite.stages.items()
+    return found + [stage for stage, asked in stages if store.evaluation_rows(checkpoint, stage, asked) is None]
 
 
 @dataclass(frozen=True)
@@ -94,22 +90,22 @@ def complete(checkpoint: Checkpoint, work: Work, board: Any = None) -> dict[str,
         if board is not None:
             board.tell.remote(line)
 
-    def work_on(folder: Path, commit: str) -> None:
-        now = digest(folder)
+    def work_on(folder: Path) -> None:
+        files_sha256 = digest(folder)
         for before in store.read_rows(store.revision_file(checkpoint.id), REVISIONS) or []:
-            if before["files_sha256"] != now:
+            if before["files_sha256"] != files_sha256:
                 raise UserError(
                     f"the files of {checkpoint.id} are other ones than when it was measured: bring those back, give the "
                     "model another id, or use another --store"
                 )
-        for stage, do in _stages(checkpoint, work, store, folder, commit, todo, waiting):
+        for stage, do in _stages(checkpoint, work, store, folder, files_sha256, todo, waiting):
             attempt(stage, do)
 
     def whole() -> None:
         nonlocal came
 
         if checkpoint.folder is not None:
-            work_on(checkpoint.folder, checkpoint.commit)
+            work_on(checkpoint.folder)
             return
         from raysweep.suites.room import Room
 
@@ -120,7 +116,7 @@ def complete(checkpoint: Checkpoint, work: Work, board: Any = None) -> dict[str,
         with room.holding(f"{checkpoint.id}-{commit[:12]}", size, waiting) as folder:
             hub.download(repository, commit, files, folder, waiting)
             came = size
-            work_on(folder, commit)
+            work_on(folder)
 
     if todo:
         attempt(LOAD, whole)
@@ -132,7 +128,7 @@ def _stages(
     work: Work,
     store: Store,
     folder: Path,
-    commit: str,
+    files_sha256: str,
     todo: list[str],
     waiting: Callable[[str], None],
 ) -> list[tuple[str, Callable[[], None]]]:
@@ -144,6 +140,7 @@ def _stages(
     from raysweep.model.language_model import gpu
     from raysweep.suites.model import load_model
     from raysweep.suites.text import plain, retokenized, sha256
+    from raysweep.sweep.cell_tables import write_timing
 
     suite = work.suite
     gpus = suite.resources.gpus
@@ -151,21 +148,30 @@ def _stages(
     begun = time.monotonic()
     model, tokenizer = load_model(checkpoint.id, folder, device)
     rows = model.loaded.get_input_embeddings().weight.shape[0]
-    check_table(checkpoint, model, waiting)
+    _check_table(checkpoint, model, waiting)
     cell = _as_cell(model, suite)
-    seconds = {LOAD: time.monotonic() - begun}
+    seconds_to_load = time.monotonic() - begun
 
     def own(built: TokenizedCorpus) -> TokenizedCorpus:
         return retokenized(built, checkpoint.id, tokenizer, rows, suite.text_bytes)
 
+    by = [model.computed_by()]
+
+    def timed(stage: str, seconds: float) -> None:
+        write_timing(store, checkpoint.id, stage, seconds, None, 1, by, gpus)
+
+    def short(lines: list[str]) -> None:
+        for line in lines:
+            waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
+
     def geometry() -> None:
-        row, spectrum = _geometry(checkpoint, commit, model, len(tokenizer))
-        row["files_sha256"] = digest(folder)
+        row, spectrum = _geometry(checkpoint, model, len(tokenizer))
+        row["files_sha256"] = files_sha256
         with suppress(UserError):  # Its W can be measured all the same; its evaluations say what is missing.
             row["tokenizer_sha256"] = sha256(*plain(tokenizer, checkpoint.id))
         measures_table.write(store, checkpoint.id, [], [_spectrum_row(checkpoint.step, spectrum)], add=True)
         store.write_table(store.revision_file(checkpoint.id), [row], REVISIONS)
-        _timing(store, checkpoint.id, LOAD, seconds[LOAD], model, gpus)
+        timed(LOAD, seconds_to_load)
 
     def measure() -> None:
         started = time.monotonic()
@@ -175,7 +181,7 @@ def _stages(
         store.delete(store.measures_file(checkpoint.id))
         measures_table.write(store, checkpoint.id, rows_of_measure, [], add=True)
         store.write_table(store.evaluation_file(checkpoint.id, MEASURE, suite.measure_identity), [], EVALUATIONS)
-        _timing(store, checkpoint.id, MEASURE, time.monotonic() - started, model, gpus)
+        timed(MEASURE, time.monotonic() - started)
 
     # A task may change the model, and one that fails leaves it so: the next has another.
     held = {"model": model}
@@ -184,9 +190,8 @@ def _stages(
         if "model" not in held:
             held["model"] = load_model(checkpoint.id, folder, device)[0]
         model = held.pop("model")
-        own_code = one.task not in TASKS
         _evaluate(one, model)
-        if not own_code:
+        if one.task in TASKS:
             held["model"] = model
 
     def _evaluate(one: Evaluation, model: LoadedModel) -> None:
@@ -198,21 +203,19 @@ def _stages(
         if getattr(one, "layers", "blocks") != "blocks" and model.tied:
             raise UserError(f"{checkpoint.id}: its unembedding is its embedding too: only blocks can be quantized")
         corpus = own(obtain(suite.corpus.name, work.fingerprint, store))
-        for line in one.shortfalls(corpus, suite.sequence_length):
-            waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
+        short(one.shortfalls(corpus, suite.sequence_length))
         built = prepared_text(one, suite.corpus, store)
         text = None if built is None else own(built)
         if text is not None:
             one.check_text(text, suite.sequence_length)
-            for line in one.text_shortfalls(text, suite.sequence_length):
-                waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
+            short(one.text_shortfalls(text, suite.sequence_length))
         directory = store.evaluation_directory(checkpoint.id, one.label, one.identity)
         subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, text)
         found = rows_of(checkpoint.id, one, subject)
         if one.task == "in_distribution":
             # Of cells, which share a tokenizer, it says the same as the loss.
             found += _in_bits(found[0], corpus, one.sequences, suite.sequence_length)  # type: ignore[attr-defined]
-        _timing(store, checkpoint.id, one.label, time.monotonic() - started, model, gpus)
+        timed(one.label, time.monotonic() - started)
         store.write_table(store.evaluation_file(checkpoint.id, one.label, one.identity), found, EVALUATIONS)
 
     stages: list[tuple[str, Callable[[], None]]] = []
@@ -226,7 +229,7 @@ def _stages(
     return stages
 
 
-def check_table(checkpoint: Checkpoint, model: LoadedModel, say: Callable[[str], None]) -> None:
+def _check_table(checkpoint: Checkpoint, model: LoadedModel, say: Callable[[str], None]) -> None:
     """Raise `UserError` where the suite's table says of a model what its files do not; of its parameters say so."""
     given = checkpoint.model.settings
     shape = {**model.shape, "vocabulary": len(model.unembedding)}
@@ -273,9 +276,7 @@ def _check_length(model: LoadedModel, length: int) -> None:
         )
 
 
-def _geometry(
-    checkpoint: Checkpoint, commit: str, model: LoadedModel, entries: int
-) -> tuple[dict[str, Any], torch.Tensor]:
+def _geometry(checkpoint: Checkpoint, model: LoadedModel, entries: int) -> tuple[dict[str, Any], torch.Tensor]:
     """The row of a checkpoint, and the singular values of its W."""
     from importlib.metadata import version
 
@@ -287,7 +288,7 @@ def _geometry(
     of_entries = measure(weight[:entries]) if entries < len(weight) else values
     about = {
         "id": checkpoint.id, "model": checkpoint.model.id, "repository": checkpoint.model.repository,
-        "revision": checkpoint.revision, "commit": commit, "step": checkpoint.step,
+        "revision": checkpoint.revision, "commit": checkpoint.commit, "step": checkpoint.step,
         "tokens": checkpoint.model.tokens(checkpoint.step), "architecture": type(model.loaded).__name__,
         **model.shape, "rows_W": weight.shape[0], "entries": entries,
         "tied": model.tied, "product": model.product,
@@ -340,13 +341,3 @@ def _in_bits(row: dict[str, Any], corpus: Any, sequences: int, length: int) -> l
     targets = shard.read(shard.sample(sequences))[:, 1:]
     bits = row["value"] * targets.size / (math.log(2) * int(corpus.token_bytes[targets].sum()))
     return [row | {"metric": "in_distribution_bits_per_byte", "value": bits, "unit": "bits per byte"}]
-
-
-def _timing(store: Store, checkpoint: str, stage: str, seconds: float, model: LoadedModel, gpus: float) -> None:
-    import socket
-
-    row = {
-        "cell": checkpoint, "stage": stage, "seconds": seconds, "tokens_per_second": None, "starts": 1,
-        "host": socket.gethostname(), **model.computed_by(), "gpus": gpus, "finished": now(),
-    }  # fmt: skip
-    store.write_table(store.timing_file(checkpoint, stage), [row], TIMINGS)

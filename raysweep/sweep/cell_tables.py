@@ -39,7 +39,7 @@ def write_cell_tables(cell: Cell, store: Store, gpus: float) -> None:
     store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
     measures.write(store, cell.id, state.measures, spectra_rows(final.spectra))
     tokens = last["tokens"]
-    write_timing(store, cell, TRAIN, state.seconds, tokens, state.starts, state.computed_by, gpus)
+    write_timing(store, cell.id, TRAIN, state.seconds, tokens, state.starts, state.computed_by, gpus)
     row = cell.describe() | {
         "status": "diverged" if state.diverged else "done",
         "steps_trained": state.step,
@@ -66,7 +66,7 @@ def spectra_rows(spectra: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
 
 
 def write_timing(
-    store: Store, cell: Cell, stage: str, seconds: float, tokens: int | None, starts: int,
+    store: Store, cell: str, stage: str, seconds: float, tokens: int | None, starts: int,
     computed_by: list[dict[str, str]], gpus: float,
 ) -> None:  # fmt: skip
     """What wall-clock measured of one stage (`train` or a task) and what computed it, apart from what must not depend on it.
@@ -74,7 +74,7 @@ def write_timing(
     Where a run went on on another device, each column has both in turn.
     """
     row = {
-        "cell": cell.id,
+        "cell": cell,
         "stage": stage,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if tokens is not None and seconds > 0 else None,
@@ -87,4 +87,4 @@ def write_timing(
         "gpus": gpus,
         "finished": now(),
     }
-    store.write_table(store.timing_file(cell.id, stage), [row], TIMINGS)
+    store.write_table(store.timing_file(cell, stage), [row], TIMINGS)

@@ -92,5 +92,5 @@ def evaluate_cell(
     text = prepared_text(evaluation, cell.corpus, store)
     rows, by = run(cell, evaluation, final.model, corpus, store, device, gpus or 1.0, text)
     settings = evaluation.identity
-    write_timing(store, cell, evaluation.label, time.monotonic() - begun, None, 1, [by], gpus)
+    write_timing(store, cell.id, evaluation.label, time.monotonic() - begun, None, 1, [by], gpus)
     store.write_table(store.evaluation_file(cell.id, evaluation.label, settings), rows, EVALUATIONS)

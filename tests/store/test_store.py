@@ -258,9 +258,9 @@ def test_gpu_hours_are_what_training_held_of_gpus(tmp_path: Path, capsys: pytest
     for cell in cells:
         finish(store, cell, validation_loss=4.0)
     space = Space(name="x", cells=tuple(cells), evaluations=())
-    write_timing(store, cells[0], "train", 5400.0, 10, 1, [], 0)
+    write_timing(store, cells[0].id, "train", 5400.0, 10, 1, [], 0)
     assert "train_gpu_hours" not in results(space, store).column_names
-    write_timing(store, cells[0], "train", 5400.0, 10, 1, [], 2)
+    write_timing(store, cells[0].id, "train", 5400.0, 10, 1, [], 2)
     table = results(space, store)
     assert table["train_gpu_hours"].to_pylist() == [3.0, None]
     show_hours(table, [{"job": job} for job in ("slurm:12", None, "slurm:15", "slurm:12")])

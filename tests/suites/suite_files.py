@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,24 @@ def disk(folder: Path) -> int:
             with suppress(OSError):  # Gone in this moment.
                 total += os.stat(os.path.join(where, file)).st_size
     return total
+
+
+class Disk:
+    """The most bytes that the models in a cache take, from now until `most` is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._most, self._over = folder, 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.02):
+            self._most = max(self._most, disk(self._folder))
+
+    def most(self) -> int:
+        self._over.set()
+        self._thread.join()
+        return self._most
 
 
 def done_of(printed: str) -> tuple[int, int]:

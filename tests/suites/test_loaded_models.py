@@ -1,5 +1,4 @@
-"""A published model as evaluations see it, over a dozen architectures made with transformers: against transformers "
-"itself."""
+"""A published model as evaluations see it: against transformers, over a dozen architectures that it makes."""
 
 import json
 import math
@@ -177,8 +176,7 @@ def test_a_pickle_that_is_more_than_numbers_is_not_opened(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["gpt-neox", "llama, tied", "olmo2", "mistral", "hf_olmo"])
 def test_layers_are_calibrated_on_what_reaches_them(name: str, tmp_path: Path) -> None:
-    """The products of inputs and weights are what the layers give in a whole pass, in an order in which each reaches later "
-    "ones."""
+    """With these inputs each layer gives what it gives in a whole pass; the order is that of the pass."""
     if name == "hf_olmo":
         layouts.hf_olmo(tmp_path, 1, step=100)
         model = load_model("m", tmp_path, CPU)[0].loaded

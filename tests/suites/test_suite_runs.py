@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -64,15 +63,7 @@ def finished(
     env = suite_files.environment(hub.address, cache)
     hub.limit(1, 1)
     hub.cut(1, 1_200_000)
-    most = [0]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            most[0] = max(most[0], suite_files.disk(cache / "models"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    used = suite_files.Disk(cache / "models")
     process = subprocess.Popen(
         [sys.executable, "-m", "raysweep.cli", "run", str(file), "--store", str(store)],
         env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -89,15 +80,14 @@ def finished(
     # Twice, should one of them be of a download that was killed before it was compared.
     hub.corrupt(last.repository, "config.json", times=2)
     status, printed = suite_files.command("run", str(file), "--store", str(store), env=env)
-    over.set()
-    watcher.join()
+    most = used.most()
     assert status == 0, printed
     assert suite_files.done_of(printed) == (16, 16)
     assert "came damaged: downloading it again" in printed
     # What was there stays, and nothing is left of the downloads.
     assert {name: (store / "revisions" / name).stat().st_mtime_ns for name in kept} == kept
     assert suite_files.disk(cache / "models") < 1000
-    assert 20e6 < most[0] <= 0.12e9
+    assert 20e6 < most <= 0.12e9
     return file, store
 
 
@@ -327,15 +317,7 @@ def test_twenty_four_models_killed_twice(tmp_path: Path, cache: Path) -> None:
     """24 models with 3 checkpoints each: killed twice, finished, analysed, within the budget of the disk."""
     models = suite_files.published(tmp_path / "hub", 24, (0, 100, 200))
     file, store = suite_files.write(tmp_path, models, revisions={"evenly": 3}), tmp_path / "store"
-    most = [0]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.02):
-            most[0] = max(most[0], suite_files.disk(cache / "models"))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    used = suite_files.Disk(cache / "models")
     with Hub(tmp_path / "hub") as hub:
         env = suite_files.environment(hub.address, cache)
         for until in (10, 40):
@@ -349,11 +331,10 @@ def test_twenty_four_models_killed_twice(tmp_path: Path, cache: Path) -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         status, printed = suite_files.command("run", str(file), "--store", str(store), env=env)
-    over.set()
-    watcher.join()
+    most = used.most()
     assert status == 0, printed
     assert suite_files.done_of(printed) == (72, 72)
-    assert 0 < most[0] <= 0.12e9
+    assert 0 < most <= 0.12e9
     status, printed = suite_files.command(
         "analyze", str(file), "--store", str(store), "--output", str(tmp_path / "report"), env=env
     )
