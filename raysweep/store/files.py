@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -38,7 +38,7 @@ class StoreFiles:
     operations are retried for `retry.PATIENCE` seconds, and files that cannot be seen then do not count as missing.
     """
 
-    def __init__(self, location: str, running: bool = False) -> None:
+    def __init__(self, location: str, running: bool = False, remembers: bool = False) -> None:
         def unopenable(error: OSError) -> StoreError:
             return StoreError(f"the store {location} cannot be opened: {reason(error)}")
 
@@ -48,6 +48,10 @@ class StoreFiles:
         # Absolute, so that it means the same in every process of the cluster.
         self.location = self.root if self._local else location
         self.running = running
+        self.remembers = remembers
+        """Whether what `raysweep.store.index` reads stays in memory, for a process that reads the store again and again."""
+        self.remembered: dict[str, dict[str, tuple[tuple[int, int], list[dict[str, Any]]]]] = {}
+        """Directory -> file -> its size and time of change, and its rows."""
 
     def write(self, path: str, content: bytes, wait: bool = True) -> None:
         """Put a whole file in place at once: a reader, or a crash, sees the old content or the new and nothing else."""

@@ -2,7 +2,7 @@
 
 `<store>/index/<directory>-<schema>.parquet` keeps the rows of every file that was read and verified, under the file's
 name, size and time of change; only what is new or has changed since is opened. Nothing depends on an index: one that lacks
-something, is damaged or is deleted is rebuilt from the tables.
+something, is damaged or is deleted is rebuilt from the tables. A store that `remembers` keeps the rows in memory, too.
 """
 
 from __future__ import annotations
@@ -28,34 +28,38 @@ def read_all(store: Store, directory: str, schema: pa.Schema, rows: bool = True)
     Without `rows` only which there are: each with an empty list. Times of day come back as text.
     """
     path = f"index/{directory.replace('/', '-')}-{SCHEMA_VERSION}.parquet"
+    files = {name: (size, changed) for name, size, changed in store.files(directory)}
+    remembered = store.remembered.get(directory, {})
+    found = {name: remembered[name] for name, about in files.items() if remembered.get(name, (None,))[0] == about}
     indexed = {}
-    files = store.files(directory)
-    if len(files) > WORTH_WRITING:
+    if len(files) - len(found) > WORTH_WRITING:
         with suppress(UserError):
             indexed = {row["file"]: row for row in store.read_rows(path, INDEX) or []}
-    rows_of: dict[str, str] = {}
     unread = []
-    for name, size, changed in files:
+    for name in [name for name in files if name not in found]:
         row = indexed.get(name)
-        if row is not None and (row["size"], row["changed"]) == (size, changed):
-            rows_of[name] = row["rows"]
+        if row is not None and (row["size"], row["changed"]) == files[name]:
+            found[name] = files[name], json.loads(row["rows"])
         else:
             unread.append(name)
 
-    def read(name: str) -> str | None:
+    def read(name: str) -> list[dict[str, Any]] | None:
         content = store.read_rows(f"{directory}/{name}", schema)
-        return None if content is None else json.dumps(content if rows else [], default=str)
+        # Through JSON, so that it is the same as from an index.
+        return None if content is None else json.loads(json.dumps(content if rows else [], default=str))
 
     with ThreadPoolExecutor(16) as threads:
-        rows_of |= {
-            name: text for name, text in zip(unread, threads.map(read, unread), strict=True) if text is not None
-        }
+        for name, content in zip(unread, threads.map(read, unread), strict=True):
+            if content is not None:
+                found[name] = files[name], content
     if len(unread) > WORTH_WRITING:
         index = [
-            {"file": name, "size": size, "changed": changed, "rows": rows_of[name]}
-            for name, size, changed in files
-            if name in rows_of
+            {"file": name, "size": size, "changed": changed, "rows": json.dumps(content)}
+            for name, ((size, changed), content) in found.items()
         ]
         with suppress(UserError):  # Whoever may only read has it slower, no more.
             store.write_table(path, index, INDEX)
-    return {name.removesuffix(".parquet"): json.loads(text) for name, text in rows_of.items()}
+    if store.remembers:
+        store.remembered[directory] = found
+    # Whoever gets the rows may change them.
+    return {name.removesuffix(".parquet"): [dict(row) for row in found[name][1]] for name in files if name in found}

@@ -3,6 +3,7 @@
     <store>/plan.parquet                       the cells as last planned; written before any other table
     <store>/corpora.json                       the fingerprint of every corpus, and text of an evaluation, as first built
     <store>/run.json                           who is running the sweep now, and how far it is
+    <store>/live.parquet                       rows over training of the cells that are not finished
     <store>/cells/<cell>.parquet               a finished cell: its settings, its status, its last row
     <store>/trajectories/<cell>.parquet        a finished cell's rows over training
     <store>/measures/<cell>.parquet            what `measure` asked for, a row for each step, matrix and metric
@@ -37,6 +38,7 @@ from raysweep.store.files import MARKER, StoreFiles
 from raysweep.store.schemas import CELLS, EVALUATIONS, READABLE, TRAJECTORIES
 
 PLANNED = MARKER
+LIVE = "live.parquet"
 TRAIN = "train"
 
 

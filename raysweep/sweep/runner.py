@@ -32,6 +32,7 @@ from raysweep.store.store import PLANNED, TRAIN
 from raysweep.sweep import trackers
 from raysweep.sweep.events import ClusterLost, Event, SweepSurveyed
 from raysweep.sweep.failures import PROCESS_LOST, record_failure
+from raysweep.sweep.live import live_rows
 from raysweep.sweep.prepare_corpora import prepare_corpora
 from raysweep.sweep.prepare_texts import prepare_texts
 from raysweep.sweep.state import EventBus
@@ -182,7 +183,7 @@ def _complete(
             bus.subscribe(on_event)
         bus(SweepSurveyed(space.name, store.location, before))
         if before.left:
-            with preserved_environment(), recorded(store, space.name), suppress(_Stopped):
+            with preserved_environment(), recorded(store, space.name), live_rows(store, bus), suppress(_Stopped):
                 _train(before, space, store, bus, lock, stop or threading.Event(), train)
         after = survey(store, space)
         store.running = False

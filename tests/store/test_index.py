@@ -93,3 +93,19 @@ def test_an_index_that_fails_is_made_anew(store: Store, damage: str) -> None:
 
 def test_no_directory_has_no_tables(tmp_path: Path) -> None:
     assert read_all(Store(str(tmp_path)), DIRECTORY, FAILURES) == {}
+
+
+def test_a_store_that_remembers_opens_nothing_twice_and_sees_what_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Store(store.location, remembers=True)
+    before = read_all(watched, DIRECTORY, FAILURES)
+    before["cell1"][0]["error"] = "whoever gets the rows may change them"
+    put(store, "cell2", "another, and longer")
+    (Path(store.root) / DIRECTORY / "cell3.parquet").unlink()
+    paths = opened(watched, monkeypatch)
+    now = errors(watched)
+    assert paths == [f"{DIRECTORY}/cell2.parquet"]
+    assert now == one_by_one(store)
+    assert now["cell1"] == "error 1"
+    assert "cell3" not in now
