@@ -1,24 +1,21 @@
 """One HTML page with everything: it needs no network, no server and no other file, and prints well.
 
-The template is `report.html`. All data, figures and plotly.js are inside the page, and its content security policy forbids
-the browser to fetch anything.
+The template is `report.html`; what it shares with the live page is in `raysweep.page`. All data, figures and scripts are
+inside the page, and its content security policy forbids the browser to fetch anything.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from raysweep.analysis import explorer
 from raysweep.analysis.columns import outcome, short, words
 from raysweep.analysis.comparison_tables import Table, entry, number
 from raysweep.analysis.coverage import said
@@ -26,6 +23,7 @@ from raysweep.analysis.example import SIMULATED
 from raysweep.analysis.regressions import STATISTIC_WORDS
 from raysweep.analysis.summary import VIEWS_NOTE, VIEWS_TITLE, Effects, further_views, interval
 from raysweep.analysis.sweep_data import SweepData
+from raysweep.page import content as page
 
 
 def render(
@@ -34,39 +32,51 @@ def render(
     across_layers: dict[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """The page, from the tables of the analysis and the folder of the figures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return environment.get_template("report.html").render(
-        name=sweep.name,
-        today=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        models=sweep.models.fillna("").to_dict("records"),
-        facts=sweep.facts.to_dict("records"),
-        simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
-        sweep=sweep,
-        numbers=_numbers(sweep),
-        claims=[row | {"bar": _bar(row), "tests": _of_claim(tests, row["claim"])} for row in card.to_dict("records")],
-        tables=tables,
-        statistic_words=STATISTIC_WORDS,
-        words=words,
-        outcome=outcome,
-        number=number,
-        entry=entry,
-        interval=_interval,
-        isfinite=lambda value: value is not None and math.isfinite(value),
-        laws=_laws(laws),
-        views=further_views(further),
-        views_title=VIEWS_TITLE,
-        views_note=VIEWS_NOTE,
-        coverage=said(held),
-        effects=[table for table in effects if table.rows],
-        figures=_figures(drawn, drawings),
-        missing=[row for row in drawn.to_dict("records") if not row["file"]],
-        data=_json(_explorer(sweep)),
-        layers=None if across_layers is None else _json(across_layers),
-        plotly=Markup(get_plotlyjs()),  # noqa: S704 (the library's own file)
+    here = Path(__file__).parent
+    scripts = [*map(page.script, (*page.SCRIPTS, "plotly.js")), (here / "layers.js").read_text(encoding="utf-8")]
+    return (
+        page.environment(here)
+        .get_template("report.html")
+        .render(
+            style=Markup(page.style()),  # noqa: S704 (our own file)
+            scripts=[Markup(script) for script in (*scripts, page.script("frozen.js"))],  # noqa: S704 (our own files)
+            frozen=page.frozen(*explorer.of_sweep(sweep)),
+            name=sweep.name,
+            today=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            models=sweep.models.fillna("").to_dict("records"),
+            facts=sweep.facts.to_dict("records"),
+            simulated=bool(len(sweep.cells)) and (sweep.cells.get("corpus_fingerprint") == SIMULATED).any(),
+            numbers=_numbers(sweep),
+            **of_claims(sweep, card, tests, effects),
+            tables=tables,
+            statistic_words=STATISTIC_WORDS,
+            outcome=outcome,
+            number=number,
+            entry=entry,
+            laws=_laws(laws),
+            views=further_views(further),
+            views_title=VIEWS_TITLE,
+            views_note=VIEWS_NOTE,
+            coverage=said(held),
+            figures=_figures(drawn, drawings),
+            missing=[row for row in drawn.to_dict("records") if not row["file"]],
+            layers=None if across_layers is None else page.in_script(across_layers),
+        )
     )
+
+
+def of_claims(sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, effects: list[Effects]) -> dict[str, Any]:
+    """What `scorecard.html` and `effects.html` show."""
+    return {
+        "sweep": sweep,
+        "claims": [
+            row | {"bar": _bar(row), "tests": _of_claim(tests, row["claim"])} for row in card.to_dict("records")
+        ],
+        "effects": [table for table in effects if table.rows],
+        "words": words,
+        "interval": _interval,
+        "isfinite": lambda value: value is not None and math.isfinite(value),
+    }
 
 
 def _beyond_the_design(sweep: SweepData) -> list[tuple[str, str]]:
@@ -177,48 +187,3 @@ def _figures(drawn: pd.DataFrame, drawings: Path) -> list[dict[str, Any]]:
         name = f"Figure {row['figure']}" if not pd.isna(row["figure"]) else "Further figure"
         rows.append({"name": name, "title": row["title"], "file": row["file"], "picture": picture})
     return rows
-
-
-def _explorer(sweep: SweepData) -> dict[str, Any]:
-    """What the interactive plots draw: columns with their labels, cells and trajectories."""
-    tasks = {column: outcome(task) for task, column in sweep.tasks.items()}
-    metrics = {m: sweep.label(m) for m in sweep.metrics}
-    varied = [*sweep.hyperparameters, *sweep.kinds]
-    colours = {"size": "size", **{h: words(h) for h in varied}}
-    settings = ["id", "size", *varied]
-    changes = {c: words(c) for c in sweep.cells if c.endswith("_loss_change")}
-    columns = [*dict.fromkeys([*settings, "parameters", *tasks, *changes, *metrics])]
-    rows = sweep.trajectories
-    over = [c for c in rows if c.endswith(("_loss", "_W", "_H")) or c in ("learning_rate", "gradient_norm")]
-    over = [c for c in over if rows[c].notna().any()]
-    analysed = set(sweep.cells["id"])
-    runs = {
-        cell: {c: _plain(run[c]) for c in ("tokens", *over)}
-        for cell, run in rows.sort_values("step").groupby("cell", sort=False)
-        if cell in analysed
-    }
-    return {
-        "columns": {c: _plain(sweep.cells[c]) for c in columns if c in sweep.cells},
-        "tasks": tasks | changes,
-        "metrics": metrics,
-        "colours": colours,
-        "labels": {h: words(h) for h in varied},
-        "over_training": {c: sweep.label(c) for c in over},
-        "runs": runs,
-        "task": sweep.tasks.get(sweep.main_task, next(iter(tasks), "")),
-    }
-
-
-def _plain(values: pd.Series) -> list[Any]:
-    """Values for JSON: six significant digits, null where there is none."""
-    if not pd.api.types.is_numeric_dtype(values):
-        return [None if pd.isna(v) else str(v) for v in values]
-    if pd.api.types.is_integer_dtype(values):
-        return [int(v) for v in values]
-    return [float(f"{v:.6g}") if np.isfinite(v) else None for v in values]
-
-
-def _json(value: Any) -> Markup:
-    """JSON that is safe inside a script element."""
-    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    return Markup(text)  # noqa: S704 (no character in it can end the element)

@@ -40,6 +40,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A port that a program may listen at. Raises `argparse.ArgumentTypeError`."""
+    number = count(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"a port from 1 to 65535 is needed, not {text}")
+    return number
+
+
 def hours(text: str) -> float:
     """Hours above 0. Raises `argparse.ArgumentTypeError`."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from raysweep.cli.options import count, hours
+from raysweep.cli.options import count, hours, port
 from raysweep.version import __version__
 
 
@@ -86,6 +86,21 @@ def build_parser() -> _Parser:
         action="store_true",
         help="try every step with one small cell and a few hundred tokens, on this machine; keep nothing",
     )
+    run.add_argument("--watch", action="store_true", help="show the sweep on a page of this machine while it runs")
+    watched = command(
+        "watch", "watch_commands:watch", "show a sweep on a page that stays current, while it runs or after", store_option,
+    )  # fmt: skip
+    watched.add_argument(
+        "space", metavar="SPACE", help="a search-space file, or a folder that `raysweep publish` wrote"
+    )
+    watched.add_argument("--port", type=port, help="(default: 8266, or the next that is free)")
+    watched.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen at; beyond this machine it asks for a token (default: 127.0.0.1)",
+    )
+    watched.add_argument("--token", action="store_true", help="ask for a token on this machine, too")
+    watched.add_argument("--of-run", action="store_true", help=argparse.SUPPRESS)
     command(
         "stop",
         "sweep_commands:stop",

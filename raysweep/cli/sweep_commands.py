@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -65,6 +66,10 @@ def run(options: argparse.Namespace) -> int:
     """`raysweep run`."""
     if is_suite(options.space):
         return int(_of_suite().run(options))
+    if options.watch and (options.rehearse or options.cluster):
+        raise UserError(
+            "--watch is of a sweep that this command runs and keeps: leave it out; `raysweep watch` shows a store"
+        )
     if options.rehearse:
         if options.store is not None or options.cluster is not None:
             raise UserError("--rehearse runs on this machine and keeps nothing: leave --store and --cluster out")
@@ -81,9 +86,22 @@ def run(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
-    with StopOnSignal() as signals:
+    with _page(options, store), StopOnSignal() as signals:
         watched = watch(lambda on_event: runner.run(space, store, on_event, signals.stop), signals)
         return conclude(watched, space, store, _again("run", options, store))
+
+
+@contextmanager
+def _page(options: argparse.Namespace, store: Store) -> Iterator[None]:
+    """The page of --watch, where it is asked for."""
+    if not options.watch:
+        yield
+        return
+    from raysweep.cli.watch_commands import page_of_run
+
+    with page_of_run(options.space, store) as address:
+        print(f"the sweep on a page: {address}", flush=True)
+        yield
 
 
 def evaluate(options: argparse.Namespace) -> int:

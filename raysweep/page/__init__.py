@@ -1,0 +1,1 @@
+"""The page that shows a sweep: the same live, from a server, and frozen into a report."""

@@ -1,0 +1,7 @@
+"use strict";
+// A page that is frozen into a report shows what it has, once.
+source.state().then(take).then(() => {
+  drawFilters();
+  show();
+  showLayers();
+});

@@ -1,0 +1,1 @@
+"""A page that shows a sweep while it runs, and after: `raysweep watch`."""

@@ -1,0 +1,207 @@
+"""What a sweep looks like now: read from its store again and again, each file once.
+
+Every row has the version that it last changed in, so that a page is sent what it does not have yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from raysweep.analysis import explorer
+from raysweep.page.content import Content
+from raysweep.space.space import Space
+from raysweep.store import Store, lock
+from raysweep.store.measures import asked
+from raysweep.store.results import results
+from raysweep.store.schemas import CELLS, MEASURES, TRAJECTORIES
+from raysweep.store.store import LIVE
+from raysweep.sweep.survey import CellState, Survey, survey
+from raysweep.text import abbreviate, duration
+
+STATES = ("done", "diverged", "training", "evaluating", "starting", "failed", "stopped", "waiting")
+"""Where a cell can stand, in the order in which the page counts them."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A sweep at one moment."""
+
+    content: Content
+    version: int
+    """Grows whenever a row changes."""
+    counts: dict[str, int]
+    """State -> cells."""
+    evaluations: dict[str, int]
+    """How many are `planned` and `done`."""
+    pace: str
+    """Who runs it, how fast and for how long, in words."""
+    dashboard: str = ""
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    """Cell, stage and error."""
+    finished: int = 0
+    """Cells that are trained and have their evaluations."""
+
+
+class Reader:
+    """Reads one search space's store; each snapshot costs a listing, and what is new."""
+
+    def __init__(self, space: Space, store: Store) -> None:
+        self.space = space
+        self.store = Store(store.location, remembers=True)
+        self.curve_columns = explorer.curve_columns(_measured(space))
+        self._plan = pd.DataFrame([cell.describe() for cell in space.cells])
+        self._place = {cell.id: row for row, cell in enumerate(space.cells)}
+        self._live: dict[str, pd.DataFrame] = {}
+        self._last: Snapshot | None = None
+        self._begun = False
+
+    def planned(self) -> Snapshot:
+        """The sweep before its store was read."""
+        cells = self._plan.assign(state="waiting", share=0.0)
+        shown = self._content(cells, {}, np.ones(len(cells), dtype=np.int32))
+        return Snapshot(shown, 1, {"waiting": len(cells)}, {"planned": 0, "done": 0}, "")
+
+    def read(self) -> Snapshot:
+        """The sweep now. Raises `StoreError`, and `FileNotFoundError` where the store was there and is not."""
+        begun = self.store.begun()
+        if self._begun and not begun:
+            raise FileNotFoundError(f"the store {self.store.location} is not there (moved, or not mounted?)")
+        self._begun = begun
+        driver = lock.holder(self.store)
+        self._live = self._live_rows()
+        now = survey(self.store, self.space)
+        table = results(self.space, self.store)
+        progress = driver.get("progress", {}) if driver else {}
+        cells = self._cells(now, table, progress.get("running", {}))
+        units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
+        shown = self._content(cells, units, np.zeros(len(cells), dtype=np.int32))
+        self._last = self._versioned(shown, now, driver, self._last)
+        return self._last
+
+    def _content(self, cells: pd.DataFrame, units: dict[str, str], changed: np.ndarray[Any, Any]) -> Content:
+        return explorer.content(cells, units, self.curve_columns, "validation_loss", changed)
+
+    def _live_rows(self) -> dict[str, pd.DataFrame]:
+        table = self.store.read_table(LIVE, TRAJECTORIES)
+        if table is None:
+            return {}
+        return {str(cell): rows for cell, rows in table.to_pandas().groupby("cell", sort=False)}
+
+    def _cells(self, now: Survey, table: pa.Table, running: dict[str, dict[str, Any]]) -> pd.DataFrame:
+        """A row for each planned cell: settings, where it stands, its results; of one in training its last report."""
+        found = table.to_pandas().set_index("id") if table.num_rows else pd.DataFrame(index=pd.Index([], name="id"))
+        cells = self._plan.set_index("id", drop=False)
+        more = [name for name in found if name not in cells]
+        cells = cells.join(found[more])
+        for name in TRAJECTORIES.names:
+            if name in CELLS.names and name not in cells:
+                cells[name] = np.nan
+        live = pd.DataFrame({cell: rows.iloc[-1] for cell, rows in self._live.items() if cell in self._place}).T
+        unfinished = [cell for cell in live.index if cell not in found.index]
+        for name in [name for name in live if name in cells and name not in ("cell", "tokens")]:
+            cells.loc[unfinished, name] = live.loc[unfinished, name].astype(float)
+        states = [_state(state, state.cell.id in running, running.get(state.cell.id, {})) for state in now.states]
+        steps = [self._step(state, running.get(state.cell.id, {})) for state in now.states]
+        share = np.array(steps) / cells["steps"].to_numpy(float)
+        errors = [next(iter(state.errors.items()), ("", "")) for state in now.states]
+        return cells.reset_index(drop=True).assign(
+            state=states, step=np.array(steps, dtype=float), share=share,
+            stage=[stage for stage, _ in errors], error=[error for _, error in errors],
+        )  # fmt: skip
+
+    def _step(self, state: CellState, running: dict[str, Any]) -> float:
+        if state.trained:
+            return float(state.cell.steps)
+        rows = self._live.get(state.cell.id)
+        last = 0.0 if rows is None else float(rows["step"].iloc[-1])
+        return max(last, float(running.get("step") or 0))
+
+    def _versioned(self, shown: Content, now: Survey, driver: dict[str, Any] | None, last: Snapshot | None) -> Snapshot:
+        """The snapshot, whose rows have the version of the last one where they have not changed since."""
+        version, cells = (1, None) if last is None else (last.version, last.content.cells)
+        names = [column.name for column in shown.columns]
+        if cells is None or last is None or names != [column.name for column in last.content.columns]:
+            version += 1
+            changed = np.full(len(shown.cells), version, dtype=np.int32)
+        else:
+            differ = np.zeros(len(cells), dtype=bool)
+            for name in names:
+                old, new = cells[name].to_numpy(), shown.cells[name].to_numpy()
+                both_missing = pd.isna(old) & pd.isna(new)
+                differ |= ~(both_missing | (old == new))
+            version += int(differ.any())
+            changed = np.where(differ, version, cells["changed"]).astype(np.int32)
+        content = Content(shown.columns, shown.cells.assign(changed=changed), shown.curve_columns, shown.defaults)
+        counts = shown.cells["state"].value_counts()
+        done = [state for state in now.states if state.complete]
+        evaluations = now.counts()["evaluations"]
+        return Snapshot(
+            content, version, {name: int(counts[name]) for name in STATES if name in counts},
+            {name: evaluations[name] for name in ("planned", "done")}, _pace(driver, now),
+            (driver or {}).get("progress", {}).get("dashboard", ""),
+            [(cell, stage, error) for cell, of_cell in now.errors.items() for stage, error in of_cell.items()], len(done),
+        )  # fmt: skip
+
+    def curves(self, column: str, rows: Iterable[int]) -> pd.DataFrame:
+        """One column over training of some cells: `cell` (the row), `step`, `tokens`, `value`. Raises `StoreError`."""
+        parts = []
+        for row in rows:
+            cell = self.space.cells[row].id
+            table = self.store.read_table(self.store.trajectory_file(cell), TRAJECTORIES)
+            rows_of = self._live.get(cell) if table is None else table.to_pandas()
+            if rows_of is None:
+                continue
+            if column not in rows_of:
+                measured = self.store.read_table(self.store.measures_file(cell), MEASURES)
+                rows_of = explorer.curves_of(rows_of, pd.DataFrame() if measured is None else measured.to_pandas())
+            if column in rows_of:
+                parts.append(
+                    rows_of[["step", "tokens"]].assign(cell=np.int32(row), value=rows_of[column].astype(float))
+                )
+        if not parts:
+            return pd.DataFrame({"cell": np.array([], np.int32), "step": [], "tokens": [], "value": []}, dtype=float)
+        return pd.concat(parts, ignore_index=True)
+
+
+def _state(state: CellState, running: bool, progress: dict[str, Any]) -> str:
+    if state.training == "diverged":
+        return "diverged"
+    if state.complete:
+        return "done"
+    if running:
+        if progress.get("starting"):
+            return "starting"
+        return "evaluating" if state.trained else "training"
+    if state.errors:
+        return "failed"
+    return "stopped" if state.training in ("started", "done") else "waiting"
+
+
+def _pace(driver: dict[str, Any] | None, now: Survey) -> str:
+    """Who runs the sweep, how fast, and for how much longer."""
+    if driver is None:
+        return "complete" if not now.left else "nothing runs on this store now"
+    progress = driver.get("progress", {})
+    said = [f"running on {driver['host']} since {driver['started']}"]
+    if progress.get("waiting"):
+        said.append(f"waiting: {progress['waiting']}")
+    elif progress.get("tokens_per_second"):
+        said.append(f"{abbreviate(progress['tokens_per_second'])} tokens/s")
+        if progress.get("seconds_left") is not None:
+            said.append(f"about {duration(progress['seconds_left'])} of training left")
+    return ", ".join(said)
+
+
+def _measured(space: Space) -> list[tuple[str, str]]:
+    """Metric and matrix of everything that the search space measures over training, of any cell."""
+    found: dict[tuple[str, str], None] = {}
+    shapes = {(cell.size.depth, cell.corpus.name): cell for cell in space.cells} if space.measure else {}
+    for cell in shapes.values():
+        found |= dict.fromkeys((metric, matrix) for matrix, metric, _ in sorted(asked(space, cell)))
+    return list(found)
