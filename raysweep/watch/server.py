@@ -9,7 +9,10 @@ import errno
 import hmac
 import json
 import math
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +210,16 @@ def listening(host: str, port: int | None) -> socket.socket:
 
 
 def serve(app: Starlette, opened: socket.socket) -> None:
-    """Answer until a signal ends the process."""
-    config = uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
-    uvicorn.Server(config).run(sockets=[opened])
+    """Answer until Ctrl-C or `kill`."""
+    server = _Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
+    server.run(sockets=[opened])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's raises a signal again when it has ended: an ending that was asked for is none of a failure."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
