@@ -82,7 +82,7 @@ function drawCells(order = visible()) {
   const from = pageOfTable * AT_ONCE, cells = order.slice(from, from + AT_ONCE);
   const focused = document.activeElement?.dataset?.key;
   document.querySelector("#cells thead").replaceChildren(make("tr", {}, ...columns.map(name => {
-    const sorted = chosen.sort?.column === name, button = make("button", { type: "button" }, named(name), make("span", { ariaHidden: "true" }, sorted ? (chosen.sort.down ? " ▼" : " ▲") : ""));
+    const sorted = chosen.sort?.column === name, button = make("button", { type: "button", title: named(name) }, short(name), make("span", { ariaHidden: "true" }, sorted ? (chosen.sort.down ? " ▼" : " ▲") : ""));
     button.dataset.key = "sort " + name;
     button.addEventListener("click", () => { chosen.sort = sorted && chosen.sort.down ? null : { column: name, down: sorted }; changedView(); });
     return make("th", { scope: "col", ariaSort: sorted ? (chosen.sort.down ? "descending" : "ascending") : "none", className: isNumber(name) ? "number" : "" }, button);

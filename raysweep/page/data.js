@@ -18,7 +18,7 @@ function served() {
   }
   return {
     live: true,
-    state: async () => (await ask("state")).json(),
+    state: async () => (await ask(`state?have=${sweep.epoch}-${sweep.version}`)).json(),
     verdicts: async () => (await ask("verdicts")).text(),
     async cells(since) {
       return columnsOf(new Uint8Array(await (await ask("cells?since=" + since)).arrayBuffer()));
@@ -86,6 +86,8 @@ async function curvesOf(column, cells) {
 }
 
 const named = name => sweep.columns.get(name)?.label ?? name;
+// Without its unit, where there is little room.
+const short = name => named(name).replace(/ \(.*/, "");
 const isNumber = name => sweep.columns.get(name)?.number ?? false;
 const ofKind = (...kinds) => [...sweep.columns].filter(([, about]) => kinds.includes(about.kind)).map(([name, about]) => [name, about.label]);
 const isOver = cell => ["done", "diverged"].includes(sweep.rows.state[cell]);

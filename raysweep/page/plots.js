@@ -154,19 +154,18 @@ async function drawCurves(order) {
 function drawParallel(order) {
   const outcome = control("outcome").value, settings = ofKind("setting").map(([name]) => name).slice(0, innerWidth < 640 ? 4 : 10);
   const cells = order.filter(cell => !Number.isNaN(sweep.rows[outcome][cell]));
-  const short = name => named(name).replace(/ \(.*/, "").slice(0, 28);
   const dimensions = [...settings, outcome].map(name => {
     const values = sweep.rows[name], levels = [...new Set(cells.map(cell => values[cell]))].sort((a, b) => isNumber(name) ? a - b : String(a).localeCompare(String(b)));
     // Few levels stand at equal distances; a number that is not there has a place of its own.
     if (levels.length <= MOST_LEVELS || !isNumber(name)) {
       const place = new Map(levels.map((level, k) => [Object.is(level, NaN) ? "none" : level, k]));
-      return { name, label: short(name), values: cells.map(cell => place.get(Number.isNaN(values[cell]) ? "none" : values[cell])), tickvals: [...place.values()], ticktext: [...place.keys()].map(level => shown(level).slice(0, 18)) };
+      return { name, label: short(name).slice(0, innerWidth < 640 ? 16 : 28), values: cells.map(cell => place.get(Number.isNaN(values[cell]) ? "none" : values[cell])), tickvals: [...place.values()], ticktext: [...place.keys()].map(level => shown(level).slice(0, 18)) };
     }
-    return { name, label: short(name), values: cells.map(cell => values[cell]) };
+    return { name, label: short(name).slice(0, innerWidth < 640 ? 16 : 28), values: cells.map(cell => values[cell]) };
   }).filter(dimension => new Set(dimension.values).size > 1 || dimension.name === outcome);
   const values = cells.map(cell => sweep.rows[outcome][cell]), drawn = layout("", "");
   drawn.margin = { l: 60, r: 70, t: 70, b: 24 };
-  const trace = { type: "parcoords", labelangle: dimensions.length > 5 ? -18 : 0, dimensions, line: { color: values, colorscale: scale(), showscale: true, colorbar: { thickness: 12 } }, labelfont: { size: 12 }, tickfont: { size: 11, color: drawn.font.color } };
+  const trace = { type: "parcoords", labelangle: dimensions.length > 5 || innerWidth < 640 ? -18 : 0, dimensions, line: { color: values, colorscale: scale(), showscale: true, colorbar: { thickness: 12 } }, labelfont: { size: 12 }, tickfont: { size: 11, color: drawn.font.color } };
   Plotly.react("parallel", cells.length ? [trace] : [], drawn, config);
   const lacking = order.length - cells.length;
   const more = ofKind("setting").length - settings.length;

@@ -8,6 +8,7 @@ something, is damaged or is deleted is rebuilt from the tables. A store that `re
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -22,10 +23,16 @@ from raysweep.store.store import Store
 WORTH_WRITING = 64
 
 
-def read_all(store: Store, directory: str, schema: pa.Schema, rows: bool = True) -> dict[str, list[dict[str, Any]]]:
+Rows = list[dict[str, Any]]
+
+
+def read_all(
+    store: Store, directory: str, schema: pa.Schema, keep: Callable[[Rows], Rows] = list
+) -> dict[str, Rows]:  # fmt: skip
     """The rows of every table under `directory` that can be read, by the cell that the file is named after.
 
-    Without `rows` only which there are: each with an empty list. Times of day come back as text.
+    `keep` chooses those of each table that are kept, the same for a directory wherever it is read. Times of day come back
+    as text.
     """
     path = f"index/{directory.replace('/', '-')}-{SCHEMA_VERSION}.parquet"
     files = {name: (size, changed) for name, size, changed in store.files(directory)}
@@ -43,10 +50,10 @@ def read_all(store: Store, directory: str, schema: pa.Schema, rows: bool = True)
         else:
             unread.append(name)
 
-    def read(name: str) -> list[dict[str, Any]] | None:
+    def read(name: str) -> Rows | None:
         content = store.read_rows(f"{directory}/{name}", schema)
         # Through JSON, so that it is the same as from an index.
-        return None if content is None else json.loads(json.dumps(content if rows else [], default=str))
+        return None if content is None else json.loads(json.dumps(keep(content), default=str))
 
     with ThreadPoolExecutor(16) as threads:
         for name, content in zip(unread, threads.map(read, unread), strict=True):

@@ -30,7 +30,7 @@ GPU_HOURS = "train_gpu_hours"
 
 def finished(store: Store) -> dict[str, dict[str, Any]]:
     """The row of every finished cell by its id; a cell counts as finished only if its trajectory can be read too."""
-    trajectories = read_all(store, "trajectories", TRAJECTORIES, rows=False)
+    trajectories = read_all(store, "trajectories", TRAJECTORIES, keep=lambda rows: [])
     return {cell: rows[0] for cell, rows in read_all(store, "cells", CELLS).items() if rows and cell in trajectories}
 
 
@@ -52,10 +52,16 @@ def _computed_by(timing: dict[str, Any]) -> str | None:
     return f"{timing['device_name']}, {timing['precision']}, {timing['kernels']} blocks{compiled}"
 
 
-def _at_the_end(cell: Cell, step: int, space: Space, store: Store) -> Iterator[tuple[str, float, str]]:
+def _last(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the last step."""
+    last = max((row["step"] for row in rows), default=0)
+    return [row for row in rows if row["step"] == last]
+
+
+def _at_the_end(cell: Cell, step: int, space: Space, rows: list[dict[str, Any]]) -> Iterator[tuple[str, float, str]]:
     """Column, value and unit of what `measure` asks for at the end of a cell's training."""
     wanted = asked(space, cell)
-    for row in (store.read_rows(store.measures_file(cell.id), MEASURES) or []) if wanted else ():
+    for row in rows:
         if row["step"] == step and (row["matrix"], row["metric"], row["settings"]) in wanted:
             yield column(row["metric"], row["matrix"]), row["value"], row["unit"]
 
@@ -115,6 +121,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
                 "%s: the store's numbers are of other code than version %s: `raysweep evaluate` computes them with it",
                 evaluation.label, evaluation.code_version,
             )  # fmt: skip
+    measures = read_all(store, "measures", MEASURES, keep=_last) if space.measure else {}
     rows: list[dict[str, Any]] = []
     metadata: dict[str, dict[str, str]] = {
         "train_seconds": {"unit": "s"},
@@ -142,7 +149,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
                 by[name] = evaluation.label
                 row[name] = metric["value"]
                 metadata[name] = {"unit": metric["unit"]} | ({"version": version} if version else {})
-        for name, value, unit in _at_the_end(cell, row["steps_trained"], space, store):
+        for name, value, unit in _at_the_end(cell, row["steps_trained"], space, measures.get(cell.id, [])):
             row[name], metadata[name] = value, {"unit": unit}
         rows.append(row)
     schema = CELLS

@@ -76,7 +76,7 @@ def application(watcher: Watcher, hosts: list[str], token: str | None) -> Starle
         return Response(found[0], media_type=found[1])
 
     def state(request: Request) -> Response:
-        return JSONResponse(_finite(watcher.state()))
+        return JSONResponse(_finite(watcher.state(request.query_params.get("have", ""))))
 
     def verdicts(request: Request) -> Response:
         return HTMLResponse(watcher.verdicts.html)

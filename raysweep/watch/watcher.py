@@ -83,14 +83,15 @@ class Watcher:
             since = time.strftime("%H:%M:%S")
             self.problem = f"since {since} the store cannot be read: {why}. What was read before is shown."
 
-    def state(self) -> dict[str, Any]:
-        """What the page asks for every few seconds."""
+    def state(self, version: str) -> dict[str, Any]:
+        """What the page asks for every few seconds; what the columns are only where it does not have this version."""
         now = self.snapshot
-        return now.content.described() | {
-            "epoch": self.epoch, "version": now.version, "name": self.source.space.name, "fixed": self.fixed,
-            "now": time.time(), "read_at": self.read_at, "problem": self.problem, "counts": now.counts,
-            "evaluations": now.evaluations, "pace": now.pace, "dashboard": now.dashboard, "failures": now.failures,
-            "retry": self.again,
+        described = {} if version == f"{self.epoch}-{now.version}" else now.content.described()
+        return described | {
+            "count": len(now.content.cells), "epoch": self.epoch, "version": now.version, "fixed": self.fixed,
+            "name": self.source.space.name, "now": time.time(), "read_at": self.read_at, "problem": self.problem,
+            "counts": now.counts, "evaluations": now.evaluations, "pace": now.pace, "dashboard": now.dashboard,
+            "failures": now.failures, "retry": self.again,
             "verdicts": {"said": self.verdicts.said, "stamp": self.verdicts.stamp},
         }  # fmt: skip
 

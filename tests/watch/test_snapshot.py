@@ -152,7 +152,7 @@ def test_a_store_that_goes_away_and_comes_back(store: Store, tmp_path: Path) -> 
         wait(lambda: watched.problem)
         assert "is not there" in watched.problem
         assert "What was read before is shown" in watched.problem
-        assert watched.state()["counts"]["done"] == 1
+        assert watched.state("")["counts"]["done"] == 1
         os.rename(tmp_path / "elsewhere", store.root)
         finish(store, 1, 3.2)
         wait(lambda: watched.snapshot.counts.get("done") == 2)
