@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -192,8 +194,9 @@ class Cell(Strict):
         """6 N D, of the tokens in whole steps (Kaplan et al. 2020)."""
         return 6.0 * self.shape.parameters * self.steps * self.tokens_per_step
 
-    @property
+    @cached_property
     def id(self) -> str:
+        """Of its settings; nothing else of a cell is kept once it is computed, since thousands are asked for theirs."""
         # Without what has its default value, so that a field to come leaves today's ids alone. For the same reason a
         # default here is never changed.
         fields = self.model_dump(exclude_defaults=True)
@@ -220,6 +223,12 @@ class Cell(Strict):
             f"{self.size.label}-{tokens}-b{self.batch_size}-wd{self.weight_decay:g}{peak}"
             f"-lr{self.learning_rate_factor:g}-f{self.final_learning_rate_fraction:g}{further}-s{self.seed}-{tail}"
         )
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Cell:
+        """A copy with changes, and so with an id of its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("id", None)
+        return copy
 
     def describe(self) -> dict[str, Any]:
         """The cell as one flat row: id, every setting, and what follows from them."""

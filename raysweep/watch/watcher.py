@@ -16,8 +16,9 @@ from raysweep.errors import StoreError, UserError, one_line
 from raysweep.space.space import Space
 from raysweep.watch.snapshot import Snapshot
 
-# Seconds from one reading to the next, and at most a tenth of the time is spent on it.
+# Seconds from one reading to the next. At most a tenth of the time is spent on it, but once a minute it is read.
 READ_EVERY = 2.0
+_SELDOM = 60.0
 _SHARE_OF_READING = 0.1
 
 # Verdicts are computed anew when so much more is finished, and at most a fifth of the time is spent on it.
@@ -64,7 +65,7 @@ class Watcher:
         self.verdicts.end()
 
     def _keep(self) -> None:
-        pause = 0.0
+        pause, first = 0.0, True
         while not self._over.wait(pause):
             began = time.monotonic()
             try:
@@ -74,7 +75,10 @@ class Watcher:
                 self._lost(str(error))
             except Exception as error:  # The page goes on with what it has, and says so.
                 self._lost(f"{type(error).__name__}: {one_line(error)}")
-            pause = max(READ_EVERY, (time.monotonic() - began) / _SHARE_OF_READING)
+            # The first reading opens every file; those after it are another matter.
+            spent = time.monotonic() - began if first is False else 0.0
+            first = first and self.read_at is None
+            pause = min(max(READ_EVERY, spent / _SHARE_OF_READING), _SELDOM)
             if self.read_at is not None and not self.problem:
                 self.verdicts.consider(self.snapshot.finished, len(self.source.space.cells))
 

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -437,3 +438,14 @@ def test_interventions_leave_everything_else_as_it_is_in_the_miniature() -> None
     assert len(alone) == 12
     assert alone <= mini
     assert {cell.model_copy(update=none).id for cell in cells} == alone
+
+
+def test_a_copy_with_changes_has_an_id_of_its_own() -> None:
+    cell = make_cell(seed=1)
+    assert cell.id == cell.id
+    changed = cell.model_copy(update={"seed": 2})
+    assert changed.id == make_cell(seed=2).id != cell.id
+    # Whether an id was asked for makes no other cell of it.
+    assert (make_cell(seed=1) == cell, hash(make_cell(seed=1)) == hash(cell)) == (True, True)
+    assert cell.model_dump() == make_cell(seed=1).model_dump()
+    assert pickle.loads(pickle.dumps(cell)) == cell
