@@ -1,6 +1,6 @@
 "use strict";
 // Curves over training, scatter, and parallel coordinates, of the cells that the filter leaves.
-const MOST_CURVES = 400, MOST_LEVELS = 12, MANY_POINTS = 4000;
+const MOST_CURVES = 400, MOST_LINES = 1000, MOST_LEVELS = 12, MANY_POINTS = 4000;
 // Steps of viridis for what is ordered: the same colours as in the figures.
 const viridis = [[68,1,84],[72,40,120],[62,73,137],[49,104,142],[38,130,142],[31,158,137],[53,183,121],[109,205,89],[180,222,44]];
 const symbols = ["circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "hexagon"];
@@ -84,6 +84,7 @@ async function drawCurves(order) {
   const column = control("curve").value, x = control("curve_x").value, by = control("curve_colour").value, weight = Number(control("smooth").value), bands = control("bands").checked;
   const begun = order.filter(cell => sweep.rows.share[cell] > 0), cells = begun.slice(0, MOST_CURVES), mine = ++asked;
   let curves;
+  say("curves_said", "Reading the curves…");
   try {
     curves = await curvesOf(column, cells);
   } catch (error) {
@@ -153,7 +154,7 @@ async function drawCurves(order) {
 
 function drawParallel(order) {
   const outcome = control("outcome").value, settings = ofKind("setting").map(([name]) => name).slice(0, innerWidth < 640 ? 4 : 10);
-  const cells = order.filter(cell => !Number.isNaN(sweep.rows[outcome][cell]));
+  const having = order.filter(cell => !Number.isNaN(sweep.rows[outcome][cell])), cells = having.slice(0, MOST_LINES);
   const dimensions = [...settings, outcome].map(name => {
     const values = sweep.rows[name], levels = [...new Set(cells.map(cell => values[cell]))].sort((a, b) => isNumber(name) ? a - b : String(a).localeCompare(String(b)));
     // Few levels stand at equal distances; a number that is not there has a place of its own.
@@ -167,9 +168,8 @@ function drawParallel(order) {
   drawn.margin = { l: 60, r: 70, t: 70, b: 24 };
   const trace = { type: "parcoords", labelangle: dimensions.length > 5 || innerWidth < 640 ? -18 : 0, dimensions, line: { color: values, colorscale: scale(), showscale: true, colorbar: { thickness: 12 } }, labelfont: { size: 12 }, tickfont: { size: 11, color: drawn.font.color } };
   Plotly.react("parallel", cells.length ? [trace] : [], drawn, config);
-  const lacking = order.length - cells.length;
-  const more = ofKind("setting").length - settings.length;
-  say("parallel_said", (more ? `The first ${settings.length} of ${settings.length + more} settings are shown. ` : "") + (lacking ? `${lacking.toLocaleString("en-US")} cells have no ${named(outcome)} yet and are left out.` : ""));
+  const lacking = order.length - having.length, more = ofKind("setting").length - settings.length;
+  say("parallel_said", (more ? `The first ${settings.length} of ${settings.length + more} settings are shown. ` : "") + (having.length > cells.length ? `${cells.length} of ${having.length.toLocaleString("en-US")} cells are drawn, the first in the table's order. ` : "") + (lacking ? `${lacking.toLocaleString("en-US")} cells have no ${named(outcome)} yet and are left out.` : ""));
 }
 
 // Plots are drawn when they are looked at, and again when what they show has changed.
@@ -181,11 +181,12 @@ function drawPlots() {
   drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
-    const due = [...stale].filter(name => inView.has(name)), order = due.length ? visible() : [];
-    for (const name of due) {
-      stale.delete(name);
-      plots[name](order);
-    }
+    // One at a time, so that the page answers in between.
+    const due = [...stale].find(name => inView.has(name));
+    if (due === undefined) return;
+    stale.delete(due);
+    plots[due](visible());
+    setTimeout(drawPlots);
   });
 }
 const watching = new IntersectionObserver(entries => {

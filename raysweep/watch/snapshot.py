@@ -58,6 +58,7 @@ class Reader:
         self._plan = pd.DataFrame([cell.describe() for cell in space.cells])
         self._place = {cell.id: row for row, cell in enumerate(space.cells)}
         self._live: dict[str, pd.DataFrame] = {}
+        self._trained: dict[str, tuple[tuple[int, int], pd.DataFrame]] = {}
         self._last: Snapshot | None = None
         self._begun = False
 
@@ -153,8 +154,7 @@ class Reader:
         parts = []
         for row in rows:
             cell = self.space.cells[row].id
-            table = self.store.read_table(self.store.trajectory_file(cell), TRAJECTORIES)
-            rows_of = self._live.get(cell) if table is None else table.to_pandas()
+            rows_of = self._trajectory(cell)
             if rows_of is None:
                 continue
             if column not in rows_of:
@@ -167,6 +167,19 @@ class Reader:
         if not parts:
             return pd.DataFrame({"cell": np.array([], np.int32), "step": [], "tokens": [], "value": []}, dtype=float)
         return pd.concat(parts, ignore_index=True)
+
+
+    def _trajectory(self, cell: str) -> pd.DataFrame | None:
+        """The rows of a cell over training; those of trained cells stay in memory."""
+        about, _ = self.store.remembered.get("trajectories", {}).get(f"{cell}.parquet", (None, []))
+        if about is None:
+            return self._live.get(cell)
+        if self._trained.get(cell, (None, None))[0] != about:
+            table = self.store.read_table(self.store.trajectory_file(cell), TRAJECTORIES)
+            if table is None:
+                return None
+            self._trained[cell] = about, table.to_pandas()
+        return self._trained[cell][1]
 
 
 def _state(state: CellState, running: bool, progress: dict[str, Any]) -> str:
