@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis.columns import RANK, words
+from raysweep.analysis.columns import BASE_RATE, RANK, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.page.content import Column, Content
 from raysweep.space.measure import column as measured_column
@@ -18,7 +18,10 @@ CELL = ("id", "state", "share", "step", "stage", "error")
 """What a cell is and where it stands."""
 
 # What follows from the settings that a search space chooses.
-_DERIVED = ("width", "depth", "heads", "parameters", "steps", "flops", "learning_rate", "validation_sequences")
+_DERIVED = ("width", "depth", "heads", "parameters", "steps", "flops")
+
+# Those that the rule makes of the size, unless the search space sets them.
+_BY_RULE = ("learning_rate", BASE_RATE)
 _OTHER = (
     "train_seconds", "train_tokens_per_second", GPU_HOURS, TRAINED_ON, "corpus_fingerprint", "raysweep_version",
     "torch_version",
@@ -31,16 +34,19 @@ _NEEDED = (*CELL[:3], "parameters", "steps")
 
 
 def content(
-    cells: pd.DataFrame, units: Mapping[str, str], curves: Iterable[str], outcome: str, changed: Iterable[int] | int = 1
-) -> Content:
+    cells: pd.DataFrame, units: Mapping[str, str], curves: Iterable[str], outcome: str, configuration: Iterable[int],
+    changed: Iterable[int] | int = 1,
+) -> Content:  # fmt: skip
     """What the page is given of cells, a row each; `units` has the unit of a column, where it has one.
 
-    Columns in which no two cells differ, or that are empty, are left out.
+    Columns in which no two cells differ, or that are empty, are left out. `configuration` numbers what seeds share.
     """
+    switches = cells.select_dtypes(bool)
+    cells = cells.assign(**{name: np.where(switches[name], "yes", "no") for name in switches})
     shown = [name for name in cells if name not in _LEFT_OUT and (name in _NEEDED or _says_something(cells, name))]
     by_kind: dict[str, list[str]] = {}
     for name in shown:
-        by_kind.setdefault(_kind(name), []).append(name)
+        by_kind.setdefault(_kind(cells, name), []).append(name)
     order = ("cell", "setting", "loss", "metric", "derived", "other")
     columns = [
         Column(name, _label(name, units), kind, pd.api.types.is_numeric_dtype(cells[name]))
@@ -56,24 +62,27 @@ def content(
         "colour": colour,
         "curve_colour": "batch_size" if "batch_size" in settings else colour,
     }
-    free = [name for name in settings if name != "seed"]
-    configuration = cells.groupby(free, dropna=False, sort=False).ngroup() if free else 0
     table = cells[[column.name for column in columns]].assign(
-        row=np.arange(len(cells), dtype=np.int32), changed=changed, configuration=configuration
+        row=np.arange(len(cells), dtype=np.int32), changed=changed, configuration=np.asarray(configuration, np.int32)
     )
     return Content(columns, table, {name: _label(name, units) for name in curves}, defaults)
 
 
 def _says_something(cells: pd.DataFrame, name: str) -> bool:
-    values = cells[name]
-    if _kind(name) in ("setting", "derived", "other"):
+    values, kind = cells[name], _kind(cells, name)
+    if kind == "other":  # Cells that are not finished have none.
+        return bool(values.nunique() > 1)
+    if kind in ("setting", "derived"):
         return bool(values.nunique(dropna=False) > 1)
     return bool(values.notna().any())
 
 
-def _kind(name: str) -> str:
+def _kind(cells: pd.DataFrame, name: str) -> str:
     if name in CELL:
         return "cell"
+    if name in _BY_RULE:
+        factor = ["learning_rate_factor"] if name == "learning_rate" and "learning_rate_factor" in cells else []
+        return "setting" if cells.groupby(["parameters", *factor])[name].nunique().max() > 1 else "derived"
     if name in _DERIVED:
         return "derived"
     if name in PLAN.names:
@@ -96,7 +105,9 @@ def of_sweep(sweep: SweepData) -> tuple[Content, pd.DataFrame]:
     named = [name for name in curves if name not in ("cell", "step", "tokens") and curves[name].notna().any()]
     place = {cell: row for row, cell in enumerate(cells["id"])}
     curves = curves[["cell", "step", "tokens", *named]].assign(cell=curves["cell"].map(place).astype(np.int32))
-    return content(cells, sweep.units, named, sweep.tasks.get(sweep.main_task, "validation_loss")), curves
+    return content(
+        cells, sweep.units, named, sweep.tasks.get(sweep.main_task, "validation_loss"), sweep.configurations
+    ), curves
 
 
 def curve_columns(measured: Iterable[tuple[str, str]] = ()) -> list[str]:

@@ -26,14 +26,14 @@ function showLayers() {
       Object.assign(drawn, { showlegend: false });
       drawn.xaxis.type = "category";
     } else {
-      const of = series[part.value][metric.value], cells = order.filter(cell => of[sweep.rows.id[cell]]), colour = colouring(by.value, cells), named_before = new Set(), depth = view.value === "depth", layer = view.value.slice(6);
+      const of = series[part.value][metric.value], cells = order.filter(cell => of[sweep.rows.id[cell]]), colour = colouring(by.value, cells), already = new Set(), depth = view.value === "depth", layer = view.value.slice(6);
       for (const cell of cells) {
         const one = of[sweep.rows.id[cell]], row = one.layers.indexOf(layer), k = colour.level(cell), name = colour.scale ? "" : shown(colour.levels[k] ?? "none");
         if (!depth && row < 0) continue;
         const text = about(cell), at = depth ? one.layers : one.at;
-        traces.push({ type: "scatter", mode: "lines+markers", name, legendgroup: name, legendrank: k, showlegend: !colour.scale && !named_before.has(name), x: at, y: depth ? one.values.map(v => v[v.length - 1]) : one.values[row],
+        traces.push({ type: "scatter", mode: "lines+markers", name: escaped(name), legendgroup: name, legendrank: k, showlegend: !colour.scale && !already.has(name), x: at, y: depth ? one.values.map(v => v[v.length - 1]) : one.values[row],
           text: at.map(() => text), hovertemplate: "%{text}<br>" + (depth ? "layer %{x}, after " + (100 * one.at[one.at.length - 1]).toFixed(0) + "% of training" : "%{x:.2%} of training") + "<br>%{y:.4g}<extra></extra>", line: { color: colour.of(cell), width: 1.4 }, marker: { size: 4 } });
-        named_before.add(name);
+        already.add(name);
       }
       if (colour.scale) traces.push(scaleBar(colour, by.value));
       drawn = layout(depth ? "layer" : "share of training", title + (depth ? "" : ", layer " + layer));

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.cli.console import console, escape, say, show
+from raysweep.store import lock
 from raysweep.store.measures import reports_without
 from raysweep.store.results import GPU_HOURS, results
 from raysweep.store.schemas import PLAN
@@ -39,9 +40,6 @@ MEASURED = (
     "cosine_W",
     "isotropy_W",
 )
-
-# Seconds after which a driver that says nothing may be gone.
-SILENT = 60.0
 
 # More rows than this are for `raysweep results`.
 LONGEST_TABLE = 120
@@ -184,7 +182,7 @@ def show_status(
     else:
         live = driver.get("progress", {})
         say(f"running on {driver['host']} (process {driver['pid']}) since {driver['started']}")
-        if silent > SILENT:
+        if silent > lock.SILENT:
             say(f"[yellow]not heard from for {duration(silent)}[/]: if the process died, `raysweep run` takes over")
         if live.get("dashboard"):
             say(f"dashboard {live['dashboard']}")

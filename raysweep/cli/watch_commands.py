@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from raysweep.cli.options import load_space, open_store
 from raysweep.errors import UserError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from raysweep.watch.watcher import Watcher
 
 
-def watch(options: argparse.Namespace) -> int:
+def watch(options: argparse.Namespace) -> NoReturn:
     """`raysweep watch`."""
     if is_suite(options.space):
         raise UserError(
@@ -48,8 +48,11 @@ def watch(options: argparse.Namespace) -> int:
                     f"from another machine: ssh -L {port}:localhost:{port} THIS_MACHINE; Ctrl-C ends the page, no sweep"
                 )
                 sys.stdout.flush()
-            serve(application(watcher, list(LOOPBACK), token), opened)
-    return 0
+            # A browser writes the last of them in brackets.
+            serve(application(watcher, [*LOOPBACK, "[::1]"], token), opened)
+    # Python would first wait for every file that a thread was to read.
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _watcher(options: argparse.Namespace) -> Watcher:
@@ -100,4 +103,7 @@ def page_of_run(space: str, store: Store) -> Iterator[str]:
         yield said.rpartition(" ")[2]
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()

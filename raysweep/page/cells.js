@@ -4,13 +4,18 @@ const AT_ONCE = 50;
 const SIGNS = { "=": "is", "!=": "is not", "<": "<", "<=": "≤", ">": ">", ">=": "≥", has: "contains" };
 let pageOfTable = 0;
 
+// What a value is compared and sorted by: sizes by their parameters, which their names do not tell.
+const ordered = (column, value) => column === "size" ? parametersOf(value) : value;
+
+// A cell that does not have the column, or not yet, does not pass.
 function passes({ column, sign, value }, cell) {
-  const there = sweep.rows[column]?.[cell];
-  if (value === "" || there === undefined) return true;
-  if (sign === "has") return shown(there).toLowerCase().includes(value.toLowerCase());
-  if (!isNumber(column)) return sign === "!=" ? there !== value : sign === "=" ? there === value : sign.startsWith("<") ? there < value : there > value;
-  const bound = Number(value);
-  return { "=": there === bound, "!=": there !== bound, "<": there < bound, "<=": there <= bound, ">": there > bound, ">=": there >= bound }[sign];
+  const wanted = value.trim(), there = sweep.rows[column]?.[cell];
+  if (wanted === "") return true;
+  if (there === undefined) return false;
+  if (sign === "has") return shown(there).toLowerCase().includes(wanted.toLowerCase());
+  if (!isNumber(column) && ["=", "!="].includes(sign)) return (there === wanted) === (sign === "=");
+  const a = ordered(column, there), b = isNumber(column) ? Number(wanted) : ordered(column, wanted);
+  return { "=": a === b, "!=": a !== b, "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b }[sign];
 }
 
 // The cells that the filter leaves, in the table's order.
@@ -19,9 +24,9 @@ function visible() {
   for (let cell = 0; cell < sweep.count; cell++) if (chosen.filters.every(filter => passes(filter, cell))) kept.push(cell);
   const { column, down } = chosen.sort ?? {}, values = sweep.rows[column];
   if (!values) return kept;
-  const empty = value => value === "" || Number.isNaN(value);
+  const empty = value => value === "" || value === undefined || Number.isNaN(value);
   return kept.sort((a, b) => {
-    const x = values[a], y = values[b];
+    const x = ordered(column, values[a]), y = ordered(column, values[b]);
     if (empty(x) || empty(y)) return empty(x) - empty(y) || a - b;  // What is not there comes last, either way.
     return (x < y ? -1 : x > y ? 1 : 0) * (down ? -1 : 1) || a - b;
   });
@@ -31,6 +36,7 @@ function drawFilters() {
   const list = document.getElementById("filters");
   list.replaceChildren(...chosen.filters.map((filter, i) => {
     const column = make("select", { ariaLabel: "column of the filter" }, ...[...sweep.columns].map(([name, about]) => new Option(about.label, name, false, name === filter.column)));
+    if (!sweep.columns.has(filter.column)) column.prepend(new Option(`${filter.column} (no cell has it yet)`, filter.column, true, true));
     const sign = make("select", { ariaLabel: "how it compares" }, ...Object.entries(SIGNS).map(([value, label]) => new Option(label, value, false, value === filter.sign)));
     const value = make("input", { ariaLabel: "value of the filter", value: filter.value, size: 12 });
     value.setAttribute("list", "values" + i);
@@ -63,7 +69,9 @@ const defaultColumns = () => ["state", "share", ...ofKind("setting").map(([name]
 const tableColumns = () => (chosen.columns ?? defaultColumns()).filter(name => sweep.columns.has(name));
 
 function drawChooser() {
-  const box = document.getElementById("chooser"), used = tableColumns();
+  const box = document.getElementById("chooser"), used = tableColumns(), names = [...sweep.columns.keys()].join();
+  if (box.dataset.names === names) return;  // Whoever is choosing goes on.
+  box.dataset.names = names;
   box.replaceChildren(...[...sweep.columns].filter(([name]) => name !== "id").map(([name, about]) => {
     const tick = make("input", { type: "checkbox", checked: used.includes(name) });
     tick.addEventListener("change", () => {
@@ -112,11 +120,15 @@ function drawCells(order = visible()) {
 let dialogCell = null;
 function showCell(cell) {
   dialogCell = cell;
-  const dialog = document.getElementById("cell"), rows = [...sweep.columns].filter(([name]) => name !== "id" && sweep.rows[name] !== undefined);
+  const dialog = document.getElementById("cell");
+  fillDialog();
+  if (!dialog.open) dialog.showModal();
+}
+function fillDialog() {
+  const cell = dialogCell, rows = [...sweep.columns].filter(([name]) => name !== "id" && sweep.rows[name] !== undefined);
   const there = rows.filter(([name]) => !["", "–"].includes(shown(sweep.rows[name][cell])));
   document.getElementById("cell_name").textContent = sweep.rows.id[cell];
   document.getElementById("cell_facts").replaceChildren(...there.map(([name, about]) => make("tr", {}, make("th", { scope: "row" }, about.label), make("td", {}, shown(sweep.rows[name][cell])))));
-  if (!dialog.open) dialog.showModal();
 }
 
 document.getElementById("add_filter").addEventListener("click", () => addFilter(ofKind("setting")[0]?.[0] ?? "state", ""));

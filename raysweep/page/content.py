@@ -67,7 +67,8 @@ def arrow(table: pd.DataFrame, measured: Collection[str]) -> bytes:
     for name, values in table.items():
         if pd.api.types.is_float_dtype(values):
             with np.errstate(over="ignore"):
-                numbers = values.to_numpy(np.float32 if name in measured else float)
+                numbers = values.to_numpy(np.float32 if name in measured else float, copy=True)
+            numbers[~np.isfinite(numbers)] = np.nan  # A loss that overflowed was not measured.
             columns[str(name)] = pa.array(numbers, from_pandas=False)
         elif pd.api.types.is_integer_dtype(values):
             fits = not len(values) or np.abs(values).max() < 2**31

@@ -54,15 +54,13 @@ const source = document.getElementById("frozen") ? frozenInto(document.getElemen
 
 // Take in what a state and rows say; whether anything changed.
 async function take(state) {
-  if (state.epoch !== sweep.epoch) {
-    Object.assign(sweep, { epoch: state.epoch, version: 0, rows: {}, count: state.count });
-    curveCache.clear();
-  }
+  // Another process answers, perhaps of another sweep: nothing of the old one may stay.
+  if (sweep.epoch && state.epoch !== sweep.epoch) { location.reload(); return false; }
+  Object.assign(sweep, { epoch: state.epoch, count: state.count });
   if (state.version === sweep.version) return false;
   const rows = await source.cells(sweep.version), at = rows.row;
   for (const [name, values] of Object.entries(rows)) {
     if (at.length === sweep.count) { sweep.rows[name] = values; continue; }
-    if (!(name in sweep.rows)) sweep.rows[name] = typeof values[0] === "string" ? new Array(sweep.count).fill("") : new Float64Array(sweep.count).fill(NaN);
     for (let i = 0; i < at.length; i++) sweep.rows[name][at[i]] = values[i];
   }
   sweep.columns = new Map(state.columns.map(([name, label, kind, number]) => [name, { label, kind, number }]));
@@ -106,11 +104,14 @@ function remember() {
   history.replaceState(null, "", "#" + encodeURIComponent(JSON.stringify(chosen)));
 }
 
+// A link within the page changes its address, too.
+addEventListener("hashchange", remember);
+
 function fill(select, choices, fallback) {
-  const wanted = select.value || chosen.controls[select.id] || fallback;
+  const wanted = [chosen.controls[select.id], fallback, select.value].find(one => choices.some(([value]) => value === one));
   const same = select.options.length === choices.length && choices.every(([value], i) => select.options[i].value === value);
   if (!same) select.replaceChildren(...choices.map(([value, label]) => new Option(label, value)));
-  if (choices.some(([value]) => value === wanted)) select.value = wanted;
+  if (wanted !== undefined) select.value = wanted;
 }
 
 function make(tag, attributes = {}, ...content) {

@@ -10,7 +10,7 @@ function duration(seconds) {
 }
 
 function showState(state) {
-  const total = state.count, counts = state.counts;
+  const total = Object.values(state.counts).reduce((sum, n) => sum + n, 0), counts = state.counts;
   document.getElementById("progress").replaceChildren(...Object.entries(counts).filter(([, n]) => n).map(([name, n]) => {
     const part = make("span", { className: "part " + name.replaceAll(" ", "_"), title: `${n} ${name}` });
     part.style.flexGrow = n / total;
@@ -25,16 +25,17 @@ function showState(state) {
   if (alert.textContent !== state.problem) alert.textContent = state.problem;
   alert.hidden = !state.problem;
   document.title = `${counts.done ?? 0}/${total} ${state.name}`;
-  drawFailures(state.failures, state.retry);
+  if (state.failures) drawFailures(state.failures, state.retry, state.failed);
 }
 
-function drawFailures(failures, retry) {
+function drawFailures(failures, retry, number) {
   const section = document.getElementById("failures_section");
   section.hidden = !failures.length;
   const text = JSON.stringify([failures, retry]);
   if (section.dataset.shown === text) return;
   section.dataset.shown = text;
   document.getElementById("retry").textContent = retry;
+  document.getElementById("failures_said").textContent = number > failures.length ? `The first ${failures.length} of ${number.toLocaleString("en-US")}.` : "";
   document.querySelector("#failures tbody").replaceChildren(...failures.map(([cell, stage, error]) => make("tr", {}, make("th", { scope: "row" }, cell), make("td", {}, stage), make("td", {}, error))));
 }
 
@@ -68,8 +69,7 @@ async function update() {
     console.info("raysweep watch:", error.message);
   }
   showAge();
-  if (!lastState?.fixed || silentSince !== null) setTimeout(update, EVERY);
+  setTimeout(update, EVERY);
 }
 document.addEventListener("visibilitychange", drawPlots);
-drawFilters();
 update();

@@ -28,11 +28,14 @@ function colouring(column, cells) {
   const place = new Map(levels.map((level, k) => [level, k])), share = k => levels.length > 1 ? k / (levels.length - 1) : 0.35;
   return { levels, of: cell => place.has(values[cell]) ? shade(share(place.get(values[cell]))) : "#888888", level: cell => place.get(values[cell]) ?? -1, shade: (k, alpha) => shade(share(k), alpha) };
 }
-function parametersOf(size) { return sweep.rows.parameters?.[sweep.rows.size.indexOf(size)] ?? 0; }
+function parametersOf(size) {
+  const cell = sweep.rows.size?.indexOf(size) ?? -1;
+  return cell < 0 ? NaN : sweep.rows.parameters[cell];
+}
 
 function layout(x, y, more = {}) {
   const style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-  const axis = (title, log) => ({ title: { text: title }, zeroline: false, gridcolor: line, linecolor: line, type: log ? "log" : "linear", automargin: true });
+  const axis = (title, log) => ({ title: { text: escaped(title) }, zeroline: false, gridcolor: line, linecolor: line, type: log ? "log" : "linear", automargin: true });
   const narrow = innerWidth < 640;
   return { margin: { l: narrow ? 48 : 70, r: 16, t: 16, b: 56 }, xaxis: axis(x, more.logX), yaxis: axis(y, more.logY), hovermode: "closest", font: { size: 13, color: ink, family: "system-ui, sans-serif" },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: narrow ? { orientation: "h", y: -0.25 } : { orientation: "v" }, showlegend: true, uirevision: more.revision };
@@ -51,9 +54,12 @@ function scaleBar(colour, column) {
 }
 
 function drawScatter(order) {
-  const x = control("x").value, y = control("y").value, by = control("colour").value, cells = order.filter(cell => !Number.isNaN(sweep.rows[x][cell]) && !Number.isNaN(sweep.rows[y][cell]));
+  const x = control("x").value, y = control("y").value, by = control("colour").value;
+  if (!x || !y) return say("scatter_said", "There are no two numbers yet.");
+  const fits = (value, log) => !Number.isNaN(value) && !(log && value <= 0);
+  const cells = order.filter(cell => fits(sweep.rows[x][cell], control("log_x").checked) && fits(sweep.rows[y][cell], control("log_y").checked));
   const colour = colouring(by, cells), type = hasWebGL && cells.length > MANY_POINTS ? "scattergl" : "scatter";
-  const trace = (name, k, of) => ({ type, mode: "markers", name: escaped(name), x: of.map(cell => sweep.rows[x][cell]), y: of.map(cell => sweep.rows[y][cell]), customdata: of,
+  const trace = (name, k, of) => ({ type, mode: "markers", name: escaped(name), x: of.map(cell => sweep.rows[x][cell]), y: of.map(cell => sweep.rows[y][cell]),
     text: of.map(cell => `${about(cell)}<br>${escaped(named(x))} ${shown(sweep.rows[x][cell])}<br>${escaped(named(y))} ${shown(sweep.rows[y][cell])}`), hoverinfo: "text",
     marker: { size: cells.length > 1000 ? 6 : 9, color: colour.scale ? of.map(cell => sweep.rows[by][cell]) : of.map(colour.of), symbol: of.map(cell => symbols[Math.max(0, k) % symbols.length] + (isOver(cell) ? "" : "-open")),
       line: { width: cells.length > 1000 ? 0 : 0.8 }, ...(colour.scale ? { colorscale: scale(), showscale: true, colorbar: { title: { text: escaped(named(by)) }, thickness: 12 } } : {}) } });
@@ -65,7 +71,7 @@ function drawScatter(order) {
   drawn.showlegend = !colour.scale;
   Plotly.react("scatter", traces, drawn, config);
   const open = cells.filter(cell => !isOver(cell)).length, lacking = order.length - cells.length;
-  say("scatter_said", (lacking ? `${lacking.toLocaleString("en-US")} cells have no such numbers yet. ` : "") + (open ? `Hollow: ${open.toLocaleString("en-US")} cells that are not finished, by their last report.` : ""));
+  say("scatter_said", (lacking ? `${lacking.toLocaleString("en-US")} cells have no such numbers${control("log_x").checked || control("log_y").checked ? ", or none that a log axis can show" : " yet"}. ` : "") + (open ? `Hollow: ${open.toLocaleString("en-US")} cells that are not finished, by their last report.` : ""));
 }
 
 // The mean of what came before, the newer the heavier, as TensorBoard smooths.
@@ -89,19 +95,21 @@ async function drawCurves(order) {
     curves = await curvesOf(column, cells);
   } catch (error) {
     say("curves_said", `The curves cannot be read: ${error.message}`);
+    setTimeout(() => redraw("curves"), 5000);
     return;
   }
   if (mine !== asked) return;
   const colour = colouring(by, cells), lines = new Map();
   const lineOf = k => {
-    if (!lines.has(k)) lines.set(k, { x: [], y: [], customdata: [], text: [], fill: { x: [], y: [] } });
+    if (!lines.has(k)) lines.set(k, { x: [], y: [], text: [], fill: { x: [], y: [] } });
     return lines.get(k);
   };
   let without = 0;
   const groups = new Map();
   cells.forEach((cell, i) => {
     if (!curves[i].value.length) { without++; return; }
-    const key = bands ? sweep.rows.configuration[cell] : cell;
+    // Seeds that differ in what colours them are lines of their own.
+    const key = bands && !colour.scale ? `${sweep.rows.configuration[cell]} ${colour.level(cell)}` : cell;
     if (!groups.has(key)) groups.set(key, []);
     groups.get(key).push([cell, curves[i]]);
   });
@@ -147,22 +155,25 @@ async function drawCurves(order) {
   const notes = [];
   if (begun.length > cells.length) notes.push(`${cells.length} of ${begun.length.toLocaleString("en-US")} curves are drawn, the first in the table's order: filter or sort it for others.`);
   if (without) notes.push(`${without} cells have no ${label} over training${source.live ? ", or not yet" : ""}.`);
-  if (bands) notes.push("Bands: from the lowest seed to the highest, around their mean, where all seeds are there.");
+  if (bands && colour.scale) notes.push("No bands: what colours the lines has too many values.");
+  else if (bands) notes.push("Bands: from the lowest seed to the highest, around their mean, where all seeds are there.");
   if (weight) notes.push("Smoothed: hover shows smoothed numbers.");
   say("curves_said", notes.join(" "));
 }
 
 function drawParallel(order) {
-  const outcome = control("outcome").value, settings = ofKind("setting").map(([name]) => name).slice(0, innerWidth < 640 ? 4 : 10);
+  const outcome = control("outcome").value;
+  if (!outcome) return say("parallel_said", "There is no outcome yet.");
+  const settings = ofKind("setting").map(([name]) => name).slice(0, innerWidth < 640 ? 4 : 10);
   const having = order.filter(cell => !Number.isNaN(sweep.rows[outcome][cell])), cells = having.slice(0, MOST_LINES);
   const dimensions = [...settings, outcome].map(name => {
     const values = sweep.rows[name], levels = [...new Set(cells.map(cell => values[cell]))].sort((a, b) => isNumber(name) ? a - b : String(a).localeCompare(String(b)));
     // Few levels stand at equal distances; a number that is not there has a place of its own.
     if (levels.length <= MOST_LEVELS || !isNumber(name)) {
       const place = new Map(levels.map((level, k) => [Object.is(level, NaN) ? "none" : level, k]));
-      return { name, label: short(name).slice(0, innerWidth < 640 ? 16 : 28), values: cells.map(cell => place.get(Number.isNaN(values[cell]) ? "none" : values[cell])), tickvals: [...place.values()], ticktext: [...place.keys()].map(level => shown(level).slice(0, 18)) };
+      return { name, label: escaped(short(name).slice(0, innerWidth < 640 ? 16 : 28)), values: cells.map(cell => place.get(Number.isNaN(values[cell]) ? "none" : values[cell])), tickvals: [...place.values()], ticktext: [...place.keys()].map(level => shown(level).slice(0, 18)) };
     }
-    return { name, label: short(name).slice(0, innerWidth < 640 ? 16 : 28), values: cells.map(cell => values[cell]) };
+    return { name, label: escaped(short(name).slice(0, innerWidth < 640 ? 16 : 28)), values: cells.map(cell => values[cell]) };
   }).filter(dimension => new Set(dimension.values).size > 1 || dimension.name === outcome);
   const values = cells.map(cell => sweep.rows[outcome][cell]), drawn = layout("", "");
   drawn.margin = { l: 60, r: 70, t: 70, b: 24 };
@@ -185,8 +196,8 @@ function drawPlots() {
     const due = [...stale].find(name => inView.has(name));
     if (due === undefined) return;
     stale.delete(due);
-    plots[due](visible());
     setTimeout(drawPlots);
+    plots[due](visible());
   });
 }
 const watching = new IntersectionObserver(entries => {
@@ -204,7 +215,7 @@ document.getElementById("plotly")?.addEventListener("load", () => redraw());
 
 const OF_PLOT = { x: "scatter", y: "scatter", colour: "scatter", log_x: "scatter", log_y: "scatter", curve: "curves", curve_x: "curves", curve_colour: "curves", smooth: "curves", bands: "curves", curve_log_x: "curves", curve_log_y: "curves", outcome: "parallel" };
 function fillControls() {
-  const metrics = ofKind("metric"), losses = ofKind("loss"), others = ofKind("other").filter(([name]) => isNumber(name)), settings = ofKind("setting").filter(([name]) => isNumber(name));
+  const metrics = ofKind("metric"), losses = ofKind("loss"), others = ofKind("other").filter(([name]) => isNumber(name)), settings = ofKind("setting", "derived").filter(([name]) => isNumber(name));
   const wanted = sweep.defaults;
   fill(control("x"), [...metrics, ...losses, ...settings, ...others], wanted.x);
   fill(control("y"), [...losses, ...metrics, ...settings, ...others], wanted.y);
@@ -233,7 +244,15 @@ function changedView() {
   }, 120);
 }
 
+let filterColumns = "";
 function show() {
+  // The columns of filters, but not under somebody's hands.
+  const names = [...sweep.columns.keys()].join();
+  if (names !== filterColumns && !document.getElementById("filters").contains(document.activeElement)) {
+    filterColumns = names;
+    drawFilters();
+  }
+  if (document.getElementById("cell").open) fillDialog();
   fillControls();
   drawChooser();
   drawCells();

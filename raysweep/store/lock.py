@@ -29,6 +29,8 @@ from raysweep.store.schemas import SCHEMA_VERSION
 
 FILE = "run.json"
 BEAT = 3.0
+SILENT = 60.0
+"""Seconds without a beat after which a driver on another machine may be gone."""
 # How long two drivers that start at once may take from reading the file to writing it.
 SETTLE = 0.5
 

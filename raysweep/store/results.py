@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ def _of_other_code(label: str, store: Store) -> bool:
     return any(name.startswith(f"{label}-") for name in store.directories("evaluations"))
 
 
+@cache
+def _warn_of_other_code(location: str, label: str, version: str) -> None:
+    """Say it once, however often the store is read."""
+    log.warning(
+        "%s: the store's numbers are of other code than version %s: `raysweep evaluate` computes them with it",
+        label, version,
+    )  # fmt: skip
+
+
 def timings(space: Space, store: Store, cells: Iterable[str]) -> list[dict[str, Any]]:
     """The rows of `schemas.TIMINGS` of these cells: of their training, and of each evaluation of the space."""
     stages = [TRAIN, *(evaluation.label for evaluation in space.evaluations)]
@@ -117,10 +127,7 @@ def results(space: Space, store: str | Path | Store) -> pa.Table:
     measured = [(one, evaluated(store, one.label, one.identity)) for one in space.evaluations]
     for evaluation, found in measured:
         if evaluation.code_version and not found and _of_other_code(evaluation.label, store):
-            log.warning(
-                "%s: the store's numbers are of other code than version %s: `raysweep evaluate` computes them with it",
-                evaluation.label, evaluation.code_version,
-            )  # fmt: skip
+            _warn_of_other_code(store.location, evaluation.label, evaluation.code_version)
     measures = read_all(store, "measures", MEASURES, keep=_last) if space.measure else {}
     rows: list[dict[str, Any]] = []
     metadata: dict[str, dict[str, str]] = {

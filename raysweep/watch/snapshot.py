@@ -6,6 +6,7 @@ Every row has the version that it last changed in, so that a page is sent what i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,12 @@ import pyarrow as pa
 
 from raysweep.analysis import explorer
 from raysweep.page.content import Content
+from raysweep.space.cell import Cell
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
 from raysweep.store.measures import asked
 from raysweep.store.results import results
-from raysweep.store.schemas import CELLS, MEASURES, TRAJECTORIES
+from raysweep.store.schemas import CELLS, MEASURES, PLAN, TRAJECTORIES
 from raysweep.store.store import LIVE
 from raysweep.sweep.survey import CellState, Survey, survey
 from raysweep.text import abbreviate, duration
@@ -56,9 +58,11 @@ class Reader:
         self.store = Store(store.location, remembers=True)
         self.curve_columns = explorer.curve_columns(_measured(space))
         self._plan = pd.DataFrame([cell.describe() for cell in space.cells])
+        alike = self._plan.drop(columns=["id", "seed"]).assign(corpus=[cell.corpus.key for cell in space.cells])
+        self._configuration = alike.groupby(list(alike), dropna=False, sort=False).ngroup()
         self._place = {cell.id: row for row, cell in enumerate(space.cells)}
         self._live: dict[str, pd.DataFrame] = {}
-        self._trained: dict[str, tuple[tuple[int, int], pd.DataFrame]] = {}
+        self._trained: dict[str, tuple[list[Any], pd.DataFrame]] = {}
         self._last: Snapshot | None = None
         self._begun = False
 
@@ -74,19 +78,29 @@ class Reader:
         if self._begun and not begun:
             raise FileNotFoundError(f"the store {self.store.location} is not there (moved, or not mounted?)")
         self._begun = begun
-        driver = lock.holder(self.store)
+        driver = self._driver()
         self._live = self._live_rows()
         now = survey(self.store, self.space)
         table = results(self.space, self.store)
-        progress = driver.get("progress", {}) if driver else {}
-        cells = self._cells(now, table, progress.get("running", {}))
+        running = {} if driver is None or driver["silent"] else driver["progress"].get("running", {})
+        cells = self._cells(now, table, running)
         units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
         shown = self._content(cells, units, np.zeros(len(cells), dtype=np.int32))
         self._last = self._versioned(shown, now, driver, self._last)
         return self._last
 
     def _content(self, cells: pd.DataFrame, units: dict[str, str], changed: np.ndarray[Any, Any]) -> Content:
-        return explorer.content(cells, units, self.curve_columns, "validation_loss", changed)
+        return explorer.content(
+            cells, units, self.curve_columns, "validation_loss", self._configuration, changed
+        )  # fmt: skip
+
+    def _driver(self) -> dict[str, Any] | None:
+        """What the driver says of itself, and for how long it has been `silent`, 0 while it is not."""
+        driver = lock.holder(self.store)
+        if driver is None:
+            return None
+        age = self.store.age(lock.FILE) or 0.0
+        return {"progress": {}, **driver, "silent": age if age > lock.SILENT else 0.0}
 
     def _live_rows(self) -> dict[str, pd.DataFrame]:
         table = self.store.read_table(LIVE, TRAJECTORIES)
@@ -105,10 +119,12 @@ class Reader:
                 cells[name] = np.nan
         live = pd.DataFrame({cell: rows.iloc[-1] for cell, rows in self._live.items() if cell in self._place}).T
         unfinished = [cell for cell in live.index if cell not in found.index]
-        for name in [name for name in live if name in cells and name not in ("cell", "tokens")]:
+        # Of the learning rate cells have the peak, and rows that of their step.
+        for name in [name for name in live if name in cells and name not in ("cell", *PLAN.names)]:
             cells.loc[unfinished, name] = live.loc[unfinished, name].astype(float)
         states = [_state(state, state.cell.id in running, running.get(state.cell.id, {})) for state in now.states]
-        steps = [self._step(state, running.get(state.cell.id, {})) for state in now.states]
+        ended = dict(zip(table["id"].to_pylist(), table["steps_trained"].to_pylist(), strict=True))
+        steps = [self._step(state, running.get(state.cell.id, {}), ended) for state in now.states]
         share = np.array(steps) / cells["steps"].to_numpy(float)
         errors = [next(iter(state.errors.items()), ("", "")) for state in now.states]
         return cells.reset_index(drop=True).assign(
@@ -116,12 +132,14 @@ class Reader:
             stage=[stage for stage, _ in errors], error=[error for _, error in errors],
         )  # fmt: skip
 
-    def _step(self, state: CellState, running: dict[str, Any]) -> float:
+    def _step(self, state: CellState, running: dict[str, Any], ended: dict[str, int]) -> float:
+        """How far a cell is: of a diverged one where it ended, of one in training what it says itself."""
         if state.trained:
-            return float(state.cell.steps)
+            return float(ended.get(state.cell.id, state.cell.steps))
+        if running.get("step") is not None:
+            return float(running["step"])
         rows = self._live.get(state.cell.id)
-        last = 0.0 if rows is None else float(rows["step"].iloc[-1])
-        return max(last, float(running.get("step") or 0))
+        return 0.0 if rows is None else float(rows["step"].iloc[-1])
 
     def _versioned(self, shown: Content, now: Survey, driver: dict[str, Any] | None, last: Snapshot | None) -> Snapshot:
         """The snapshot, whose rows have the version of the last one where they have not changed since."""
@@ -145,41 +163,41 @@ class Reader:
         return Snapshot(
             content, version, {name: int(counts[name]) for name in STATES if name in counts},
             {name: evaluations[name] for name in ("planned", "done")}, _pace(driver, now),
-            (driver or {}).get("progress", {}).get("dashboard", ""),
+            (driver or {"progress": {}})["progress"].get("dashboard", ""),
             [(cell, stage, error) for cell, of_cell in now.errors.items() for stage, error in of_cell.items()], len(done),
         )  # fmt: skip
 
     def curves(self, column: str, rows: Iterable[int]) -> pd.DataFrame:
         """One column over training of some cells: `cell` (the row), `step`, `tokens`, `value`. Raises `StoreError`."""
-        parts = []
-        for row in rows:
-            cell = self.space.cells[row].id
-            rows_of = self._trajectory(cell)
-            if rows_of is None:
-                continue
-            if column not in rows_of:
-                measured = self.store.read_table(self.store.measures_file(cell), MEASURES)
-                rows_of = explorer.curves_of(rows_of, pd.DataFrame() if measured is None else measured.to_pandas())
-            if column in rows_of:
-                parts.append(
-                    rows_of[["step", "tokens"]].assign(cell=np.int32(row), value=rows_of[column].astype(float))
-                )
+
+        def curve(row: int) -> pd.DataFrame | None:
+            found = self._trajectory(self.space.cells[row])
+            if found is None or column not in found:
+                return None
+            return found[["step", "tokens"]].assign(cell=np.int32(row), value=found[column].astype(float))
+
+        with ThreadPoolExecutor(16) as threads:
+            parts = [part for part in threads.map(curve, rows) if part is not None]
         if not parts:
             return pd.DataFrame({"cell": np.array([], np.int32), "step": [], "tokens": [], "value": []}, dtype=float)
         return pd.concat(parts, ignore_index=True)
 
-
-    def _trajectory(self, cell: str) -> pd.DataFrame | None:
-        """The rows of a cell over training; those of trained cells stay in memory."""
-        about, _ = self.store.remembered.get("trajectories", {}).get(f"{cell}.parquet", (None, []))
-        if about is None:
-            return self._live.get(cell)
-        if self._trained.get(cell, (None, None))[0] != about:
-            table = self.store.read_table(self.store.trajectory_file(cell), TRAJECTORIES)
+    def _trajectory(self, cell: Cell) -> pd.DataFrame | None:
+        """The rows of a cell over training, and what was measured of it; those of trained cells stay in memory."""
+        remembered = self.store.remembered
+        files = [remembered.get(of, {}).get(f"{cell.id}.parquet", (None,))[0] for of in ("trajectories", "measures")]
+        if files[0] is None:
+            return self._live.get(cell.id)
+        if self._trained.get(cell.id, (None, None))[0] != files:
+            table = self.store.read_table(self.store.trajectory_file(cell.id), TRAJECTORIES)
             if table is None:
                 return None
-            self._trained[cell] = about, table.to_pandas()
-        return self._trained[cell][1]
+            measured = self.store.read_rows(self.store.measures_file(cell.id), MEASURES) if files[1] else None
+            wanted = asked(self.space, cell) if measured else set()
+            # A store may have others: of more sequences, or of an older version.
+            kept = [row for row in measured or [] if (row["matrix"], row["metric"], row["settings"]) in wanted]
+            self._trained[cell.id] = files, explorer.curves_of(table.to_pandas(), pd.DataFrame(kept))
+        return self._trained[cell.id][1]
 
 
 def _state(state: CellState, running: bool, progress: dict[str, Any]) -> str:
@@ -200,7 +218,10 @@ def _pace(driver: dict[str, Any] | None, now: Survey) -> str:
     """Who runs the sweep, how fast, and for how much longer."""
     if driver is None:
         return "complete" if not now.left else "nothing runs on this store now"
-    progress = driver.get("progress", {})
+    if driver["silent"]:
+        silence = duration(driver["silent"])
+        return f"the sweep on {driver['host']} has said nothing for {silence}: it may be gone, or its machine away"
+    progress = driver["progress"]
     said = [f"running on {driver['host']} since {driver['started']}"]
     if progress.get("waiting"):
         said.append(f"waiting: {progress['waiting']}")
@@ -214,7 +235,7 @@ def _pace(driver: dict[str, Any] | None, now: Survey) -> str:
 def _measured(space: Space) -> list[tuple[str, str]]:
     """Metric and matrix of everything that the search space measures over training, of any cell."""
     found: dict[tuple[str, str], None] = {}
-    shapes = {(cell.size.depth, cell.corpus.name): cell for cell in space.cells} if space.measure else {}
+    shapes = {(c.size.depth, c.size.heads, c.corpus.name): c for c in space.cells} if space.measure else {}
     for cell in shapes.values():
         found |= dict.fromkeys((metric, matrix) for matrix, metric, _ in sorted(asked(space, cell)))
     return list(found)

@@ -24,6 +24,11 @@ _SHARE_OF_READING = 0.1
 # Verdicts are computed anew when so much more is finished, and at most a fifth of the time is spent on it.
 _WORTH_COMPUTING = 1.1
 _SHARE_OF_VERDICTS = 0.2
+_AGAIN_AFTER = 60.0
+
+# A page shows so many failures, and so much of each.
+_MOST_FAILURES = 200
+_MOST_LETTERS = 1000
 
 
 class Source(Protocol):
@@ -52,6 +57,7 @@ class Watcher:
         self.read_at: float | None = None
         self.problem = ""
         """Why the store cannot be read; empty while it can."""
+        self._lost_since = ""
         self.verdicts = Verdicts(verdict_arguments)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
@@ -75,27 +81,30 @@ class Watcher:
                 self._lost(str(error))
             except Exception as error:  # The page goes on with what it has, and says so.
                 self._lost(f"{type(error).__name__}: {one_line(error)}")
+            if self.read_at is not None and not self.problem:
+                self.verdicts.consider(self.snapshot.finished, len(self.source.space.cells))
             # The first reading opens every file; those after it are another matter.
             spent = time.monotonic() - began if first is False else 0.0
             first = first and self.read_at is None
             pause = min(max(READ_EVERY, spent / _SHARE_OF_READING), _SELDOM)
-            if self.read_at is not None and not self.problem:
-                self.verdicts.consider(self.snapshot.finished, len(self.source.space.cells))
 
     def _lost(self, why: str) -> None:
         if not self.problem:
-            since = time.strftime("%H:%M:%S")
-            self.problem = f"since {since} the store cannot be read: {why}. What was read before is shown."
+            self._lost_since = time.strftime("%H:%M:%S")
+        self.problem = f"since {self._lost_since} the store cannot be read: {why}. What was read before is shown."
 
     def state(self, version: str) -> dict[str, Any]:
         """What the page asks for every few seconds; what the columns are only where it does not have this version."""
         now = self.snapshot
-        described = {} if version == f"{self.epoch}-{now.version}" else now.content.described()
+        described = {}
+        if version != f"{self.epoch}-{now.version}":
+            failures = [[cell, stage, abbreviated(error)] for cell, stage, error in now.failures[:_MOST_FAILURES]]
+            described = now.content.described() | {"failures": failures, "failed": len(now.failures)}
         return described | {
             "count": len(now.content.cells), "epoch": self.epoch, "version": now.version, "fixed": self.fixed,
             "name": self.source.space.name, "now": time.time(), "read_at": self.read_at, "problem": self.problem,
             "counts": now.counts, "evaluations": now.evaluations, "pace": now.pace, "dashboard": now.dashboard,
-            "failures": now.failures, "retry": self.again,
+            "retry": self.again,
             "verdicts": {"said": self.verdicts.said, "stamp": self.verdicts.stamp},
         }  # fmt: skip
 
@@ -115,6 +124,7 @@ class Verdicts:
     def __init__(self, arguments: list[str]) -> None:
         self._arguments = arguments
         self.html = ""
+        self._said_of_html = ""
         self.said = "Nothing is finished yet."
         self.stamp = 0
         """Grows with every result."""
@@ -127,16 +137,23 @@ class Verdicts:
         more = finished > self._of and (finished >= self._of * _WORTH_COMPUTING or finished == planned)
         if self._process is not None or not more or time.monotonic() < self._not_before:
             return
-        self._of = finished
-        self._process = subprocess.Popen(  # noqa: S603 (this Python, without a shell)
-            [sys.executable, "-m", "raysweep.watch.verdicts", *self._arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        earlier = f" Shown: {self.said[0].lower()}{self.said[1:]}" if self.html else ""
-        self.said = f"Computed now from {_cells(finished)}, which takes a minute or more.{earlier}"
-        threading.Thread(target=self._collect, args=(self._process, time.monotonic()), daemon=True).start()
+        began = time.monotonic()
+        try:
+            self._process = process = subprocess.Popen(  # noqa: S603 (this Python, without a shell)
+                [sys.executable, "-m", "raysweep.watch.verdicts", *self._arguments],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            )  # fmt: skip
+            self.said = f"Computed now from {_cells(finished)}, which takes a minute or more.{self._shown()}"
+            threading.Thread(target=self._collect, args=(process, finished, began), daemon=True).start()
+        except (OSError, RuntimeError) as error:  # Too many processes, or threads.
+            self.said = f"They cannot be computed now: {one_line(error)}.{self._shown()}"
+            self._not_before, self._process = began + _AGAIN_AFTER, None
 
-    def _collect(self, process: subprocess.Popen[str], began: float) -> None:
+    def _shown(self) -> str:
+        """Which verdicts are on the page, if any."""
+        return f" Shown: {self._said_of_html[0].lower()}{self._said_of_html[1:]}" if self.html else ""
+
+    def _collect(self, process: subprocess.Popen[str], finished: int, began: float) -> None:
         printed, _ = process.communicate()
         try:
             found = json.loads(printed)
@@ -149,10 +166,13 @@ class Verdicts:
             self.said = (
                 f"From {found['analysed']} of {found['planned']} cells{so_far}. Computed {time.strftime('%H:%M')}."
             )
+            self._said_of_html, self._of = self.said, finished
         else:
-            self.said = f"From {_cells(self._of)} nothing can be said yet: {found['reason']}"
+            self.said = f"From {_cells(finished)} nothing can be said yet: {found['reason']}.{self._shown()}"
         self.stamp += 1
-        self._not_before = time.monotonic() + (time.monotonic() - began) / _SHARE_OF_VERDICTS
+        # What came to nothing is tried again later, with as many cells.
+        taken = time.monotonic() - began
+        self._not_before = time.monotonic() + max(taken / _SHARE_OF_VERDICTS, 0 if "html" in found else _AGAIN_AFTER)
         self._process = None
 
     def end(self) -> None:
@@ -160,6 +180,11 @@ class Verdicts:
         process = self._process
         if process is not None:
             process.kill()
+
+
+def abbreviated(text: str) -> str:
+    """A text of bounded length."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}… ({len(text):,} letters)"
 
 
 def _cells(number: int) -> str:

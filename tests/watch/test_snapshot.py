@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from tiny import make_cell
+from tiny import TINY, make_cell
 
+from raysweep.page.content import arrow
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
 from raysweep.store.schemas import CELLS, EVALUATIONS, FAILURES, MEASURES, TRAJECTORIES
-from raysweep.store.store import LIVE, PLANNED
+from raysweep.store.store import LIVE
 from raysweep.sweep.runner import write_plan
 from raysweep.watch import watcher
 from raysweep.watch.snapshot import Reader, Snapshot
@@ -94,6 +96,65 @@ def test_every_cell_stands_where_it_stands(store: Store) -> None:
     assert settings == ["batch_size", "seed"]
 
 
+def test_a_cell_in_training_keeps_the_peak_of_its_learning_rate_and_a_diverged_one_ends_where_it_did(
+    store: Store,
+) -> None:
+    rows = [{"cell": IDS[2], "step": 30, "tokens": 30 * 128, "learning_rate": 1e-5, "validation_loss": np.inf}]
+    store.write_table(LIVE, rows, TRAJECTORIES)
+    cell = SPACE.cells[0]
+    store.write_table(store.trajectory_file(cell.id), [{"cell": cell.id, "step": 3}], TRAJECTORIES)
+    row = cell.describe() | {"status": "diverged", "steps_trained": 3}
+    store.write_table(store.cell_file(cell.id), [row], CELLS)
+    shown = Reader(SPACE, store).read()
+    assert states(shown)[0] == "diverged"
+    assert list(shown.content.cells["step"][[0, 2]]) == [3, 30]
+    assert list(shown.content.cells["share"][[0, 2]]) == [3 / 32, 30 / 32]
+    assert "learning_rate" not in {column.name for column in shown.content.columns}
+    # What overflowed was not measured.
+    sent = pa.ipc.open_stream(arrow(shown.content.cells, shown.content.measured)).read_all().to_pandas()
+    assert sent["validation_loss"].isna().all()
+
+
+def test_seeds_share_a_configuration_only_where_all_else_is_equal() -> None:
+    """Of two rates, two fractions of one corpus, two numbers of reports: eight configurations of two seeds."""
+    space = Space.model_validate(
+        {
+            "name": "several",
+            "cells": [
+                make_cell(seed=seed, learning_rate=rate, reports=reports, corpus=TINY | {"fraction": fraction})
+                for rate in (0.01, 0.02) for fraction in (0.02, 0.03) for reports in (4, 8) for seed in (1, 2)
+            ],
+        }
+    )  # fmt: skip
+    shown = Reader(space, Store("nowhere")).planned()
+    assert list(shown.content.cells["configuration"]) == [k // 2 for k in range(16)]
+    kinds = {column.name: (column.kind, column.number) for column in shown.content.columns}
+    assert kinds["learning_rate"] == ("setting", True)
+
+
+def test_switches_are_words_and_what_the_rule_makes_of_the_size_is_no_setting() -> None:
+    cells = [make_cell(size={"width": w}, learning_rate=None, weight_tying=t) for w in (8, 16) for t in (True, False)]
+    shown = Reader(Space.model_validate({"name": "tied", "cells": cells}), Store("nowhere")).planned()
+    kinds = {column.name: (column.kind, column.number) for column in shown.content.columns}
+    assert kinds["weight_tying"] == ("setting", False)
+    assert list(shown.content.cells["weight_tying"]) == ["yes", "no", "yes", "no"]
+    assert kinds["learning_rate"] == ("derived", True)
+
+
+def test_a_driver_that_says_nothing_is_not_believed(store: Store) -> None:
+    running = {IDS[0]: {"step": 4, "steps": 32}}
+    with lock.Lock(store, lambda: {"running": running}):
+        time.sleep(lock.BEAT + 0.5)
+        record = json.loads(store.read(lock.FILE) or b"")
+    store.write(lock.FILE, json.dumps(record | {"machine": "another", "host": "node7"}).encode())
+    path = Path(store.root) / lock.FILE
+    assert states(Reader(SPACE, store).read())[0] == "training"
+    os.utime(path, (time.time() - 600, time.time() - 600))
+    shown = Reader(SPACE, store).read()
+    assert states(shown)[0] == "waiting"
+    assert shown.pace == "the sweep on node7 has said nothing for 10m00s: it may be gone, or its machine away"
+
+
 def test_only_rows_that_changed_have_a_new_version(store: Store) -> None:
     reader = Reader(SPACE, store)
     first = reader.read()
@@ -113,9 +174,19 @@ def test_curves_are_of_the_store_or_of_the_cells_in_training(store: Store) -> No
     finish(store, 0, 3.0)
     live(store, 2, range(4))
     measured = [
-        {"cell": IDS[0], "step": s, "matrix": "blocks.0.mlp.up", "metric": "stable_rank", "value": float(s), "unit": ""}
+        {
+            "cell": IDS[0],
+            "step": s,
+            "matrix": "blocks.0.mlp.up",
+            "metric": "stable_rank",
+            "value": float(s),
+            "unit": "",
+            "settings": "",
+        }
         for s in (0, 32)
     ]
+    # Of something that is not asked for, whose name sorts last.
+    measured += [row | {"settings": "zzz", "value": -1.0} for row in measured]
     store.write_table(store.measures_file(IDS[0]), measured, MEASURES)
     reader = Reader(SPACE, store)
     reader.read()
@@ -200,10 +271,10 @@ def test_verdicts_say_of_how_many_cells_they_are(computed: Verdicts) -> None:
 
 
 def test_verdicts_are_computed_again_when_enough_more_is_finished(computed: Verdicts) -> None:
+    computed._not_before = 0.0
     for finished in (12, 13):
         computed.consider(finished, 108)
         assert computed._process is None, finished
-    computed._not_before = 0.0
     computed.consider(14, 108)
     assert computed._process is not None
     assert "Shown: from 12 of 108 cells" in computed.said
@@ -217,5 +288,3 @@ def test_too_little_for_verdicts_is_said(tmp_path: Path) -> None:
     assert verdicts.html == ""
     assert verdicts.said.startswith("From 1 finished cell nothing can be said yet: ")
     assert "none.yaml" in verdicts.said
-    assert json.dumps(verdicts.said)
-    assert PLANNED
