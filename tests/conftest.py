@@ -21,6 +21,26 @@ torch.set_num_threads(1)
 os.environ.pop("RAYSWEEP_STORE", None)
 
 
+TESTS = Path(__file__).parent
+
+# Their tests start Ray clusters, each of which takes all cores.
+WITH_RAY = (
+    "sweep/", "cluster/", "watch/test_page.py", "suites/test_suite_runs.py", "suites/test_one_checkpoint.py",
+    "corpora/test_shared.py", "corpora/test_tokenize.py", "exchange/test_publish.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `make test`, which has two workers: one begins with all that starts clusters, the other takes the other files."""
+
+    def file(item: pytest.Item) -> str:
+        return item.path.relative_to(TESTS).as_posix()
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if file(item).startswith(WITH_RAY) else file(item)))
+    items.sort(key=lambda item: not file(item).startswith(WITH_RAY))
+
+
 @pytest.fixture(scope="session")
 def corpus() -> TokenizedCorpus:
     """Two percent of the installed text, in the machine's own cache: built by the first test run on a machine."""

@@ -61,7 +61,7 @@ def start(file: Path, store: Path, *more: str) -> "subprocess.Popen[str]":
 
 def finish(process: "subprocess.Popen[str]") -> str:
     try:
-        return process.communicate(timeout=240)[0]
+        return process.communicate(timeout=480)[0]
     finally:
         kill_tree(process)
 
