@@ -47,7 +47,7 @@ mini-report: $(DONE)
 	@$(BIN)/raysweep analyze results/mini --where 'steps >= 2048' --output results/mini/long
 
 test: $(DONE)
-	@$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	@$(BIN)/python -m pytest
 
 test-gpu: $(DONE)
 	@$(BIN)/python -m pytest -m gpu -rs

@@ -10,7 +10,6 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from tiny import TINY
-from xdist.scheduler import LoadFileScheduling
 
 from raysweep.analysis import example
 from raysweep.corpora.build import open_corpus
@@ -20,31 +19,6 @@ from raysweep.space.corpus import Corpus
 # Results to the last bit are promised for one number of threads.
 torch.set_num_threads(1)
 os.environ.pop("RAYSWEEP_STORE", None)
-
-
-# Their tests start Ray clusters, each of which takes all cores.
-WITH_RAY = tuple(
-    f"tests/{file}" for file in (
-        "sweep/", "cluster/", "watch/test_page.py", "suites/test_suite_runs.py", "suites/test_one_checkpoint.py",
-        "corpora/test_shared.py", "corpora/test_tokenize.py", "exchange/test_publish.py",
-    )
-)  # fmt: skip
-
-
-class OneWorkerForRay(LoadFileScheduling):
-    """For `make test`, which has two workers: one begins with all that starts clusters, the other takes the other files."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        return "ray" if file.startswith(WITH_RAY) else file
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneWorkerForRay:
-    return OneWorkerForRay(config, log)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(WITH_RAY))
 
 
 @pytest.fixture(scope="session")

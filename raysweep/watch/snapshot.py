@@ -74,20 +74,24 @@ class Reader:
 
     def read(self) -> Snapshot:
         """The sweep now. Raises `StoreError`, and `FileNotFoundError` where the store was there and is not."""
-        begun = self.store.begun()
-        if self._begun and not begun:
-            raise FileNotFoundError(f"the store {self.store.location} is not there (moved, or not mounted?)")
-        self._begun = begun
+        self._check_there()
         driver = self._driver()
         self._live = self._live_rows()
         now = survey(self.store, self.space)
         table = results(self.space, self.store)
+        self._check_there()  # What went away in between looks like a store in which nothing has run.
         running = {} if driver is None or driver["silent"] else driver["progress"].get("running", {})
         cells = self._cells(now, table, running)
         units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
         shown = self._content(cells, units, np.zeros(len(cells), dtype=np.int32))
         self._last = self._versioned(shown, now, driver, self._last)
         return self._last
+
+    def _check_there(self) -> None:
+        begun = self.store.begun()
+        if self._begun and not begun:
+            raise FileNotFoundError(f"the store {self.store.location} is not there (moved, or not mounted?)")
+        self._begun = begun
 
     def _content(self, cells: pd.DataFrame, units: dict[str, str], changed: np.ndarray[Any, Any]) -> Content:
         return explorer.content(

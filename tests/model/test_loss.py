@@ -117,6 +117,7 @@ def test_in_bfloat16_it_is_no_further_from_the_truth_than_pytorchs_own(d: int) -
         assert own <= 1.05 * other, (name, own, other)
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same() -> None:
     """The function that GPUs run compiled, by the compiler for CPUs: one graph, for chunks of two lengths."""
     torch._dynamo.reset()

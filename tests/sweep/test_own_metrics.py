@@ -90,6 +90,7 @@ def study(tmp_path: Path) -> Iterator[Path]:
     own_metrics._too_long.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("corpus")
 def test_a_metric_costs_no_more_than_its_own_row(study: Path) -> None:
     space = load(study / "own.yaml")

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from raysweep.store import Store, lock
 from raysweep.store.schemas import CELLS, EVALUATIONS, FAILURES, MEASURES, TRAJECTORIES
 from raysweep.store.store import LIVE
 from raysweep.sweep.runner import write_plan
-from raysweep.watch import watcher
+from raysweep.watch import snapshot, watcher
 from raysweep.watch.snapshot import Reader, Snapshot
 from raysweep.watch.watcher import Verdicts, Watcher
 
@@ -228,6 +229,23 @@ def test_a_store_that_goes_away_and_comes_back(store: Store, tmp_path: Path) -> 
         finish(store, 1, 3.2)
         wait(lambda: watched.snapshot.counts.get("done") == 2)
         assert watched.problem == ""
+
+
+def test_a_store_that_goes_away_while_it_is_read_is_not_taken_for_an_empty_one(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(store, 0, 3.0)
+    reader = Reader(SPACE, store)
+    assert states(reader.read())[0] == "done"
+    read = snapshot.survey
+
+    def away(*arguments: Any) -> Any:
+        os.rename(store.root, tmp_path / "elsewhere")
+        return read(*arguments)
+
+    monkeypatch.setattr(snapshot, "survey", away)
+    with pytest.raises(FileNotFoundError, match="is not there"):
+        reader.read()
 
 
 @pytest.mark.usefixtures("fast")
