@@ -64,11 +64,11 @@ def _watcher(options: argparse.Namespace) -> Watcher:
     if Path(options.space).is_dir():
         if options.store:
             raise UserError(f"{options.space} already contains its results: leave --store out")
-        return Watcher(PublishedReader(read_published(Path(options.space))), True, [options.space], "")
+        return Watcher(PublishedReader(read_published(Path(options.space))), True, options.space, [options.space], "")
     space = load_space(options, reading=True)
     store = open_store(options, space)
     again = shlex.join(["raysweep", "run", options.space, "--store", store.location])
-    return Watcher(Reader(space, store), False, [options.space, store.location], again)
+    return Watcher(Reader(space, store), False, store.location, [options.space, store.location], again)
 
 
 def _end_with_parent() -> None:

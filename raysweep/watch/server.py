@@ -60,7 +60,9 @@ _MOST_BYTES = 1 << 16
 def application(watcher: Watcher, hosts: list[str], token: str | None) -> Starlette:
     """The server's routes. `hosts` are the names that it may be called by; with a `token` whoever asks must have it."""
     templates = page.environment(Path(__file__).parent)
-    html = templates.get_template("watch.html").render(name=watcher.source.space.name, scripts=_SCRIPTS)
+    html = templates.get_template("watch.html").render(
+        name=watcher.source.space.name, place=watcher.place, scripts=_SCRIPTS
+    )
     files = {"page.css": (page.style(), "text/css")}
     files |= {name: (page.script(name), "text/javascript") for name in (*_SCRIPTS, "plotly.js")}
 

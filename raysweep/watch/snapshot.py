@@ -166,7 +166,7 @@ class Reader:
         evaluations = now.counts()["evaluations"]
         return Snapshot(
             content, version, {name: int(counts[name]) for name in STATES if name in counts},
-            {name: evaluations[name] for name in ("planned", "done")}, _pace(driver, now),
+            {name: evaluations[name] for name in ("planned", "done")}, _pace(driver, now, self._begun),
             (driver or {"progress": {}})["progress"].get("dashboard", ""),
             [(cell, stage, error) for cell, of_cell in now.errors.items() for stage, error in of_cell.items()], len(done),
         )  # fmt: skip
@@ -218,8 +218,10 @@ def _state(state: CellState, running: bool, progress: dict[str, Any]) -> str:
     return "stopped" if state.training in ("started", "done") else "waiting"
 
 
-def _pace(driver: dict[str, Any] | None, now: Survey) -> str:
+def _pace(driver: dict[str, Any] | None, now: Survey, begun: bool) -> str:
     """Who runs the sweep, how fast, and for how much longer."""
+    if driver is None and not begun:
+        return "no sweep has begun in this store"
     if driver is None:
         return "complete" if not now.left else "nothing runs on this store now"
     if driver["silent"]:

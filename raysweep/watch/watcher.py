@@ -45,10 +45,12 @@ class Source(Protocol):
 class Watcher:
     """While in its context it has the newest snapshot of a sweep."""
 
-    def __init__(self, source: Source, fixed: bool, verdict_arguments: list[str], again: str) -> None:
+    def __init__(self, source: Source, fixed: bool, place: str, verdict_arguments: list[str], again: str) -> None:
         self.source = source
         self.fixed = fixed
         """Whether nothing will change."""
+        self.place = place
+        """The folder or URI of what is shown."""
         self.again = again
         """The command that goes on with the sweep, and tries again what failed."""
         self.epoch = uuid.uuid4().hex

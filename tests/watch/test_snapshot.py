@@ -218,7 +218,7 @@ def wait(condition: "threading.Condition | object", seconds: float = 20) -> None
 @pytest.mark.usefixtures("fast")
 def test_a_store_that_goes_away_and_comes_back(store: Store, tmp_path: Path) -> None:
     finish(store, 0, 3.0)
-    with Watcher(Reader(SPACE, store), False, ["nothing"], "again") as watched:
+    with Watcher(Reader(SPACE, store), False, "here", ["nothing"], "again") as watched:
         wait(lambda: watched.snapshot.counts.get("done") == 1)
         os.rename(store.root, tmp_path / "elsewhere")
         wait(lambda: watched.problem)
@@ -251,10 +251,10 @@ def test_a_store_that_goes_away_while_it_is_read_is_not_taken_for_an_empty_one(
 @pytest.mark.usefixtures("fast")
 def test_a_store_that_has_not_begun_is_waited_for(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "later"))
-    with Watcher(Reader(SPACE, store), False, ["nothing"], "again") as watched:
+    with Watcher(Reader(SPACE, store), False, "here", ["nothing"], "again") as watched:
         wait(lambda: watched.read_at is not None)
         assert watched.snapshot.counts == {"waiting": 6}
-        assert watched.snapshot.pace == "nothing runs on this store now"
+        assert watched.snapshot.pace == "no sweep has begun in this store"
         assert not (tmp_path / "later").exists()
         write_plan(SPACE, store)
         finish(store, 4, 2.0)
