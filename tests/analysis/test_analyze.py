@@ -380,6 +380,8 @@ def test_curves_follow_their_controls(page: Any, simulated: SweepData) -> None:
 
 def test_the_parallel_coordinates_are_drawn_where_there_is_webgl(page: Any) -> None:
     looked_at(page, "parallel")
+    # It may have been in view, and drawn, while a filter left one size.
+    page.wait_for_function("document.getElementById('parallel').data[0].dimensions.some(one => one.label === 'size')")
     names = page.evaluate("document.getElementById('parallel').data[0].dimensions.map(one => one.label)")
     assert {"size", "tokens", "batch size", "weight decay", "in-distribution loss"} <= set(names)
     assert page.said == []
