@@ -34,9 +34,8 @@ _NEEDED = (*CELL[:3], "parameters", "steps")
 
 
 def content(
-    cells: pd.DataFrame, units: Mapping[str, str], curves: Iterable[str], outcome: str, configuration: Iterable[int],
-    changed: Iterable[int] | int = 1,
-) -> Content:  # fmt: skip
+    cells: pd.DataFrame, units: Mapping[str, str], curves: Iterable[str], outcome: str, configuration: Iterable[int]
+) -> Content:
     """What the page is given of cells, a row each; `units` has the unit of a column, where it has one.
 
     Columns in which no two cells differ, or that are empty, are left out. `configuration` numbers what seeds share.
@@ -63,7 +62,7 @@ def content(
         "curve_colour": "batch_size" if "batch_size" in settings else colour,
     }
     table = cells[[column.name for column in columns]].assign(
-        row=np.arange(len(cells), dtype=np.int32), changed=changed, configuration=np.asarray(configuration, np.int32)
+        row=np.arange(len(cells), dtype=np.int32), changed=1, configuration=np.asarray(configuration, np.int32)
     )
     return Content(columns, table, {name: _label(name, units) for name in curves}, defaults)
 

@@ -244,5 +244,5 @@ def status(options: argparse.Namespace) -> int:
     if options.json:
         print_json(counts | {"versions": now.versions()})
     else:
-        messages.show_status(space, store, now, counts, driver, store.age(lock.FILE) or 0.0)
+        messages.show_status(space, store, now, counts, driver, lock.silence(store))
     return 0

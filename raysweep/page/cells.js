@@ -96,7 +96,7 @@ function drawCells(order = visible()) {
     return make("th", { scope: "col", ariaSort: sorted ? (chosen.sort.down ? "descending" : "ascending") : "none", className: isNumber(name) ? "number" : "" }, button);
   })));
   document.querySelector("#cells tbody").replaceChildren(...cells.map(cell => {
-    const row = make("tr", {}, ...columns.map(name => {
+    return make("tr", {}, ...columns.map(name => {
       const value = sweep.rows[name]?.[cell];
       if (name === "id") {
         const button = make("button", { type: "button", className: "link" }, value);
@@ -108,7 +108,6 @@ function drawCells(order = visible()) {
       if (name === "state") return make("td", {}, make("span", { className: "state " + value.replaceAll(" ", "_") }, value));
       return make("td", { className: isNumber(name) ? "number" : "" }, shown(value));
     }));
-    return row;
   }));
   if (focused) [...document.querySelectorAll("#cells button")].find(button => button.dataset.key === focused)?.focus();
   document.getElementById("table_range").textContent = order.length ? `${from + 1} to ${from + cells.length} of ${order.length.toLocaleString("en-US")}` : "no cell passes the filter";

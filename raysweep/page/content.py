@@ -29,7 +29,7 @@ class Column:
     name: str
     label: str
     kind: str
-    """cell (what it is and where it stands), setting, loss, metric or other."""
+    """cell (what it is and where it stands), setting, derived (what follows from settings), loss, metric or other."""
     number: bool
 
 

@@ -11,12 +11,12 @@ function duration(seconds) {
 
 function showState(state) {
   const total = Object.values(state.counts).reduce((sum, n) => sum + n, 0), counts = state.counts;
-  document.getElementById("progress").replaceChildren(...Object.entries(counts).filter(([, n]) => n).map(([name, n]) => {
+  document.getElementById("progress").replaceChildren(...Object.entries(counts).map(([name, n]) => {
     const part = make("span", { className: "part " + name.replaceAll(" ", "_"), title: `${n} ${name}` });
     part.style.flexGrow = n / total;
     return part;
   }));
-  document.getElementById("counts").textContent = Object.entries(counts).filter(([, n]) => n).map(([name, n]) => `${n.toLocaleString("en-US")} ${name}`).join(", ") + ` of ${total.toLocaleString("en-US")} cells` + (state.evaluations.planned ? `; ${state.evaluations.done.toLocaleString("en-US")} of ${state.evaluations.planned.toLocaleString("en-US")} evaluations` : "");
+  document.getElementById("counts").textContent = Object.entries(counts).map(([name, n]) => `${n.toLocaleString("en-US")} ${name}`).join(", ") + ` of ${total.toLocaleString("en-US")} cells` + (state.evaluations.planned ? `; ${state.evaluations.done.toLocaleString("en-US")} of ${state.evaluations.planned.toLocaleString("en-US")} evaluations` : "");
   document.getElementById("pace").textContent = state.pace;
   const link = document.getElementById("dashboard");
   link.hidden = !state.dashboard;

@@ -50,6 +50,11 @@ def holder(store: Store) -> dict[str, Any] | None:
     return record
 
 
+def silence(store: Store) -> float:
+    """Seconds since a driver last said that it was there; above `SILENT` it may be gone."""
+    return store.age(FILE) or 0.0
+
+
 def stop_holder(store: Store) -> int | None:
     """End the driver on this machine that holds the store as Ctrl-C would, and wait for it; its process id.
 

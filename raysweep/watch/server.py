@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hmac
 import json
-import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -76,7 +75,7 @@ def application(watcher: Watcher, hosts: list[str], token: str | None) -> Starle
         return Response(found[0], media_type=found[1])
 
     def state(request: Request) -> Response:
-        return JSONResponse(_finite(watcher.state(request.query_params.get("have", ""))))
+        return JSONResponse(watcher.state(request.query_params.get("have", "")))
 
     def verdicts(request: Request) -> Response:
         return HTMLResponse(watcher.verdicts.html)
@@ -176,15 +175,6 @@ async def _json(request: Request) -> Any:
 
 def _arrow(content: bytes) -> Response:
     return Response(content, media_type="application/vnd.apache.arrow.stream")
-
-
-def _finite(answer: Any) -> Any:
-    """The answer with null for NaN and infinities, which JSON does not have."""
-    if isinstance(answer, dict):
-        return {key: _finite(value) for key, value in answer.items()}
-    if isinstance(answer, list | tuple):
-        return [_finite(value) for value in answer]
-    return None if isinstance(answer, float) and not math.isfinite(answer) else answer
 
 
 def listening(host: str, port: int | None) -> socket.socket:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Reader:
     def planned(self) -> Snapshot:
         """The sweep before its store was read."""
         cells = self._plan.assign(state="waiting", share=0.0)
-        shown = self._content(cells, {}, np.ones(len(cells), dtype=np.int32))
+        shown = self._content(cells, {})
         return Snapshot(shown, 1, {"waiting": len(cells)}, {"planned": 0, "done": 0}, "")
 
     def read(self) -> Snapshot:
@@ -83,8 +83,7 @@ class Reader:
         running = {} if driver is None or driver["silent"] else driver["progress"].get("running", {})
         cells = self._cells(now, table, running)
         units = {f.name: f.metadata[b"unit"].decode() for f in table.schema if f.metadata and b"unit" in f.metadata}
-        shown = self._content(cells, units, np.zeros(len(cells), dtype=np.int32))
-        self._last = self._versioned(shown, now, driver, self._last)
+        self._last = self._versioned(self._content(cells, units), now, driver, self._last)
         return self._last
 
     def _check_there(self) -> None:
@@ -93,18 +92,16 @@ class Reader:
             raise FileNotFoundError(f"the store {self.store.location} is not there (moved, or not mounted?)")
         self._begun = begun
 
-    def _content(self, cells: pd.DataFrame, units: dict[str, str], changed: np.ndarray[Any, Any]) -> Content:
-        return explorer.content(
-            cells, units, self.curve_columns, "validation_loss", self._configuration, changed
-        )  # fmt: skip
+    def _content(self, cells: pd.DataFrame, units: dict[str, str]) -> Content:
+        return explorer.content(cells, units, self.curve_columns, "validation_loss", self._configuration)
 
     def _driver(self) -> dict[str, Any] | None:
         """What the driver says of itself, and for how long it has been `silent`, 0 while it is not."""
         driver = lock.holder(self.store)
         if driver is None:
             return None
-        age = self.store.age(lock.FILE) or 0.0
-        return {"progress": {}, **driver, "silent": age if age > lock.SILENT else 0.0}
+        silence = lock.silence(self.store)
+        return {"progress": {}, **driver, "silent": silence if silence > lock.SILENT else 0.0}
 
     def _live_rows(self) -> dict[str, pd.DataFrame]:
         table = self.store.read_table(LIVE, TRAJECTORIES)
@@ -160,7 +157,7 @@ class Reader:
                 differ |= ~(both_missing | (old == new))
             version += int(differ.any())
             changed = np.where(differ, version, cells["changed"]).astype(np.int32)
-        content = Content(shown.columns, shown.cells.assign(changed=changed), shown.curve_columns, shown.defaults)
+        content = replace(shown, cells=shown.cells.assign(changed=changed))
         counts = shown.cells["state"].value_counts()
         done = [state for state in now.states if state.complete]
         evaluations = now.counts()["evaluations"]
