@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -275,25 +274,16 @@ def test_an_output_that_cannot_be_written_is_one_clear_line(example_folder: Path
 
 
 @pytest.fixture(scope="module")
-def page(output: Path) -> Iterator[Any]:
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine: `apt install chromium`")
-    from playwright.sync_api import sync_playwright
-
-    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=quiet)
-        opened = chromium.new_page(viewport={"width": 1200, "height": 900})
-        opened.said, opened.asked = [], []
-        # Software in place of a GPU is slow, and Chromium says so.
-        opened.on("console", lambda message: opened.said.extend([message.text] * ("GPU stall" not in message.text)))
-        opened.on("pageerror", lambda error: opened.said.append(str(error)))
-        opened.on("request", lambda request: opened.asked.append(request.url))
-        opened.goto((output / "report.html").as_uri())
-        opened.wait_for_selector("#cells tbody tr")
-        yield opened
-        chromium.close()
+def page(browser: Any, output: Path) -> Any:
+    opened = browser.new_page(viewport={"width": 1200, "height": 900})
+    opened.said, opened.asked = [], []
+    # Software in place of a GPU is slow, and Chromium says so.
+    opened.on("console", lambda message: opened.said.extend([message.text] * ("GPU stall" not in message.text)))
+    opened.on("pageerror", lambda error: opened.said.append(str(error)))
+    opened.on("request", lambda request: opened.asked.append(request.url))
+    opened.goto((output / "report.html").as_uri())
+    opened.wait_for_selector("#cells tbody tr")
+    return opened
 
 
 def test_the_page_asks_for_nothing_and_says_nothing(page: Any, output: Path) -> None:

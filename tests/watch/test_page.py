@@ -1,7 +1,6 @@
 """The page in a real browser, of a sweep that is really running: it grows, and keeps what was chosen."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,19 +28,6 @@ def slowly(subject):
     time.sleep(1)
     return [Metric("half", 0.5, "")]
 '''
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium on this machine: `apt install chromium`")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def opened(browser: Any, url: str, **more: Any) -> Any:
