@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
 import pandas as pd
 import pyarrow as pa
 
 from raysweep.analysis.sweep_data import SweepData, from_tables
 from raysweep.errors import UserError
 from raysweep.space.hypotheses import paper_hypotheses
+from raysweep.space.metrics import per_byte
 from raysweep.store import Store, declarations
 from raysweep.store.schemas import PLAN
 from raysweep.suites.read import LoadedSuite
 from raysweep.suites.results import FROM_FILES, IN_BITS, results, trajectories
-
-_LOSS = re.compile(r"_loss((?:_\w+)?)$")
 
 
 def load(store: Store, loaded: LoadedSuite) -> SweepData:
@@ -47,6 +44,8 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
     models = cells.reindex(columns=["id", "repository", "revision", "commit", "checkpoints", "status", "unknown"])
     models = models.assign(commit=models["commit"].str[:12]).rename(columns={"id": "model", "unknown": "not known"})
     facts = pd.DataFrame([{"setting": name} | fact.model_dump() for name, fact in loaded.table.facts.items()])
+    stand_in = [loaded.suite.stand_in]
+    steps = {one.label: one.training_steps(stand_in) for one in loaded.suite.evaluations}
     return from_tables(
         loaded.name,
         cells,
@@ -57,7 +56,8 @@ def load(store: Store, loaded: LoadedSuite) -> SweepData:
         units=units,
         models=models,
         facts=facts,
-        protocols=protocol | {one.label: one.protocol([loaded.suite.stand_in]) for one in loaded.suite.evaluations},
+        protocols=protocol | {one.label: one.protocol(stand_in) for one in loaded.suite.evaluations},
+        fine_tuning_steps={task: count for task, count in steps.items() if count},
         hypotheses=hypotheses,
         declared=declarations.said(declared, hypotheses.digest) if declared or loaded.hypotheses else "",
     )
@@ -82,11 +82,11 @@ def _comparable(
     """
     if cells["tokenizer_sha256"].nunique() <= 1:
         return cells, {}
-    losses = [name for name in cells if _LOSS.search(name) and units.get(name, "").startswith("nats per token")]
+    losses = [name for name in cells if per_byte(name) and units.get(name, "").startswith("nats per token")]
     kept, left_out = {}, []
     per_token, bits = (cells.get(f"in_distribution_{kind}") for kind in ("loss", "bits_per_byte"))
     for name in losses:
-        by_byte = _LOSS.sub("_bits_per_byte\\1", name)
+        by_byte = per_byte(name)
         if by_byte in cells:
             kept[name] = cells[by_byte]
         elif same_text and "_in_distribution_loss" in name and per_token is not None and bits is not None:

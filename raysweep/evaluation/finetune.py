@@ -25,7 +25,6 @@ from raysweep.space.size import peak_learning_rate
 if TYPE_CHECKING:
     from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.evaluation.task import Subject
-    from raysweep.training.run import Run
 
 # Seconds between checkpoints.
 CHECKPOINT_INTERVAL = 60.0
@@ -67,15 +66,20 @@ class FineTuning(Evaluation):
         raise NotImplementedError
 
     @property
+    def subject_shards(self) -> str:
+        """The text that it is trained on has the shards `<this>/train` and `<this>/test`."""
+        raise NotImplementedError
+
+    @property
     def fixed_rate(self) -> float | None:
         """The peak learning rate of every cell, where it is set outright."""
         return None
 
-    def peak_rate(self, cell: Cell) -> float:
-        """The peak learning rate of the fine-tuning of a cell."""
+    def peak_rate(self, cell: Cell, parameters: int) -> float:
+        """The peak learning rate of the fine-tuning of a cell, or of a model of so many parameters."""
         if self.fixed_rate is not None:
             return self.fixed_rate
-        rule = cell.peak_learning_rate if self.relative_to == "cell" else peak_learning_rate(cell.shape.parameters)
+        rule = cell.peak_learning_rate if self.relative_to == "cell" else peak_learning_rate(parameters)
         return rule * self.learning_rate_fraction
 
     def training_steps(self, cells: Sequence[Cell]) -> int:
@@ -94,6 +98,13 @@ class FineTuning(Evaluation):
                 "it is in part the rate"
             )
         return f"{span} steps of {self.batch_size} sequences, at {rate}; losses over {self.sequences:,} sequences"
+
+    def epochs_said(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
+        """That it reads the text it is trained on several times, where it does."""
+        epochs = text.sequences(f"{self.subject_shards}/train", sequence_length).epochs(self.tokens // sequence_length)
+        if epochs <= 1:
+            return []
+        return [f"{self.label} reads its text {epochs:.1f} times: more text would end that, or fewer tokens"]
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
         longest = max(cell.sequence_length for cell in cells)
@@ -117,6 +128,10 @@ class Settings(FineTuning):
         return self.task.removeprefix("finetune_")
 
     @property
+    def subject_shards(self) -> str:
+        return self.task
+
+    @property
     def corpus_role(self) -> str:
         return self.task
 
@@ -124,13 +139,16 @@ class Settings(FineTuning):
     def shards(self) -> tuple[str, ...]:
         return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
 
+    def shortfalls(self, corpus: TokenizedCorpus, sequence_length: int) -> list[str]:
+        return [*super().shortfalls(corpus, sequence_length), *self.epochs_said(corpus, sequence_length)]
 
-def finetuning(cell: Cell, settings: FineTuning) -> Cell:
-    """The fine-tuning as a cell of its own."""
+
+def finetuning(cell: Cell, settings: FineTuning, parameters: int | None = None) -> Cell:
+    """The fine-tuning as a cell of its own; `parameters` are those of a published model, for which the cell stands in."""
     changes = {
         "tokens": settings.tokens,
         "batch_size": settings.batch_size,
-        "learning_rate": settings.peak_rate(cell),
+        "learning_rate": settings.peak_rate(cell, parameters or cell.shape.parameters),
         "weight_decay": cell.weight_decay if settings.relative_to == "cell" else settings.weight_decay,
         "learning_rate_factor": 1.0,
         "final_learning_rate_fraction": 0.0,
@@ -149,23 +167,22 @@ def finetuning(cell: Cell, settings: FineTuning) -> Cell:
 
 def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     """`finetune_<subject>_loss`, `forgetting_<subject>_loss`, the change of each, and the geometry of W after."""
-    return measured(subject, settings, subject.corpus, settings.task)
+    return measured(subject, settings, subject.corpus)
 
 
-def measured(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shards: str) -> list[Metric]:
-    """The same, trained on the shard `<shards>/train` of a text and measured on `<shards>/test`."""
+def measured(subject: Subject, settings: FineTuning, text: TokenizedCorpus) -> list[Metric]:
+    """The same, on a text."""
     from raysweep.model.geometry import measure
     from raysweep.training.losses import mean_loss
 
     name = settings.subject_name
-    held_out = text.sequences(f"{shards}/test", subject.cell.sequence_length)
+    held_out = text.sequences(f"{settings.subject_shards}/test", subject.cell.sequence_length)
 
     def loss() -> float:
         return mean_loss(subject.language_model, held_out, settings.sequences, subject.micro_batch_size)
 
     before, remembered = loss(), in_distribution.loss(subject, settings.sequences)
-    run = _train(subject, settings, text, f"{shards}/train")
-    subject.language_model.olmo.load_state_dict(run.model.olmo.state_dict())
+    _train(subject, settings, text)
     after, forgotten = loss(), in_distribution.loss(subject, settings.sequences)
     geometry = measure(subject.language_model.measured_unembedding)
     unit = "nats per token"
@@ -179,32 +196,31 @@ def measured(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shar
     ]
 
 
-def _train(subject: Subject, settings: FineTuning, text: TokenizedCorpus, shard: str) -> Run:
-    """Fine-tune to the end, from the furthest checkpoint; the final one stays in the store."""
+def _train(subject: Subject, settings: FineTuning, text: TokenizedCorpus) -> None:
+    """Fine-tune the subject's model to the end, from the furthest checkpoint; the final one stays in the store."""
     from raysweep.training import checkpoint
     from raysweep.training.resume import train_to_end
     from raysweep.training.run import Run
 
     store, directory = subject.store, subject.directory
-    base = checkpoint.digest(subject.language_model.olmo.state_dict())
+    # By their names each once: a published model may have one matrix under two.
+    base = checkpoint.digest(dict(subject.language_model.olmo.named_parameters()))
     resumed = checkpoint.latest(store, directory)
     if resumed is not None and resumed[1].state.base not in ("", base):
         # The cell was trained again since, and where rounding differs to other weights.
         store.delete_directory(directory)
         resumed = None
     run = Run(
-        finetuning(subject.cell, settings),
+        finetuning(subject.cell, settings, subject.parameters),
         subject.corpus,
         text=text,
-        shard=shard,
-        weights=subject.language_model.olmo.state_dict(),
+        shard=f"{settings.subject_shards}/train",
+        model=subject.language_model,
         reports=(),
         device=subject.device,
         gpu_share=subject.gpu_share,
         checkpoint=resumed[1] if resumed else None,
     )
     run.state.base = base
-    if run.finished:
-        return run
-    train_to_end(run, store, directory, resumed[0] if resumed else None, keep=1, interval=CHECKPOINT_INTERVAL)
-    return run
+    if not run.finished:
+        train_to_end(run, store, directory, resumed[0] if resumed else None, keep=1, interval=CHECKPOINT_INTERVAL)

@@ -52,6 +52,10 @@ class Settings(WithText, finetune.FineTuning):
         return self.name
 
     @property
+    def subject_shards(self) -> str:
+        return SHARDS
+
+    @property
     def fixed_rate(self) -> float | None:
         return self.learning_rate
 
@@ -67,10 +71,9 @@ class Settings(WithText, finetune.FineTuning):
             text.sequences(f"{SHARDS}/{part}", sequence_length)
 
     def text_shortfalls(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
-        said = known(self.label, {"held out": text.manifest["seen"][f"{SHARDS}/test"]})
-        epochs = text.sequences(f"{SHARDS}/train", sequence_length).epochs(self.tokens // sequence_length)
-        if epochs > 1:
-            said.append(f"{self.label} reads its text {epochs:.1f} times: more text would end that, or fewer tokens")
+        seen = text.manifest["seen"]
+        said = known(self.label, {} if seen is None else {"held out": seen[f"{SHARDS}/test"]})
+        said += self.epochs_said(text, sequence_length)
         held = len(text.sequences(f"{SHARDS}/test", sequence_length))
         if held < self.sequences:
             said.append(
@@ -87,6 +90,8 @@ def evaluate(subject: Subject, settings: Settings) -> list[Metric]:
     corpus; of the first 20 million tokens.
     """
     assert subject.text is not None
-    metrics = finetune.measured(subject, settings, subject.text, SHARDS)
-    overlap = subject.text.manifest["seen"][f"{SHARDS}/test"]
-    return [*metrics, Metric(f"finetune_{settings.name}_overlap", overlap, "share of tokens")]
+    metrics = finetune.measured(subject, settings, subject.text)
+    seen = subject.text.manifest["seen"]
+    if seen is None:  # Of a model that others have trained nobody knows.
+        return metrics
+    return [*metrics, Metric(f"finetune_{settings.name}_overlap", seen[f"{SHARDS}/test"], "share of tokens")]

@@ -43,6 +43,8 @@ class Subject:
     """What of a GPU the task may use."""
     text: TokenizedCorpus | None = None
     """What the task reads beside the corpus, where its settings have an `on`, or questions."""
+    parameters: int | None = None
+    """N of a published model, for which the cell stands in; None: that of the cell."""
 
     @property
     def micro_batch_size(self) -> int:

@@ -40,6 +40,10 @@ class LanguageModel(nn.Module):
             model.olmo.load_state_dict(weights)
         return model
 
+    def trained_by(self, cell: Cell) -> LanguageModel:
+        """This model, its weights the same memory, as the settings of another cell train it."""
+        return LanguageModel(self.olmo, cell.precision, cell.z_loss)
+
     def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
         """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
         if _by_kernels(self.olmo, inputs):

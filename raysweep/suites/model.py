@@ -15,12 +15,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from raysweep.errors import UserError
 from raysweep.exchange.model_matrices import blocks, is_ai2_olmo
 from raysweep.exchange.text_loss import begins_with, check_causal, check_entries, tokenizer_of
 from raysweep.exchange.unembedding import load, loaded_unembedding
 from raysweep.model.language_model import LanguageModel, LayerNotReached, autocast, input_of
+from raysweep.model.loss import unembedding_cross_entropy
+from raysweep.space.cell import Cell
 from raysweep.store.sessions import processor
 
 # Logits of one batch that are held at once, where they must be.
@@ -51,6 +54,23 @@ class LoadedModel(LanguageModel):
     def olmo(self) -> nn.Module:  # type: ignore[override]
         """The network itself."""
         return self.loaded  # type: ignore[no-any-return]
+
+    def trained_by(self, cell: Cell) -> LoadedModel:
+        """Itself, to be trained; as always without dropout."""
+        for parameter in self.loaded.parameters():
+            parameter.requires_grad_(True)
+        return self
+
+    def forward(self, sequences: torch.Tensor, unembedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean next-token loss in nats of sequences (batch, length + 1), by its own W; differentiable."""
+        if self.product:
+            return unembedding_cross_entropy(self.hidden(sequences[:, :-1]), self.unembedding, sequences[:, 1:])
+        # The logits of one part at a time: they are computed again for the gradient.
+        parts = [
+            checkpoint(self._logit_losses, part[:, :-1], part[:, 1:], use_reentrant=False)
+            for part in sequences.split(self._most_rows(sequences.shape[1]))
+        ]
+        return torch.cat(parts).mean()
 
     def hidden(self, inputs: torch.Tensor) -> torch.Tensor:
         """Final states after the last norm, (batch, length, d), of token ids (batch, length)."""
@@ -84,12 +104,19 @@ class LoadedModel(LanguageModel):
         """As of every `LanguageModel`."""
         if self.product:
             return super().token_losses(inputs, targets, chosen)
-        rows = max(1, _LOGITS // (inputs.shape[1] * len(self.unembedding)))
-        losses = []
-        for part, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
-            logits = self._without_begin(self._forward(self._with_begin(part))).float()
-            losses.append(F.cross_entropy(logits.transpose(1, 2), labels, reduction="none"))
-        return torch.cat(losses) if chosen is None else torch.cat(losses)[chosen]
+        rows = self._most_rows(inputs.shape[1])
+        parts = zip(inputs.split(rows), targets.split(rows), strict=True)
+        losses = torch.cat([self._logit_losses(part, labels) for part, labels in parts])
+        return losses if chosen is None else losses[chosen]
+
+    def _most_rows(self, length: int) -> int:
+        """Sequences whose logits may be held at once."""
+        return max(1, _LOGITS // (length * len(self.unembedding)))
+
+    def _logit_losses(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy of every target by the model's own logits."""
+        logits = self._without_begin(self._forward(self._with_begin(inputs))).float()
+        return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
 
     @property
     def unembedding(self) -> torch.Tensor:

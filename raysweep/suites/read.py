@@ -42,9 +42,6 @@ _KEYS = (
     "resources", "hypotheses", "published", "code",
 )  # fmt: skip
 
-# What trains needs raysweep's own model.
-_NOT_HERE = ("finetune_python", "finetune_math", "finetune")
-
 
 class Revisions(Strict):
     """Which checkpoints of each model."""
@@ -310,9 +307,10 @@ class _SuiteReader(SpaceReader):
     def _check(self, suite: Suite) -> None:
         self.check_evaluations(suite.evaluations, (suite.stand_in,))
         for i, one in enumerate(suite.evaluations):
-            if one.task in _NOT_HERE:
+            if getattr(one, "relative_to", "size") == "cell":
                 raise self.file.error(
-                    ("evaluations", i), f"{one.task} trains on, which raysweep does with models of its own only"
+                    ("evaluations", i, "relative_to"),
+                    "of published models it is the rule's rate for the size: leave relative_to out, or give a learning_rate",
                 )
 
     def _claims(self, name: Any) -> Hypotheses | None:

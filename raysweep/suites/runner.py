@@ -40,6 +40,8 @@ _LOST = 3
 _MEMORY = 2.5
 _QUANTIZED = 2.0
 """As many again where it is quantized, and kept beside that."""
+_FINETUNED = 16.0
+"""Where it is trained on: its gradient and two moments, a copy of all but the gradient for a checkpoint, and its bytes."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,11 @@ def survey(
 
 def memory_of(suite: Suite, size: int) -> float:
     """Bytes of memory that a checkpoint is given whose files have that size."""
-    return size * (_MEMORY + (_QUANTIZED if any(one.task == "quantized" for one in suite.evaluations) else 0))
+    more = [0.0]
+    for one in suite.evaluations:
+        trains = one.training_steps([suite.stand_in]) > 0
+        more.append(_FINETUNED if trains else _QUANTIZED if one.task == "quantized" else 0.0)
+    return size * (_MEMORY + max(more))
 
 
 def pinned(loaded: LoadedSuite, store: Store) -> list[Checkpoint]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from raysweep.cache import cache
 from raysweep.errors import StoreError, UserError
+from raysweep.evaluation.finetune import FineTuning
 from raysweep.space.cell import Cell
 from raysweep.space.evaluations import TASKS, Evaluation
 from raysweep.space.measure import HIDDEN, UNEMBEDDING
-from raysweep.space.metrics import METRICS, OF_ONE
+from raysweep.space.metrics import METRICS, OF_ONE, per_byte
 from raysweep.store import Store
 from raysweep.store import measures as measures_table
 from raysweep.store.schemas import EVALUATIONS, REVISIONS
@@ -28,6 +29,7 @@ from raysweep.sweep.same_code import check_same_code
 if TYPE_CHECKING:
     import torch
 
+    from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.suites.model import LoadedModel
 
 # The share by which a table's parameters may differ from those that were counted before that is said.
@@ -136,7 +138,6 @@ def _stages(
     import torch
 
     from raysweep.corpora.shared import obtain
-    from raysweep.corpora.tokenized import TokenizedCorpus
     from raysweep.model.language_model import gpu
     from raysweep.suites.model import load_model
     from raysweep.suites.text import plain, retokenized, sha256
@@ -210,13 +211,14 @@ def _stages(
             one.check_text(text, suite.sequence_length)
             short(one.text_shortfalls(text, suite.sequence_length))
         directory = store.evaluation_directory(checkpoint.id, one.label, one.identity)
-        subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, text)
+        subject = Subject(cell, model, corpus, store, directory, gpus or 1.0, text, model.shape["parameters"])
         found = rows_of(checkpoint.id, one, subject)
-        if one.task == "in_distribution":
-            # Of cells, which share a tokenizer, it says the same as the loss.
-            found += _in_bits(found[0], corpus, one.sequences, suite.sequence_length)  # type: ignore[attr-defined]
+        found += _in_bits(found, one, corpus, text, suite.sequence_length)
         timed(one.label, time.monotonic() - started)
         store.write_table(store.evaluation_file(checkpoint.id, one.label, one.identity), found, EVALUATIONS)
+        if isinstance(one, FineTuning):
+            # Three times the model: of a thousand checkpoints nobody has room for that.
+            store.delete_directory(directory)
 
     stages: list[tuple[str, Callable[[], None]]] = []
     if LOAD in todo:
@@ -331,13 +333,29 @@ def _measured(checkpoint: Checkpoint, model: LoadedModel, corpus: Any, suite: Su
     ]  # fmt: skip
 
 
-def _in_bits(row: dict[str, Any], corpus: Any, sequences: int, length: int) -> list[dict[str, Any]]:
-    """The row of an in-distribution loss, per byte of text."""
+def _in_bits(
+    rows: list[dict[str, Any]], one: Evaluation, corpus: TokenizedCorpus, text: TokenizedCorpus | None, length: int
+) -> list[dict[str, Any]]:
+    """The losses of tasks that have them for each token alone, for each byte of text. (Cells share a tokenizer.)"""
     import math
 
-    from raysweep.evaluation.in_distribution import SHARD
+    from raysweep.evaluation.in_distribution import SHARD, Settings
 
-    shard = corpus.sequences(SHARD, length)
-    targets = shard.read(shard.sample(sequences))[:, 1:]
-    bits = row["value"] * targets.size / (math.log(2) * int(corpus.token_bytes[targets].sum()))
-    return [row | {"metric": "in_distribution_bits_per_byte", "value": bits, "unit": "bits per byte"}]
+    if not isinstance(one, Settings | FineTuning):
+        return []
+
+    def bits_per_nat(of: TokenizedCorpus, shard: str) -> float:
+        sequences = of.sequences(shard, length)
+        targets = sequences.read(sequences.sample(one.sequences))[:, 1:]
+        return targets.size / (math.log(2) * int(of.token_bytes[targets].sum()))
+
+    factors = {name: bits_per_nat(corpus, SHARD) for name in ("in_distribution", "forgetting")}
+    if isinstance(one, FineTuning):
+        factors["finetune"] = bits_per_nat(text or corpus, f"{one.subject_shards}/test")
+    return [
+        row | {"metric": name, "value": row["value"] * factor, "unit": "bits per byte"}
+        for row in rows
+        if (name := per_byte(row["metric"]))
+        for of, factor in factors.items()
+        if name.startswith(of)
+    ]

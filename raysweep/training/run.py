@@ -44,10 +44,11 @@ LEAST_OFTEN = 100
 class Run:
     """A cell in training: weights, optimizer and state.
 
-    It trains on `shard` of the corpus, or of another `text` where one is given, from `weights` where some are given, and
-    measures a row after each of the step counts in `reports` (by default those of the cell), with what `measure` asks for.
-    With several workers every worker makes its own Run with its `rank` and wraps the model by `distribute`; `gpu_share` is
-    what of a GPU each may use. Raises `UserError` where the corpus is too small for one sequence of the cell.
+    It trains on `shard` of the corpus, or of another `text` where one is given, and trains `model` where one is given, in
+    place, or else the cell's own from its first weights. It measures a row after each of the step counts in `reports` (by
+    default those of the cell), with what `measure` asks for. With several workers every worker makes its own Run with its
+    `rank` and wraps the model by `distribute`; `gpu_share` is what of a GPU each may use. Raises `UserError` where the
+    corpus is too small for one sequence of the cell.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Run:
         *,
         shard: str = "pretraining/train",
         text: TokenizedCorpus | None = None,
-        weights: dict[str, torch.Tensor] | None = None,
+        model: LanguageModel | None = None,
         reports: Sequence[int] | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -84,7 +85,7 @@ class Run:
         self._measures = Measures(cell, corpus, wanted(measure, cell), self.micro_batch_size)
         self.spectra: dict[str, torch.Tensor] = {}
 
-        self.model = LanguageModel.of(cell, self.device, weights)
+        self.model = LanguageModel.of(cell, self.device) if model is None else model.trained_by(cell)
         self.parameters = dict(self.model.olmo.named_parameters())
         self.optimizer = Optimizer(cell, self.parameters)
         self.state = TrainState(cell.id, corpus.fingerprint)

@@ -122,7 +122,8 @@ def test_a_finetuning_is_that_of_a_subject(
     found = {metric.name: metric.value for metric in settings.evaluate(subject)}
     cell = finetune.finetuning(subject.cell, settings)
     assert (cell.peak_learning_rate, cell.steps, cell.weight_decay) == (0.02, 16, 0.1)
-    run = Run(cell, corpus, text=subject.text, shard="finetune/train", weights=weights, reports=())
+    model = LanguageModel.of(cell, weights=weights)
+    run = Run(cell, corpus, text=subject.text, shard="finetune/train", model=model, reports=())
     list(run.rows())
     held_out = subject.text.sequences("finetune/test", LENGTH)
     part = torch.from_numpy(held_out.read(held_out.sample(6)))

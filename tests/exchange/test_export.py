@@ -103,7 +103,7 @@ def test_a_step_a_finetuning_and_a_quantization(
     directory = store.evaluation_directory(cell.id, "finetune_math", EVALUATIONS[1].model_dump())
     found = checkpoint.latest(store, directory)
     assert found is not None
-    tuned = Run(cell, corpus, weights=found[1].model).model
+    tuned = LanguageModel.of(cell, weights=found[1].model)
     with torch.no_grad():
         torch.testing.assert_close(logits("tuned"), tuned.hidden(tokens) @ tuned.unembedding.T, atol=1e-5, rtol=1e-5)
 
@@ -111,7 +111,7 @@ def test_a_step_a_finetuning_and_a_quantization(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
     assert all(len(set(row)) <= 8 for row in model.model.layers[3].mlp.down_proj.weight.tolist())
     subject = Subject(
-        cell, LanguageModel(Run(cell, corpus, weights=run.checkpoint().model).model.olmo), corpus, store, ""
+        cell, LanguageModel(LanguageModel.of(cell, weights=run.checkpoint().model).olmo), corpus, store, ""
     )
     quantized.gptq(subject, 3, EVALUATIONS[0])
     with torch.no_grad():

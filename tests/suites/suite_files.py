@@ -30,6 +30,7 @@ ASKED: dict[str, Any] = {
         "out_of_distribution",
         {"task": "representation", "sequences": 64},
         {"task": "quantized", "bits": [4], "calibration_sequences": 8},
+        {"task": "finetune_math", "tokens": 2048, "batch_size": 8, "sequences": 16},
     ],
     "resources": {"disk": 0.12},
 }

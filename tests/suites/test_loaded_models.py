@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import make_cell
 
 from raysweep.errors import UserError
 from raysweep.evaluation import quantized
@@ -74,6 +75,32 @@ def test_losses_and_w_are_those_of_transformers(name: str) -> None:
         torch.testing.assert_close(loaded.token_losses(inputs, targets, some), wanted[some], atol=2e-4, rtol=1e-4)
         if loaded.product:
             torch.testing.assert_close(loaded.hidden(inputs) @ loaded.unembedding.T, logits, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("begin", [None, 5])
+@pytest.mark.parametrize("name", list(ARCHITECTURES))
+def test_gradients_are_those_of_transformers(name: str, begin: int | None) -> None:
+    model = made(name)
+    loaded = LoadedModel(name, model, begin)
+    if not loaded.product:
+        # A part of the sequences at a time.
+        loaded._most_rows = lambda length: 2  # type: ignore[method-assign]
+    ids = torch.randint(96, (3, 21), generator=torch.Generator().manual_seed(0))
+    given = ids[:, :-1] if begin is None else torch.cat([torch.full((3, 1), begin), ids[:, :-1]], dim=1)
+    logits = model(given).logits[:, -20:]
+    wanted = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    parameters = dict(model.named_parameters())
+    gradients = torch.autograd.grad(wanted, list(parameters.values()), allow_unused=True)
+    loss = loaded.trained_by(make_cell())(ids)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    # Some are zero but for rounding, such as those of a router of one expert.
+    rounding = 1e-5 * max(float(gradient.abs().max()) for gradient in gradients if gradient is not None)
+    for (parameter, own), gradient in zip(parameters.items(), gradients, strict=True):
+        assert (own.grad is None) == (gradient is None), parameter
+        if gradient is not None:
+            assert own.grad is not None
+            torch.testing.assert_close(own.grad, gradient, atol=rounding, rtol=1e-4)
 
 
 @pytest.mark.parametrize("layout", [*layouts.LAYOUTS, "hf_olmo, tied", "gpt_neox_pickled"])

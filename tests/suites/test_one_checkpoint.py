@@ -1,27 +1,34 @@
 """What a task does for one checkpoint, without a cluster: its rows, what is missing afterwards, and what went wrong."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import suite_files
+import torch
+import torch.nn.functional as F
 from published_layouts import Published, llama
 
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
-from raysweep.evaluation import quantized
+from raysweep.evaluation import finetune, quantized
 from raysweep.space.measure import Measurement
 from raysweep.store.schemas import PLAN, REVISIONS
 from raysweep.store.store import PLANNED, Store
 from raysweep.suites.checkpoints import find
+from raysweep.suites.model import load_model
 from raysweep.suites.pins import check_asked, pin
 from raysweep.suites.read import load_suite
 from raysweep.suites.results import results
 from raysweep.suites.runner import error_lines, survey
 from raysweep.suites.task import Work, complete, lacking
+from raysweep.suites.text import retokenized
 from raysweep.sweep.same_code import code
+from raysweep.training import checkpoint as checkpoints
 
 MODEL = Published("one", "me/one", "llama", 16, 1, 3, (100,))
 
@@ -183,6 +190,105 @@ def test_an_evaluation_never_sees_what_one_that_failed_left(
         answer = complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))
         assert set(answer["errors"]) == ({"quantized"} if fails else set())
         one = next(one for one in loaded.suite.evaluations if one.task == "in_distribution")
+        found.append(store.evaluation_rows(checkpoint.id, one.label, one.identity))
+    assert found[0] == found[1]
+
+
+def test_a_published_model_is_trained_on_as_torch_would(folder: Path, corpus: TokenizedCorpus) -> None:
+    """Against a loop of one's own, with transformers' model and torch's AdamW."""
+    asked = {"task": "finetune_math", "tokens": 8 * 64 * 20, "batch_size": 8, "sequences": 20}
+    settings = {"mirror": str(folder / "mirror"), "sequence_length": 64, "measure": [], "evaluations": [asked]}
+    loaded, store = load_suite(suite_files.write(folder, [MODEL], **settings)), begun(folder / "store")
+    (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
+    work = Work(loaded.suite, store.location, corpus.fingerprint, code())
+    assert complete(checkpoint, work)["errors"] == {}
+    (one,) = loaded.suite.evaluations
+    rows = store.evaluation_rows(checkpoint.id, one.label, one.identity)
+    assert rows is not None
+    found = {row["metric"]: row["value"] for row in rows}
+    # What it was trained to is no result, and is not kept.
+    assert not list((folder / "store").rglob("*.safetensors"))
+
+    model, tokenizer = load_model("m", checkpoint.folder or folder, torch.device("cpu"))
+    network, begin = model.loaded, tokenizer.bos_token_id
+    assert tokenizer("x")["input_ids"][0] == begin
+    own = retokenized(corpus, "m", tokenizer, network.get_input_embeddings().weight.shape[0], loaded.suite.text_bytes)
+
+    def loss(sequences: Any) -> torch.Tensor:
+        ids = torch.from_numpy(sequences)
+        logits = network(torch.cat([torch.full((len(ids), 1), begin), ids[:, :-1]], dim=1)).logits[:, 1:]
+        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+    def held_out(shard: str) -> float:
+        of = own.sequences(shard, 64)
+        with torch.no_grad():
+            return float(loss(of.read(of.sample(20))))
+
+    def bits(shard: str, value: float) -> float:
+        of = own.sequences(shard, 64)
+        targets = of.read(of.sample(20))[:, 1:]
+        return float(value * targets.size / math.log(2) / own.token_bytes[targets].sum())
+
+    before = {shard: held_out(shard) for shard in ("finetune_math/test", "pretraining/test")}
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    parameters = sum(parameter.numel() for parameter in network.parameters())  # Tied: its W is its embedding.
+    peak = 0.1 * 0.0047 * (parameters / 108e6) ** (-1 / 3)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1)
+    train = own.sequences("finetune_math/train", 64)
+    order = train.order(own.fingerprint, 6198)  # The default of a cell.
+    for step in range(20):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * ((step + 1) / 2 if step < 2 else (1 + math.cos(math.pi * (step - 1) / 18)) / 2)
+        optimizer.zero_grad()
+        loss(train.read(order.at(np.arange(8 * step, 8 * step + 8)))).backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+    after = {shard: held_out(shard) for shard in before}
+    for name, shard in (("finetune_math", "finetune_math/test"), ("forgetting_math", "pretraining/test")):
+        assert found[f"{name}_loss"] == pytest.approx(after[shard], abs=2e-5)
+        assert found[f"{name}_loss_change"] == pytest.approx(after[shard] - before[shard], abs=2e-5)
+        assert found[f"{name}_bits_per_byte"] == pytest.approx(bits(shard, after[shard]), rel=1e-5)
+    assert found["finetune_math_loss_change"] < -0.005
+    assert found["finetune_math_bits_per_byte_before"] == pytest.approx(
+        bits("finetune_math/test", before["finetune_math/test"]), rel=1e-5
+    )
+    assert found["finetune_math_spectral_norm_W"] == pytest.approx(
+        float(torch.linalg.matrix_norm(network.get_output_embeddings().weight.detach(), 2)), rel=1e-4
+    )
+
+
+def test_a_killed_finetuning_of_a_published_model_resumes(
+    folder: Path, corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [{"task": "finetune_math", "tokens": 8 * 64 * 20, "batch_size": 8, "sequences": 20}]
+    settings = {"mirror": str(folder / "mirror"), "sequence_length": 64, "measure": [], "evaluations": asked}
+    loaded = load_suite(suite_files.write(folder, [MODEL], **settings))
+    (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
+    (one,) = loaded.suite.evaluations
+    monkeypatch.setattr(finetune, "CHECKPOINT_INTERVAL", 0.0)
+    real, found = checkpoints.write, []
+    steps: list[int] = []
+    dies_at = 9
+
+    def write(made: checkpoints.Checkpoint, store: Store, directory: str) -> None:
+        real(made, store, directory)
+        steps.append(made.state.step)
+        if made.state.step == dies_at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    for number in range(2):
+        store = begun(folder / f"store{number}")
+        work = Work(loaded.suite, store.location, corpus.fingerprint, code())
+        if number == 0:
+            with pytest.raises(KeyboardInterrupt):
+                complete(checkpoint, work)
+            dies_at = 0
+            steps.clear()
+        assert complete(checkpoint, work)["errors"] == {}
+        if number == 0:
+            assert steps[0] == 10
         found.append(store.evaluation_rows(checkpoint.id, one.label, one.identity))
     assert found[0] == found[1]
 

@@ -171,8 +171,8 @@ def test_what_is_wrong_in_a_table_is_said_with_its_place(change: tuple[str, str]
         ("suite: mine.yaml\nrevision: {last: 1}\n", r"ask\.yaml:3: revision: unknown key of a suite; .*'revisions'"),
         ("suite: mine.yaml\nrevisions: {last: 0}\n", r"ask\.yaml:3: revisions\.last"),
         (
-            "suite: mine.yaml\nevaluations: [finetune_python]\n",
-            r"ask\.yaml:3: evaluations\[0\]: finetune_python trains on",
+            "suite: mine.yaml\nevaluations: [{task: finetune_python, relative_to: cell}]\n",
+            r"ask\.yaml:3: evaluations\[0\]\.relative_to: of published models it is the rule's rate for the size",
         ),
         (
             "suite: mine.yaml\nevaluations: [in_distribtion]\n",
