@@ -8,15 +8,20 @@ from collections import Counter
 from pathlib import Path
 
 from raysweep.cli.console import say
-from raysweep.cli.options import load_space, open_store
+from raysweep.cli.options import load_space, located_store
 from raysweep.cluster import slurm
 from raysweep.errors import UserError
+from raysweep.suites.read import is_suite, load_suite
 
 
 def submit(options: argparse.Namespace) -> int:
     """`raysweep slurm`."""
-    space = load_space(options)
-    store = open_store(options, space)
+    if is_suite(options.space):
+        suite = load_suite(options.space).suite
+        work = slurm.Work(suite.name, {"resources": suite.resources})
+    else:
+        work = slurm.sweep(load_space(options))
+    store = located_store(options.store, work.name)
     location = store.location if "://" in store.location else str(Path(store.location).absolute())
     request = slurm.Request(
         nodes=options.nodes,
@@ -31,20 +36,20 @@ def submit(options: argparse.Namespace) -> int:
         notice=options.notice,
         further=tuple(options.sbatch),
     )
-    slurm.check(space, request)
-    script = slurm.batch_script(space, Path(options.space).absolute(), location, request)
+    slurm.check(work, request)
+    script = slurm.batch_script(work, Path(options.space).absolute(), location, request)
     if options.print:
         print(script, end="")
         if request.elastic:
             print("\n# And the workers, with the number of that job in place of 0:")
-            print(slurm.worker_script(space, request, 0))
+            print(slurm.worker_script(work, request, 0))
         return 0
     token = secrets.token_hex(32) if request.elastic else ""
     job = slurm.submit(script, Path.cwd(), token)
-    print(f"{space.name} is job {job}; it prints to raysweep-{space.name}-{job}.log")
+    print(f"{work.name} is job {job}; it prints to raysweep-{work.name}-{job}.log")
     if request.elastic:
         try:
-            workers = slurm.submit(slurm.worker_script(space, request, job), Path.cwd(), token)
+            workers = slurm.submit(slurm.worker_script(work, request, job), Path.cwd(), token)
         except UserError:
             slurm.stop(job)  # Alone it would wait for ever.
             raise

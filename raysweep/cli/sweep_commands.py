@@ -214,9 +214,9 @@ def stop(options: argparse.Namespace) -> int:
     if options.cluster:
         from raysweep.cli import cluster_commands, slurm_commands
 
-        load_space(options)
         if (job := slurm_commands.job_of(options.cluster)) is not None:
             return slurm_commands.stop(job)
+        load_space(options)
         return cluster_commands.stop(options.cluster, options.store)
     store = open_store(options, load_space(options))
     stopped = lock.stop_holder(store)
@@ -235,6 +235,8 @@ def status(options: argparse.Namespace) -> int:
             return cluster_commands.status(options.cluster, options.space, options.store, options.json)
         if not options.json:
             slurm_commands.show_job(job)
+        if is_suite(options.space):
+            return int(_of_suite().status(options))
     space = load_space(options, reading=True)
     store = open_store(options, space)
     now = survey(store, space)

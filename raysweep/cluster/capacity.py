@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 import yaml
@@ -147,11 +149,23 @@ def trials_memory(cells: int) -> int:
     return math.ceil(1.2 * TRIAL_MEMORY * (cells + 1) / 2**30)
 
 
-def check_gpus_are_used(space: Space, gpus_per_node: int) -> None:
-    """Raise `UserError` where a job asks for GPUs that neither training nor evaluations would use."""
-    if gpus_per_node and not (space.resources.train.gpus or space.resources.evaluate.gpus):
+class Needs(Protocol):
+    """What something takes of a node."""
+
+    @property
+    def cpus(self) -> int: ...
+    @property
+    def gpus(self) -> float: ...
+
+
+def check_gpus(needs: Mapping[str, Needs], gpus_per_node: int) -> None:
+    """Raise `UserError` where a job's nodes have fewer GPUs than one of the settings asks for, or some that none does."""
+    for setting, one in needs.items():
+        if one.gpus > gpus_per_node:
+            raise UserError(f"{setting}.gpus is {one.gpus:g}: add --gpus-per-node {math.ceil(one.gpus)}")
+    if gpus_per_node and not any(one.gpus for one in needs.values()):
         raise UserError(
-            f"--gpus-per-node {gpus_per_node}, and resources.train.gpus is 0: set it to use them, or leave them out"
+            f"--gpus-per-node {gpus_per_node}, and {next(iter(needs))}.gpus is 0: set it to use them, or leave them out"
         )
 
 

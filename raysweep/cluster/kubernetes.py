@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 import yaml
 
 from raysweep.cluster import program
-from raysweep.cluster.capacity import DRIVER, NODE_TYPES, cells_on, check_gpus_are_used, slots, trials_memory
+from raysweep.cluster.capacity import DRIVER, NODE_TYPES, Needs, cells_on, check_gpus, slots, trials_memory
 from raysweep.cluster.environment import HEAD
 from raysweep.cluster.head import SPACE, files_of
 from raysweep.errors import UserError
@@ -76,18 +75,15 @@ class Request:
 
 def check(space: Space, store: str, request: Request) -> None:
     """Raise `UserError` where no cell could run in such pods, or where their store would be each pod's own."""
-    for what, needs in (("train", space.resources.train), ("evaluate", space.resources.evaluate)):
-        if needs.gpus > request.gpus_per_node:
-            raise UserError(f"resources.{what}.gpus is {needs.gpus:g}: add --gpus-per-node {math.ceil(needs.gpus)}")
-        if not slots([request.worker], needs.cpus, needs.gpus):
-            raise UserError(
-                f"resources.{what}.cpus is {needs.cpus:g}: --cpus-per-node {request.cpus_per_node} holds none of it"
-            )
+    needs: dict[str, Needs] = {"resources.train": space.resources.train, "resources.evaluate": space.resources.evaluate}
+    check_gpus(needs, request.gpus_per_node)
+    for setting, one in needs.items():
+        if not slots([request.worker], one.cpus, one.gpus):
+            raise UserError(f"{setting}.cpus is {one.cpus:g}: --cpus-per-node {request.cpus_per_node} holds none of it")
     if not cells_at_once(space, request):
         raise UserError(
             f"a cell has {space.resources.train.workers} workers, and {request.nodes} nodes hold fewer: raise --nodes"
         )
-    check_gpus_are_used(space, request.gpus_per_node)
     if "://" not in store and not any(PurePosixPath(store).is_relative_to(path) for _, path in request.claims):
         raise UserError(
             f"the store {store} would be a folder of one pod and go with it: name a bucket (--store s3://bucket/folder), or "

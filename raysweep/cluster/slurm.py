@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from raysweep.cluster import program
-from raysweep.cluster.capacity import DRIVER, cells_on, check_gpus_are_used, trials_memory
+from raysweep.cluster.capacity import DRIVER, Needs, cells_on, check_gpus, trials_memory
 from raysweep.cluster.environment import HEAD, PATIENCE
 from raysweep.errors import UserError
 from raysweep.space.space import Space
@@ -51,13 +52,29 @@ class Request:
     """More options of sbatch, as it takes them."""
 
 
-def check(space: Space, request: Request) -> None:
-    """Raise `UserError` where no cell of the space could run in such a job."""
-    train, evaluate = space.resources.train, space.resources.evaluate
-    for what, gpus in (("train", train.gpus), ("evaluate", evaluate.gpus)):
-        if gpus and not request.gpus_per_node:
-            raise UserError(f"resources.{what}.gpus is {gpus:g}: add --gpus-per-node")
-    check_gpus_are_used(space, request.gpus_per_node)
+@dataclass(frozen=True)
+class Work:
+    """What a job does: a sweep, or the measuring of published models."""
+
+    name: str
+    needs: Mapping[str, Needs]
+    """What its tasks take of a node, by the setting that says so; first what there is most of."""
+    trials: Callable[[list[dict[str, float]]], int] = lambda nodes: 0
+    """How many cells train at once on such nodes; of each the job of an elastic sweep has a process."""
+
+
+def sweep(space: Space) -> Work:
+    """A sweep as the work of a job."""
+    return Work(
+        space.name,
+        {"resources.train": space.resources.train, "resources.evaluate": space.resources.evaluate},
+        lambda nodes: min(len(space.cells), cells_on(space, nodes)),
+    )
+
+
+def check(work: Work, request: Request) -> None:
+    """Raise `UserError` where nothing of the work could run in such a job."""
+    check_gpus(work.needs, request.gpus_per_node)
     if request.notice < _LEAST_NOTICE:
         raise UserError(
             f"--notice {request.notice}: at least {_LEAST_NOTICE} s are needed, to write checkpoints and to end"
@@ -67,17 +84,18 @@ def check(space: Space, request: Request) -> None:
     if not request.elastic and (request.sweep_time or request.sweep_partition):
         raise UserError("--sweep-time and --sweep-partition are for --elastic, where the sweep has a job of its own")
     cores = request.cpus_per_node
-    if cores is not None and cores < train.cpus:
-        raise UserError(f"--cpus-per-node {cores} is less than resources.train.cpus {train.cpus}: no cell would fit")
+    for setting, one in work.needs.items():
+        if cores is not None and cores < one.cpus:
+            raise UserError(f"--cpus-per-node {cores} is less than {setting}.cpus {one.cpus}: nothing would fit")
 
 
-def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
+def batch_script(work: Work, file: Path, store: str, request: Request) -> str:
     """The text of the batch script. `file` and a folder as `store` are absolute."""
     options = [
-        f"--job-name=raysweep-{space.name}",
-        *(_of_sweep(space, request) if request.elastic else _of_workers(request, request.nodes)),
+        f"--job-name=raysweep-{work.name}",
+        *(_of_sweep(work, request) if request.elastic else _of_workers(request, request.nodes)),
         *_of_all(request.notice, request.account),
-        f"--output=raysweep-{space.name}-%j.log",
+        f"--output=raysweep-{work.name}-%j.log",
         *request.further,
     ]
     return _SCRIPT.format(
@@ -96,7 +114,7 @@ def batch_script(space: Space, file: Path, store: str, request: Request) -> str:
     )
 
 
-def worker_script(space: Space, request: Request, head: int) -> str:
+def worker_script(work: Work, request: Request, head: int) -> str:
     """The text of the batch script of an elastic sweep's workers, as an array, where `head` is the job of the sweep."""
     options = [
         f"--job-name={workers_of(head)}",
@@ -104,7 +122,7 @@ def worker_script(space: Space, request: Request, head: int) -> str:
         f"--dependency=after:{head}",
         *_of_workers(request, 1),
         *_of_all(request.notice, request.account),
-        f"--output=raysweep-{space.name}-{head}-worker-%a.log",
+        f"--output=raysweep-{work.name}-{head}-worker-%a.log",
         *request.further,
     ]
     return _WORKER.format(
@@ -130,15 +148,14 @@ def _of_workers(request: Request, nodes: int) -> list[str]:
     ]
 
 
-def _of_sweep(space: Space, request: Request) -> list[str]:
+def _of_sweep(work: Work, request: Request) -> list[str]:
     """Of an elastic sweep's own job: a core, and memory for Ray's head and a trial of each cell that trains."""
     assert request.cpus_per_node is not None
     worker: dict[str, float] = {"CPU": request.cpus_per_node, "GPU": request.gpus_per_node}
-    cells = min(len(space.cells), cells_on(space, [worker] * request.nodes))
     return [
         "--nodes=1",
         "--ntasks-per-node=1",
-        f"--mem={4 + trials_memory(cells)}G",
+        f"--mem={4 + trials_memory(work.trials([worker] * request.nodes))}G",
         *_where_and_how_long(request.sweep_partition or request.partition, request.sweep_time or request.time),
     ]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raysweep.cluster.capacity import autoscaler_limits, autoscaling_configuration, nodes
+from raysweep.cluster.capacity import DRIVER, autoscaler_limits, autoscaling_configuration, nodes
 from raysweep.cluster.connection import connected
 from raysweep.cluster.environment import preserved_environment
 from raysweep.corpora.progress import CorpusProgress
@@ -201,6 +201,7 @@ def _run_tasks(
     stop: threading.Event, lock: Lock, progress: dict[str, Any], shared: bool,
 ) -> None:  # fmt: skip
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from raysweep.sweep.same_code import code
 
@@ -212,14 +213,15 @@ def _run_tasks(
     todo.sort(key=lambda one: -one.size)
     limits = autoscaler_limits(autoscaling_configuration()) if shared else None
     there = [*nodes().values(), *(limits.every_node if limits else ())]
-    board: Any = ray.remote(num_cpus=0)(_Board).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board: Any = ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
     # Shares of a GPU are a process's: the next task is to have one of its own.
     task = ray.remote(
         num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0, max_calls=1 if resources.gpus else 0,
         scheduling_strategy="SPREAD",
     )(complete)  # fmt: skip
     running: dict[Any, Checkpoint] = {}
-    failed = 0
+    failed, waits = 0, False
     for one in todo:
         memory = memory_of(suite, one.size)
         if not any(
@@ -228,18 +230,27 @@ def _run_tasks(
             and node.get("memory", 0) >= memory
             for node in there
         ):
-            why = (
-                f"no node has what it asks for: {resources.cpus} CPUs, {resources.gpus:g} GPUs and about "
-                f"{memory / 1e9:.3g} GB of memory, which follows from its size: leave it out by `select`, or add such a node"
-            )
-            record_failure(store, one.id, LOAD, why)
-            said(f"{one.id} failed: {why}")
-            failed += 1
-            continue
+            asks = f"{resources.cpus} CPUs, {resources.gpus:g} GPUs and about {memory / 1e9:.3g} GB of memory"
+            if limits is None and any(DRIVER in node and not node.get("CPU") for node in there):
+                # A head that only drives: the nodes of an elastic job come when there is room.
+                if not waits:
+                    said(f"waiting for a node that has {asks}")
+                waits = True
+            else:
+                why = (
+                    f"no node has what it asks for: {asks}, which follows from its size: leave it out by `select`, or add "
+                    "such a node"
+                )
+                record_failure(store, one.id, LOAD, why)
+                said(f"{one.id} failed: {why}")
+                failed += 1
+                continue
         running[task.options(memory=memory).remote(one, work, board)] = one
     total, ended, came = len(todo), failed, 0
     lost: Counter[str] = Counter()
+    losses = _NodeLosses()
     while running:
+        losses.look()
         with suppress(ray.exceptions.RayError):  # Its node is gone; what was said is said.
             for line in ray.get(board.take.remote(), timeout=10):
                 said(line)
@@ -260,8 +271,10 @@ def _run_tasks(
                     raise cause from None
                 if stop.is_set():
                     return
-                if process_lost(error) and lost[one.id] < _LOST:
-                    lost[one.id] += 1
+                if process_lost(error) and (losses.any_since(one.id) or lost[one.id] < _LOST):
+                    # A node that was taken away says nothing of the checkpoint.
+                    lost[one.id] += not losses.any_since(one.id)
+                    losses.begin(one.id)
                     ended -= 1
                     said(f"{one.id}: its process was lost, or its node: trying again")
                     running[task.options(memory=memory_of(suite, one.size)).remote(one, work, board)] = one
@@ -274,6 +287,29 @@ def _run_tasks(
             for stage, why in outcome["errors"].items():
                 said(f"{one.id}: {'' if stage == LOAD else stage + ' '}failed: {why}")
     step("checkpoints", ended, total, f"{came / 1e9:.2f} GB came" if came else "")
+
+
+class _NodeLosses:
+    """Whether a node was lost since a checkpoint was begun."""
+
+    def __init__(self) -> None:
+        self._there: set[str] = set()
+        self._lost = 0
+        self._begun: Counter[str] = Counter()
+
+    def look(self) -> None:
+        """See which nodes there are."""
+        there = set(nodes())
+        self._lost += len(self._there - there)
+        self._there = there
+
+    def begin(self, checkpoint: str) -> None:
+        """A checkpoint is begun now; the others were with the first look."""
+        self._begun[checkpoint] = self._lost
+
+    def any_since(self, checkpoint: str) -> bool:
+        self.look()
+        return self._lost > self._begun[checkpoint]
 
 
 class _Board:

@@ -20,8 +20,8 @@ def make_space(train: float = 0, evaluate: float = 0, cpus: int = 2) -> Space:
 
 
 def scripts(request: Request) -> list[str]:
-    made = [slurm.batch_script(make_space(), FILE, "/shared/my store", request)]
-    return [*made, slurm.worker_script(make_space(), request, 12)] if request.elastic else made
+    made = [slurm.batch_script(slurm.sweep(make_space()), FILE, "/shared/my store", request)]
+    return [*made, slurm.worker_script(slurm.sweep(make_space()), request, 12)] if request.elastic else made
 
 
 def options(script: str) -> list[str]:
@@ -75,7 +75,7 @@ def test_no_token_is_in_a_script() -> None:
     ("space", "request_", "said"),
     [
         (make_space(train=1), Request(), r"resources\.train\.gpus is 1: add --gpus-per-node"),
-        (make_space(evaluate=0.5), Request(), r"resources\.evaluate\.gpus is 0\.5: add --gpus-per-node"),
+        (make_space(evaluate=0.5), Request(), r"resources\.evaluate\.gpus is 0\.5: add --gpus-per-node 1$"),
         (make_space(), Request(gpus_per_node=1), "resources.train.gpus is 0: set it to use them"),
         (make_space(), Request(notice=10), "at least 60 s are needed"),
         (make_space(), Request(elastic=True), "--elastic: add --cpus-per-node"),
@@ -85,4 +85,4 @@ def test_no_token_is_in_a_script() -> None:
 )
 def test_what_could_not_run_is_refused(space: Space, request_: Request, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        slurm.check(space, request_)
+        slurm.check(slurm.sweep(space), request_)
