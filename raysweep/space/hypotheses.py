@@ -343,6 +343,10 @@ class Hypotheses(Strict):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
+PAPER = "paper"
+"""The key of a file of hypotheses that has the paper's claims tested before its own."""
+
+
 def load_hypotheses(path: Path) -> Hypotheses:
     """Read a file of hypotheses. Raises `UserError` naming file and line.
 
@@ -354,19 +358,27 @@ def load_hypotheses(path: Path) -> Hypotheses:
     file = YamlFile(path, "file of hypotheses")
     if not isinstance(file.content, dict):
         raise file.error((), f"a mapping with hypotheses is needed, not {show(file.content)}")
+    keys = (*Hypotheses.model_fields, PAPER)
     for key in file.content:
-        if key not in Hypotheses.model_fields:
-            raise file.error((key,), f"unknown key; {allowed(key, Hypotheses.model_fields)}")
+        if key not in keys:
+            raise file.error((key,), f"unknown key; {allowed(key, keys)}")
+    with_paper = file.content.get(PAPER, False)
+    if not isinstance(with_paper, bool):
+        raise file.error(
+            (PAPER,), f"{show(with_paper)} must be true or false: whether the paper's claims are tested too"
+        )
+    papers = paper_hypotheses().hypotheses if with_paper else ()
     try:
-        found = Hypotheses.model_validate(file.content)
+        found = Hypotheses.model_validate({name: value for name, value in file.content.items() if name != PAPER})
     except ValidationError as error:
         where, message = explain(error, Hypotheses)
         raise file.error(where, message) from None
-    ids = [hypothesis.id for hypothesis in found.hypotheses]
-    for i, one in enumerate(ids):
-        if one in ids[:i]:
-            raise file.error(("hypotheses", i, "id"), f"the id {one!r} is there twice")
-    return found
+    taken = [hypothesis.id for hypothesis in papers]
+    for i, hypothesis in enumerate(found.hypotheses):
+        if hypothesis.id in taken:
+            raise file.error(("hypotheses", i, "id"), f"the id {hypothesis.id!r} is there twice")
+        taken.append(hypothesis.id)
+    return Hypotheses(hypotheses=(*papers, *found.hypotheses))
 
 
 @lru_cache(1)

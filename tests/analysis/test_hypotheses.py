@@ -17,7 +17,7 @@ from raysweep.analysis.findings import Tests as SweepTests
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError
 from raysweep.space import read as space
-from raysweep.space.hypotheses import KINDS, Hypotheses, load_hypotheses
+from raysweep.space.hypotheses import KINDS, Hypotheses, load_hypotheses, paper_hypotheses
 from raysweep.space.hypotheses import Test as OneTest
 from raysweep.store import Store, declarations
 
@@ -345,6 +345,8 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
         ('at: "{each}"', "at: loss", 31, "with for_each every test needs {each}"),
         ("for_each: forgetting_*_loss", "where: nowhere", 31, "{each} needs for_each"),
         ("hypotheses:", "hypothesis:", 2, "unknown key; allowed: hypotheses"),
+        ("hypotheses:", "paper: all\nhypotheses:", 2, 'paper: "all" must be true or false'),
+        ("hypotheses:", "paper: true\nhypotheses:", 16, "the id 2 is there twice"),
     ],
 )
 def test_a_mistake_names_file_and_line(before: str, after: str, line: int, said: str, tmp_path: Path) -> None:
@@ -382,6 +384,16 @@ def test_words_do_not_change_what_was_declared_and_tests_do(invented: Hypotheses
     for change, same in ((("better", "worse"), True), (('expect: "< 0"', 'expect: "< 0.1"'), False)):
         (tmp_path / "b.yaml").write_text(INVENTED.replace(*change, 1))
         assert (load_hypotheses(tmp_path / "b.yaml").digest == invented.digest) is same
+
+
+def test_the_papers_claims_may_come_first(tmp_path: Path) -> None:
+    ours = "  - {id: ours, says: x, tests: [{line: {from: loss, to: validation_loss}, expect: '> 0'}]}\n"
+    (tmp_path / "a.yaml").write_text(f"paper: true\nhypotheses:\n{ours}")
+    (tmp_path / "b.yaml").write_text(f"paper: false\nhypotheses:\n{ours}")
+    papers, both, alone = paper_hypotheses(), load_hypotheses(tmp_path / "a.yaml"), load_hypotheses(tmp_path / "b.yaml")
+    assert both.hypotheses == (*papers.hypotheses, *alone.hypotheses)
+    assert [one.id for one in alone.hypotheses] == ["ours"]
+    assert len({one.digest for one in (papers, both, alone)}) == 3
 
 
 def test_when_they_were_declared_is_kept(tmp_path: Path) -> None:
