@@ -399,7 +399,9 @@ def test_a_missing_file_names_the_ones_there(tmp_path: Path) -> None:
         space.load(tmp_path / "demmo.yaml")
 
 
-# What a setting of mini.yaml stands for in paper.yaml.
+RESULTS = Path(__file__).parents[2] / "results"
+
+# What a setting of the first miniature stands for in paper.yaml.
 SCALED = {
     "tokens": {2**20: 8e9, 2**22: 32e9, 2**23: 64e9, 2**24: 128e9},
     "batch_size": {4: 32, 8: 64, 16: 128, 32: 256, 64: 512},
@@ -409,8 +411,8 @@ SCALED = {
 }
 
 
-def test_the_miniature_is_the_papers_design() -> None:
-    mini, paper = space.load(SPACES / "mini.yaml").cells, space.load(SPACES / "paper.yaml").cells
+def test_the_first_miniature_is_the_papers_design() -> None:
+    mini, paper = space.load(RESULTS / "mini" / "space.yaml").cells, space.load(SPACES / "paper.yaml").cells
     study = [cell for cell in mini if cell.seed == 6198]
     widths = sorted({cell.size.width for cell in study})
     for width, name in zip(widths, SIZES, strict=True):
@@ -429,9 +431,31 @@ def test_the_miniature_is_the_papers_design() -> None:
     assert {c.model_copy(update={"seed": 6198}).id for c in seeds} <= {c.id for c in study}
 
 
-def test_interventions_leave_everything_else_as_it_is_in_the_miniature() -> None:
-    mini = {cell.id for cell in space.load(SPACES / "mini.yaml").cells}
-    cells = space.load(SPACES / "interventions.yaml").cells
+def test_the_second_miniature_is_long_and_has_what_the_first_lacked() -> None:
+    found = space.load(SPACES / "mini-2.yaml")
+    assert found.hypotheses is not None
+    short = {(cell.tokens, cell.batch_size) for cell in found.cells if cell.steps < 2048}
+    assert short == {(2**23, 64), (2**23, 128)}  # The under-trained of claim 2, of 1024 and 512 steps.
+    over = [cell for cell in found.cells if cell.tokens / cell.shape.parameters > 400]
+    assert {cell.size.width for cell in over} == {16}
+    assert sorted((cell.batch_size, cell.seed) for cell in over) == [(b, s) for b in (4, 64) for s in range(6198, 6202)]
+    rest = [cell for cell in found.cells if cell not in over or (cell.batch_size, cell.seed) == (64, 6198)]
+    assert len(rest) == 4 * 21
+    for width in (16, 32, 48, 64):
+        cells = [cell for cell in rest if cell.size.width == width and cell.seed == 6198]
+        base = next(cell for cell in cells if cell == cells[0])
+        assert {c.batch_size for c in cells if c.tokens == base.tokens} == {4, 8, 16, 32, 64, 128}
+        assert {c.batch_size for c in cells if c.steps == 2048} == {4, 8, 16, 32, 64}
+        assert {c.weight_decay for c in cells} == {0.01, 0.1, 0.3, 1.0}
+        assert {c.learning_rate_factor for c in cells} == {0.04, 0.4, 1.0, 4.0}
+        assert {c.final_learning_rate_fraction for c in cells} == {0.0, 0.01, 0.1}
+        # Weight decay acts over no more of the base run than the paper's weakest does.
+        assert 1 / (base.peak_learning_rate * base.weight_decay * base.steps) < 0.15
+
+
+def test_interventions_leave_everything_else_as_it_is_in_the_first_miniature() -> None:
+    mini = {cell.id for cell in space.load(RESULTS / "mini" / "space.yaml").cells}
+    cells = space.load(RESULTS / "interventions" / "space.yaml").cells
     none = {"effective_rank_target": None, "effective_rank_penalty": 0.0, "spectral_norm_cap": None}
     alone = {cell.id for cell in cells if cell.effective_rank_target is None and cell.spectral_norm_cap is None}
     assert len(cells) == 72
