@@ -23,10 +23,12 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(bool(slurm_hosts.missing()),
 CODE = """\
 import time
 
+from raysweep.evaluation.task import Metric
+
 
 def nap(subject):
     time.sleep(20)
-    return {"slept": 20.0}
+    return [Metric("slept", 20.0, "seconds")]
 """
 
 
@@ -41,9 +43,10 @@ def test_a_suite_is_an_elastic_job(tmp_path: Path, corpus: TokenizedCorpus) -> N
     with Slurm(tmp_path / "hosts", "n1", "n2", "n3") as slurm:
         shared = slurm.hosts.shared
         models = suite_files.published(shared / "mirror", 6, (0, 100))
-        (shared / "naps.py").write_text(CODE)
+        (shared / "naps").mkdir()
+        (shared / "naps" / "__init__.py").write_text(CODE)
         file = suite_files.write(
-            shared, models, mirror="mirror", code=["naps.py"], measure=[],
+            shared, models, mirror="mirror", code=["naps"], measure=[],
             evaluations=["in_distribution", {"task": "finetune_math", "tokens": 2048, "batch_size": 8}, "naps:nap"],
         )  # fmt: skip
         at = (file.name, "--store", "/mnt/shared/store")
