@@ -65,7 +65,8 @@ def test_a_suite_is_an_elastic_job(tmp_path: Path, corpus: TokenizedCorpus) -> N
 
         try:
             wait_for(lambda: "workers  2 RUNNING" in status(), 180, printed)
-            wait_for(lambda: suite_files.done_of(status() or "0 of 1 checkpoints done")[0] >= 2, 240, printed)
+            wait_for(lambda: re.search(r"(\d+) of 12 checkpoints of .* done", status()), 120, printed)
+            wait_for(lambda: len(list((shared / "store" / "revisions").glob("*.parquet"))) > 3, 240, printed)
             assert f"job {job}  state RUNNING, nodes 1" in status()
             named = f"--name=raysweep-workers-{job}"
             listed = slurm.login("squeue", "--noheader", named, "--array", "--format=%F_%K").stdout
