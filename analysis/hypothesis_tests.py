@@ -45,6 +45,7 @@ _KINDS: dict[str, Callable[[Measured], Iterator[Finding]]] = {
     "at": setting_tests.at,
     "turn": setting_tests.turn,
     "trend_by_size": setting_tests.trend_by_size,
+    "intervention": setting_tests.intervention,
     "strongest": setting_tests.strongest,
     "spread": spread_tests.spread,
     "mean": spread_tests.mean,

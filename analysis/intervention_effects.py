@@ -46,17 +46,16 @@ def interventions(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
     """
     deviations = {size: standard_deviations(noise, size) for size in ["", *noise["size"].unique()]}
     rows = []
-    comparisons = [(name, "", alone, cell) for name, alone, cell in pairs(sweep)]
-    comparisons += _against_controls(comparisons)
+    compared_cells = comparisons(sweep)
     lowered = [_not_raised(sweep, family) for family in _families(sweep)]
-    names = sorted({(against, name) for name, against, _, _ in comparisons})
-    for column in outcomes(sweep) if comparisons else []:
-        for size in ["", *dict.fromkeys(before["size"] for _, _, before, _ in comparisons)]:
+    names = sorted({(against, name) for name, against, _, _ in compared_cells})
+    for column in outcomes(sweep) if compared_cells else []:
+        for size in ["", *dict.fromkeys(before["size"] for _, _, before, _ in compared_cells)]:
             deviation = deviations.get(size, {}).get(column, 0.0)
             for against, name in names:
                 compared = [
                     (before, after)
-                    for n, a, before, after in comparisons
+                    for n, a, before, after in compared_cells
                     if (n, a) == (name, against) and size in ("", before["size"])
                     if not (column.startswith("isotropy") and _capped(after))
                 ]
@@ -72,6 +71,18 @@ def interventions(sweep: SweepData, noise: pd.DataFrame) -> pd.DataFrame:
             if column != RANK:
                 rows.append(_row("slope", "", column, trends, 0.0, size))
     return pd.DataFrame([row for row in rows if row is not None], columns=COLUMNS)
+
+
+def comparisons(sweep: SweepData) -> list[tuple[str, str, pd.Series, pd.Series]]:
+    """The intervention, what it is compared with (empty: the cell left alone), the cell of that, and its own."""
+    with_none = [(name, "", alone, cell) for name, alone, cell in pairs(sweep)]
+    return with_none + _against_controls(with_none)
+
+
+def swapped(column: str, compared: list[tuple[pd.Series, pd.Series]]) -> list[tuple[Array, Array]]:
+    """Slices for `trends.effect`, whose slope is then the mean change, of those in which both have the column."""
+    values = [np.array([before[column], after[column]], float) for before, after in compared]
+    return [(np.array([0.0, 1.0]), both) for both in values if np.isfinite(both).all()]
 
 
 def _row(

@@ -13,7 +13,8 @@ from scipy import stats
 from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Finding, of_effect
 from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
-from raysweep.analysis.measured import Measured
+from raysweep.analysis.intervention_effects import comparisons, swapped
+from raysweep.analysis.measured import Measured, chosen
 from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
 
 FEWEST_SLOPES = 6
@@ -77,6 +78,22 @@ def turn(m: Measured) -> Iterator[Finding]:
         yield replace(found, low=low, high=high)
     else:
         yield Finding(name, m.rule, reason=f"no three cells differ in {over} with all else equal")
+
+
+def intervention(m: Measured) -> Iterator[Finding]:
+    by, against, column = m.spec.by, m.spec.against, m.column(m.spec.of)
+    name = m.called(f"{m.words(m.spec.of)} under {by} minus {f'under {against}' if against else 'left alone'}")
+    sweep = m.of_sweep.sweep.whole or m.of_sweep.sweep
+    there = comparisons(sweep.of(chosen(m.test.among, sweep.cells)))
+    compared = [(before, after) for n, a, before, after in there if (n, a) == (by, against)]
+    swaps = swapped(column, compared) if column in sweep.cells else []
+    if swaps:
+        yield of_effect(name, m.rule, effect(swaps))
+        return
+    known = sorted({f"{n} against {a}" if a else n for n, a, _, _ in there})
+    yield Finding(
+        name, m.rule, reason=f"no two cells with {column} differ in that; there are {', '.join(known) or 'none'}"
+    )
 
 
 def trend_by_size(m: Measured) -> Iterator[Finding]:

@@ -71,6 +71,8 @@ class SweepData:
     """What `where` chose the cells by."""
     chosen: str = ""
     """How the cells were chosen where it was not by a grid alone, in words."""
+    whole: SweepData | None = None
+    """Of a sweep's `design` all of it, where an intervention acts on the W of some cells."""
     models: pd.DataFrame = field(default_factory=pd.DataFrame)
     """Where each model is from and what is not known of it, of those that others have trained; else empty."""
     facts: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -188,7 +190,10 @@ class SweepData:
             configurations = self.cells["seed"][kept].value_counts()
             common = configurations.index[configurations >= configurations.max() / 2]
             kept = kept & self.cells["seed"].isin(common)
-        return self if kept.all() else self.of(kept)
+        if kept.all():
+            return self
+        design = self.of(kept)
+        return design if self.is_untreated.all() else replace(design, whole=self)
 
     def of(self, kept: pd.Series) -> SweepData:
         """The sweep of those cells for which `kept` (n,) is true."""

@@ -49,6 +49,7 @@ function about(cell) {
     ofKind("setting").slice(0, 10).map(([name, label]) => `${escaped(label)} ${escaped(shown(sweep.rows[name][cell]))}`).join("<br>");
 }
 function say(id, text) { control(id).textContent = text; }
+const cells_with = (count, one, several) => `${count.toLocaleString("en-US")} ${count === 1 ? "cell " + one : "cells " + several}`;
 function scaleBar(colour, column) {
   return { type: "scatter", mode: "markers", x: [null], y: [null], showlegend: false, hoverinfo: "skip", marker: { color: [colour.scale.low, colour.scale.high], colorscale: scale(), showscale: true, colorbar: { title: { text: escaped(named(column)) }, thickness: 12 } } };
 }
@@ -71,7 +72,7 @@ function drawScatter(order) {
   drawn.showlegend = !colour.scale;
   Plotly.react("scatter", traces, drawn, config);
   const open = cells.filter(cell => !isOver(cell)).length, lacking = order.length - cells.length;
-  say("scatter_said", (lacking ? `${lacking.toLocaleString("en-US")} cells have no such numbers${control("log_x").checked || control("log_y").checked ? ", or none that a log axis can show" : " yet"}. ` : "") + (open ? `Hollow: ${open.toLocaleString("en-US")} cells that are not finished, by their last report.` : ""));
+  say("scatter_said", (lacking ? `${cells_with(lacking, "has", "have")} no such numbers${control("log_x").checked || control("log_y").checked ? ", or none that a log axis can show" : " yet"}. ` : "") + (open ? `Hollow: ${cells_with(open, "that is", "that are")} not finished, by their last report.` : ""));
 }
 
 // The mean of what came before, the newer the heavier, as TensorBoard smooths.
@@ -180,7 +181,7 @@ function drawParallel(order) {
   const trace = { type: "parcoords", labelangle: dimensions.length > 5 || innerWidth < 640 ? -18 : 0, dimensions, line: { color: values, colorscale: scale(), showscale: true, colorbar: { thickness: 12 } }, labelfont: { size: 12 }, tickfont: { size: 11, color: drawn.font.color } };
   Plotly.react("parallel", cells.length ? [trace] : [], drawn, config);
   const lacking = order.length - having.length, more = ofKind("setting").length - settings.length;
-  say("parallel_said", (more ? `The first ${settings.length} of ${settings.length + more} settings are shown. ` : "") + (having.length > cells.length ? `${cells.length} of ${having.length.toLocaleString("en-US")} cells are drawn, the first in the table's order. ` : "") + (lacking ? `${lacking.toLocaleString("en-US")} cells have no ${named(outcome)} yet and are left out.` : ""));
+  say("parallel_said", (more ? `The first ${settings.length} of ${settings.length + more} settings are shown. ` : "") + (having.length > cells.length ? `${cells.length} of ${having.length.toLocaleString("en-US")} cells are drawn, the first in the table's order. ` : "") + (lacking ? `${cells_with(lacking, "has", "have")} no ${named(outcome)} yet: not drawn.` : ""));
 }
 
 // Plots are drawn when they are looked at, and again when what they show has changed.

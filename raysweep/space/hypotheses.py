@@ -135,6 +135,16 @@ class Turn(Strict):
     """Upside down: the rise to its top, or the fall from it."""
 
 
+class Intervention(Strict):
+    """What an intervention on W changes in a column, with everything else equal, the seed included."""
+
+    of: Column
+    by: Annotated[str, Field(min_length=1)]
+    """As interventions.csv calls it: `rank 0.5 x 100`, a target and the penalty's strength, or `cap 15`."""
+    against: str = ""
+    """The intervention that it is compared with, one that leaves the rank where it was; empty: the cells left alone."""
+
+
 class TrendBySize(Strict):
     """How the effect of a hyperparameter on a column changes with each e-fold of size."""
 
@@ -268,6 +278,7 @@ class Test(Strict):
     at: At | None = None
     turn: Turn | None = None
     trend_by_size: TrendBySize | None = None
+    intervention: Intervention | None = None
     spread: Spread | None = None
     mean: Mean | None = None
     spread_at_equal: SpreadAtEqual | None = None

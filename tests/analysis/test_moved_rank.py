@@ -9,6 +9,7 @@ import pytest
 from raysweep.analysis import (
     claims,
     drawing,
+    hypothesis_tests,
     noise,
     plots,
     regressions,
@@ -20,7 +21,10 @@ from raysweep.analysis import (
     sweep_data as sweep,
 )
 from raysweep.analysis.columns import BASE_RATE
+from raysweep.analysis.findings import Finding
+from raysweep.analysis.findings import Tests as SweepTests
 from raysweep.analysis.sweep_data import SweepData
+from raysweep.space.hypotheses import Test as OneTest
 
 TARGETS = (0.5, 0.7, 0.95)
 ALONE = 0.86
@@ -154,6 +158,47 @@ def test_what_a_penalty_does_by_itself_is_taken_off(simulated: SweepData) -> Non
     assert against == {(f"rank {target:g} x 100", "rank 0.865 x 100") for target in TARGETS}
     # Where none leaves the rank where it was there is nothing to take off.
     assert set(interventions.interventions(study, noise.seed_noise(study))["against"]) == {""}
+
+
+def finding(study: SweepData, expect: str, among: dict[str, str] | None = None, **spec: str) -> Finding:
+    test = OneTest.model_validate({"intervention": spec, "expect": expect, "among": among or {}})
+    (found,) = hypothesis_tests.findings(SweepTests(study.design, pd.DataFrame()), test)
+    return found
+
+
+def test_a_hypothesis_may_be_about_an_intervention(simulated: SweepData) -> None:
+    study = moved(simulated)
+    by = {"of": "in_distribution_loss", "by": "rank 0.5 x 100"}
+    table = interventions.interventions(study, noise.seed_noise(study)).set_index(["size", "intervention", "column"])
+    costs = finding(study, "> 0.07", **by)
+    assert costs.verdict == "supported"
+    row = table.loc[("", "rank 0.5 x 100", "in_distribution_loss")]
+    assert (costs.value, costs.low, costs.high) == (row["change"], row["low"], row["high"])
+    assert costs.effect == "in-distribution loss under rank 0.5 x 100 minus left alone"
+    assert finding(study, "< 0", **by).verdict == "contradicted"
+    # Of the largest size there are four pairs: too few to swap.
+    largest = finding(study, "> 0", {"sizes": "largest"}, **by)
+    sizes = study.cells.groupby("parameters")["size"].first()
+    expected = table.loc[(sizes.iloc[-1], "rank 0.5 x 100", "in_distribution_loss"), "change"]
+    assert largest.value == pytest.approx(expected)
+    assert largest.reason == "4 comparisons at equal settings allow too few permutations for a 95% interval"
+    other = finding(study, "> 0", of="in_distribution_loss", by="rank 0.4 x 100")
+    assert other.reason.endswith("there are cap 15, rank 0.5 x 100, rank 0.7 x 100, rank 0.95 x 100")
+
+
+@pytest.mark.slow
+def test_an_intervention_that_does_nothing_has_a_verdict_in_one_sweep_of_twenty(simulated: SweepData) -> None:
+    study = moved(simulated)
+    rng = np.random.default_rng(1)
+    verdicts = []
+    for _ in range(400):
+        cells = study.cells.assign(in_distribution_loss=rng.standard_normal(len(study.cells)))
+        of_noise = sweep.from_tables("x", cells.drop(columns=[BASE_RATE]), study.trajectories)
+        verdicts.append(finding(of_noise, "> 0", of="in_distribution_loss", by="rank 0.5 x 100").verdict)
+    shares = [verdicts.count(verdict) / 400 for verdict in ("supported", "contradicted")]
+    print(*shares)
+    # Of 400 at 5%, 8.3% are three standard errors above.
+    assert 0 < sum(shares) < 0.083
 
 
 def test_the_isotropy_under_a_cap_is_left_out(simulated: SweepData) -> None:

@@ -161,8 +161,15 @@ def test_training_goes_on_without_what_was_compiled(what: str, tmp_path: Path) -
     assert done.stdout.split() == [str(what != "no compiler"), "2"], done.stderr
 
 
-@pytest.mark.parametrize("victim", ["the compiler", "a program of the compiler"])
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    ("victim", "times"),
+    [
+        ("the compiler", 2),
+        ("a program of the compiler", 1),
+        ("a program of the compiler", 2),
+        pytest.param("the compiler", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_compiler_that_a_signal_ended_is_not_a_missing_one(victim: str, times: int, tmp_path: Path) -> None:
     """A node that is shut down kills it before the worker, which would go on with other numbers and keep them."""
     cc = tmp_path / "cc"

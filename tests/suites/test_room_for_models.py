@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from suite_files import disk
 
 from raysweep.corpora.exclusive import try_hold
 from raysweep.errors import UserError
@@ -23,6 +22,8 @@ def write(folder: Path, size: int) -> None:
 
 def on_disk(folder: Path) -> int:
     """Bytes in the folders of the models."""
+    from suite_files import disk  # Not in the processes that are started: it takes seconds.
+
     return sum(disk(path) for path in folder.iterdir() if path.is_dir())
 
 

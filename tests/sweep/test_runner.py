@@ -14,7 +14,7 @@ from raysweep.corpora.tokenized import TokenizedCorpus
 
 SPACE: dict[str, Any] = {
     "name": "api",
-    "base": make_cell(tokens=102_400).model_dump(),
+    "base": make_cell(tokens=38_400).model_dump(),
     "cross": {"seed": [1, 2]},
     "evaluations": [{"task": "in_distribution", "sequences": 8}],
 }
