@@ -139,6 +139,10 @@ class Settings(FineTuning):
     def shards(self) -> tuple[str, ...]:
         return f"{self.task}/train", f"{self.task}/test", in_distribution.SHARD
 
+    @property
+    def sampled_shards(self) -> tuple[str, ...]:
+        return self.shards[1:]
+
     def shortfalls(self, corpus: TokenizedCorpus, sequence_length: int) -> list[str]:
         return [*super().shortfalls(corpus, sequence_length), *self.epochs_said(corpus, sequence_length)]
 

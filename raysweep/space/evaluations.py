@@ -84,6 +84,11 @@ class Evaluation(Strict):
         """The shards of the corpus that must hold a sequence for it."""
         return ()
 
+    @property
+    def sampled_shards(self) -> tuple[str, ...]:
+        """Those of them of which it reads `sequences`."""
+        return self.shards
+
     def training_steps(self, cells: Sequence[Cell]) -> int:
         """The fewest steps that it trains a cell further; 0 where it does not."""
         return 0
@@ -106,7 +111,7 @@ class Evaluation(Strict):
     def shortfalls(self, corpus: Any, sequence_length: int) -> list[str]:
         """What a built corpus (`TokenizedCorpus`) has less of than these settings ask for, for people to know."""
         asked = getattr(self, "sequences", 0)
-        held = {shard: len(corpus.sequences(shard, sequence_length)) for shard in self.shards}
+        held = {shard: len(corpus.sequences(shard, sequence_length)) for shard in self.sampled_shards}
         return [
             f"{self.task} asks for {asked:,} sequences of {shard}, which has {count:,} of {sequence_length:,} tokens"
             for shard, count in held.items()

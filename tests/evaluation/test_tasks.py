@@ -316,6 +316,20 @@ def test_the_finetuning_s_schedule(trained: Trained) -> None:
         assert own.weight_decay == decay
 
 
+def test_what_a_finetuning_has_too_little_of_is_said(corpus: TokenizedCorpus) -> None:
+    settings = finetune.Settings(task="finetune_math", tokens=10**7, sequences=10**6)
+    test, known = (len(corpus.sequences(shard, 32)) for shard in ("finetune_math/test", "pretraining/test"))
+    times = 10**7 / 32 / len(corpus.sequences("finetune_math/train", 32))
+    assert settings.shortfalls(corpus, 32) == [
+        *(
+            f"finetune_math asks for 1,000,000 sequences of {shard}, which has {n:,} of 32 tokens"
+            for shard, n in held.items()
+        ),
+        f"finetune_math reads its text {times:.1f} times: more text would end that, or fewer tokens",
+    ]
+    assert finetune.Settings(task="finetune_math", tokens=4096, sequences=2).shortfalls(corpus, 32) == []
+
+
 def test_results_of_before_a_setting_was_there_are_found() -> None:
     """Their settings as text, out of results/mini/evaluations.parquet; the hash of that is part of their files' names."""
     first_written = {
