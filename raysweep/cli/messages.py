@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,13 @@ def show_outcome(after: Survey, retry: str) -> None:
     say(f"[bold]{line}[/]" + ("" if not after.left else f"; {retry}"))
 
 
+def next_commands(space: str, store: Store) -> None:
+    """What one wants of a finished sweep."""
+    for what, command, output in (("a report", "analyze", "report"), ("the table", "results", "results.csv")):
+        line = shlex.join(["raysweep", command, space, "--store", store.location, "--output", output])
+        say(f"{what}  {escape(line)}")
+
+
 def interrupted(after: Survey, resume_command: str) -> None:
     cells = after.counts()["cells"]
     say(
@@ -214,7 +222,7 @@ def show_table(results: pa.Table) -> None:
     if not rows:
         return
     if len(rows) > LONGEST_TABLE:
-        say(f"{len(rows)} cells have results: raysweep results --output FILE.parquet writes the table")
+        say(f"{len(rows)} cells have results: raysweep results --output FILE.csv writes the table")
         return
     by_rule = {(row["size"], row["learning_rate_factor"]) for row in rows}
     rates = {(row["size"], row["learning_rate_factor"], row["learning_rate"]) for row in rows}
@@ -235,7 +243,7 @@ def show_table(results: pa.Table) -> None:
     console.print()
     show(table)
     console.print()
-    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
+    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.csv")
 
 
 def show_hours(results: pa.Table, sessions: list[dict[str, Any]]) -> None:

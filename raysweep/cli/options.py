@@ -8,19 +8,15 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from raysweep.cache import CACHE
 from raysweep.cluster.capacity import NODE_TYPES
 from raysweep.cluster.environment import STOP_WAIT
-from raysweep.errors import UserError, allowed, reason
-from raysweep.files import local_path, put_in_place
+from raysweep.errors import UserError, allowed
 from raysweep.space.read import load, load_to_read
 from raysweep.space.space import Space
 from raysweep.store import Store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 STORE = "RAYSWEEP_STORE"
 
@@ -74,26 +70,6 @@ def located_store(given: str | None, name: str) -> Store:
     return Store(f"runs/{name}")
 
 
-def write_table(given: str, table: pa.Table, nothing: str) -> Path:
-    """Write a table to the file of --output; its path.
-
-    Raises `UserError`, which begins with `nothing` where the table has no row.
-    """
-    import pyarrow.parquet as pq  # Not needed to show it.
-
-    output = local_path(given, "--output")
-    if output.suffix != ".parquet":
-        raise UserError(f"--output {output}: the table is written as Parquet: give a name that ends in .parquet")
-    if not table.num_rows:
-        raise UserError(f"{nothing}: nothing was written to {output}")
-    try:
-        with put_in_place(output) as unfinished:
-            pq.write_table(table, unfinished)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {reason(error)}") from None
-    return output
-
-
 def check_environment() -> None:
     """Raise `UserError` for a variable that looks like one of raysweep's and would be ignored."""
     for name in os.environ:
@@ -106,9 +82,14 @@ def check_environment() -> None:
         raise UserError(f"{STOP_WAIT}={wait}: a number of seconds is needed")
 
 
+def as_json(answer: Any) -> str:
+    """An answer for scripts, as text."""
+    return json.dumps(_finite(answer), indent=1, allow_nan=False)
+
+
 def print_json(answer: Any) -> None:
     """Print an answer for scripts."""
-    print(json.dumps(_finite(answer), indent=1, allow_nan=False))
+    print(as_json(answer))
 
 
 def _finite(answer: Any) -> Any:

@@ -154,7 +154,12 @@ def build_parser() -> _Parser:
         json_option,
     )
     results = command("results", "result_commands:results", "one row per finished cell", space_argument, store_option)
-    results.add_argument("--output", metavar="FILE.parquet", help="write the table to a Parquet file")
+    results.add_argument(
+        "--output", metavar="FILE", help="write the table to a .parquet, .feather, .csv or .json file, by its name"
+    )
+    results.add_argument("--columns", metavar="NAMES", help="these columns, with commas between")
+    results.add_argument("--sort", metavar="NAME", help="by this column (default: as the search space has it)")
+    results.add_argument("--descending", action="store_true", help="of --sort: the largest first")
     published = command(
         "publish",
         "result_commands:publish",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raysweep.cli import messages
-from raysweep.cli.options import load_space, located_store, open_store, print_json, write_table
+from raysweep.cli.options import load_space, located_store, open_store, print_json
+from raysweep.cli.results_table import in_order, show_columns, with_columns, write_table
 from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.store import Store, sessions
@@ -27,11 +28,15 @@ def results(options: argparse.Namespace) -> int:
         return suite_commands.results(options)
     space = load_space(options, reading=True)
     store = open_store(options, space)
-    table = results_table(space, store)
+    table = in_order(results_table(space, store), options.sort, options.descending)
     if options.output is None:
-        messages.show_table(table)
+        if options.columns is None:
+            messages.show_table(table)
+        else:
+            show_columns(with_columns(table, options.columns))
         messages.show_hours(table, sessions.read(store, space.name))
         return 0
+    table = with_columns(table, options.columns)
     output = write_table(options.output, table, f"no cell of {space.name} is finished in {store.location}")
     print(f"{table.num_rows} of {len(space.cells)} cells written to {output}")
     return 0

@@ -17,8 +17,9 @@ from rich.table import Table
 
 from raysweep.cli.console import escape, say, show
 from raysweep.cli.exit_status import INTERRUPTED
-from raysweep.cli.options import located_store, print_json, write_table
+from raysweep.cli.options import located_store, print_json
 from raysweep.cli.progress_bars import ProgressBars
+from raysweep.cli.results_table import in_order, show_columns, with_columns, write_table
 from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.store import Store, lock
@@ -26,6 +27,8 @@ from raysweep.suites.read import LoadedSuite, load_suite
 from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from raysweep.suites.checkpoints import Checkpoint
     from raysweep.suites.runner import SuiteState
 
@@ -167,7 +170,12 @@ def run(options: argparse.Namespace) -> int:
     if after.left and signals.stop.is_set():
         return _interrupted(options, store)
     _conclude(loaded, store, after)
-    return 0 if after.complete else 1
+    if not after.complete:
+        return 1
+    from raysweep.cli.messages import next_commands
+
+    next_commands(options.space, store)
+    return 0
 
 
 def _interrupted(options: argparse.Namespace, store: Store) -> int:
@@ -178,7 +186,9 @@ def _interrupted(options: argparse.Namespace, store: Store) -> int:
 
 
 def _conclude(loaded: LoadedSuite, store: Store, after: SuiteState) -> None:
-    _show_results(loaded, store)
+    from raysweep.suites.results import results as results_table
+
+    _show_results(results_table(loaded, store))
     done = len(after.checkpoints) - len(after.left)
     say(f"{done:,} of {len(after.checkpoints):,} checkpoints done")
     _show_errors(after)
@@ -237,25 +247,28 @@ def results(options: argparse.Namespace) -> int:
     from raysweep.suites.results import results as results_table
 
     loaded, store = _opened(options)
-    if options.output is None:
-        _show_results(loaded, store)
+    table = in_order(results_table(loaded, store), options.sort, options.descending)
+    if options.output is None and options.columns is None:
+        _show_results(table)
         return 0
-    table = results_table(loaded, store)
+    table = with_columns(table, options.columns)
+    if options.output is None:
+        show_columns(table)
+        return 0
     output = write_table(options.output, table, f"no model of {loaded.name} is measured in {store.location}")
     say(f"{table.num_rows} of {len(loaded.models)} models written to {output}")
     return 0
 
 
-def _show_results(loaded: LoadedSuite, store: Store) -> None:
+def _show_results(results: pa.Table) -> None:
     """A row for each model."""
     from raysweep.cli.messages import MEASURED, heading
-    from raysweep.suites.results import results as results_table
 
-    rows = results_table(loaded, store).to_pylist()
+    rows = results.to_pylist()
     if not rows:
         return
     if len(rows) > _LONGEST:
-        say(f"{len(rows)} models have results: raysweep results --output FILE.parquet writes the table")
+        say(f"{len(rows)} models have results: raysweep results --output FILE.csv writes the table")
         return
     bits = [name for name in rows[0] if name.endswith("_bits_per_byte")][:2]
     measured = [name for name in dict.fromkeys([*MEASURED, *bits]) if any(row.get(name) is not None for row in rows)]
@@ -267,7 +280,7 @@ def _show_results(loaded: LoadedSuite, store: Store) -> None:
         values = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured)
         table.add_row(row["id"], f"{row['steps_trained']:,}", *values)
     show(table)
-    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.parquet")
+    say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.csv")
 
 
 def analyze(options: argparse.Namespace) -> int:

@@ -88,7 +88,10 @@ def run(options: argparse.Namespace) -> int:
     store = open_store(options, space)
     with _page(options, store), StopOnSignal() as signals:
         watched = watch(lambda on_event: runner.run(space, store, on_event, signals.stop), signals)
-        return conclude(watched, space, store, _again("run", options, store))
+        status = conclude(watched, space, store, _again("run", options, store))
+    if status == 0:
+        messages.next_commands(options.space, store)
+    return status
 
 
 @contextmanager

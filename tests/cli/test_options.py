@@ -1,11 +1,13 @@
 """Every option counts or is refused: none is dropped, merged or read as something else."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +15,7 @@ from raysweep.analysis import example
 from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.space.read import load
+from raysweep.store.results import results
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "search_spaces" / "demo.yaml")
@@ -50,7 +53,7 @@ def command(folder: Path, *arguments: str, **environment: str) -> "subprocess.Co
             "RAYSWEEP_CACHE s3://bucket/cache is an address",
         ),
         (["corpus", "build", DEMO], {"RAYSWEEP_CACHE": "$HOME/cache"}, "is a variable that nothing has replaced"),
-        (["results", DEMO, "--output", "a.csv"], {}, "give a name that ends in .parquet"),
+        (["results", DEMO, "--output", "a.xlsx"], {}, "give a name that ends in .parquet, .feather, .csv, .json"),
         (["publish", DEMO, "--output", ""], {}, "--output is empty"),
         (["publish", DEMO, "--output", "s3://bucket/a"], {}, "--output s3://bucket/a is an address"),
         (["analyze", DEMO, "--output", "s3://bucket/a"], {}, "--output s3://bucket/a is an address"),
@@ -67,6 +70,37 @@ def test_what_would_not_count_is_refused(
     assert "Traceback" not in done.stderr
     # No folder called `s3:`.
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_is_written_as_its_name_says(example_folder: Path, tmp_path: Path) -> None:
+    sweep = [str(example_folder / "simulated.yaml"), "--store", str(example_folder / "store")]
+    for kind in ("parquet", "feather", "csv", "json"):
+        assert command(tmp_path, "results", *sweep, "--output", f"table.{kind}").returncode == 0
+    whole = pd.read_parquet(tmp_path / "table.parquet")
+    assert len(whole) == 108
+    pd.testing.assert_frame_equal(pd.read_feather(tmp_path / "table.feather"), whole)
+    for other in (
+        pd.read_csv(tmp_path / "table.csv", float_precision="round_trip"),
+        pd.DataFrame(json.loads((tmp_path / "table.json").read_text())),
+    ):
+        assert list(other) == list(whole)
+        for column in ("id", "batch_size", "in_distribution_loss", "effective_rank_W"):
+            assert other[column].to_list() == whole[column].to_list()
+
+
+def test_columns_and_their_order_are_chosen(example_folder: Path, tmp_path: Path) -> None:
+    sweep = [str(example_folder / "simulated.yaml"), "--store", str(example_folder / "store")]
+    chosen = ("--columns", "id, in_distribution_loss", "--sort", "batch_size", "--descending")
+    shown = command(tmp_path, "results", *sweep, *chosen)
+    table = results(load(sweep[0]), sweep[2]).to_pandas()
+    # Equal ones stay in the order of the search space.
+    expected = table.sort_values("batch_size", ascending=False, kind="stable")
+    rows = [line.split() for line in shown.stdout.splitlines() if "-b" in line]
+    assert rows == [[row["id"], f"{row['in_distribution_loss']:.5g}"] for _, row in expected.iterrows()]
+    for option, name in (("--columns", "id,los"), ("--sort", "batch_sizes")):
+        refused = command(tmp_path, "results", *sweep, option, name)
+        assert refused.returncode == 1
+        assert f"{option} {name.split(',')[-1]}: no such column; " in refused.stderr
 
 
 def test_a_table_is_replaced_by_a_whole_one_or_not_at_all(example_folder: Path, tmp_path: Path) -> None:
