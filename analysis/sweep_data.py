@@ -33,7 +33,7 @@ from raysweep.space.size import SIZES
 from raysweep.space.space import Space
 from raysweep.store import Store, declarations
 from raysweep.store import measures as measures_table
-from raysweep.store.results import results
+from raysweep.store.results import nothing_finished, results
 from raysweep.store.schemas import MEASURES, PLAN, TRAJECTORIES
 
 # What follows from other settings, or names a cell.
@@ -275,7 +275,7 @@ def load(store: Store, space: Space) -> SweepData:
     """
     table = results(space, store)
     if not len(table):
-        raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
+        raise UserError(nothing_finished(space, store))
     cells = table.to_pandas()
     trajectories = []
     measures = [MEASURES.empty_table()]

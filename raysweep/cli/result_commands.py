@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from raysweep.cli import messages
 from raysweep.cli.options import load_space, located_store, open_store, print_json
-from raysweep.cli.results_table import in_order, show_columns, with_columns, write_table
+from raysweep.cli.results_table import in_order, show_columns, table_file, with_columns, write_table
 from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.store import Store, sessions
+from raysweep.store.results import nothing_finished
 from raysweep.store.results import results as results_table
 from raysweep.suites.read import is_suite
 
@@ -28,8 +29,11 @@ def results(options: argparse.Namespace) -> int:
         return suite_commands.results(options)
     space = load_space(options, reading=True)
     store = open_store(options, space)
+    output = table_file(options.output)
     table = in_order(results_table(space, store), options.sort, options.descending)
-    if options.output is None:
+    if not table.num_rows:
+        raise UserError(nothing_finished(space, store))
+    if output is None:
         if options.columns is None:
             messages.show_table(table)
         else:
@@ -37,7 +41,7 @@ def results(options: argparse.Namespace) -> int:
         messages.show_hours(table, sessions.read(store, space.name))
         return 0
     table = with_columns(table, options.columns)
-    output = write_table(options.output, table, f"no cell of {space.name} is finished in {store.location}")
+    write_table(table, output)
     print(f"{table.num_rows} of {len(space.cells)} cells written to {output}")
     return 0
 

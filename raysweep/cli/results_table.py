@@ -66,23 +66,23 @@ def _shown(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else escape(str(value))
 
 
-def write_table(given: str, table: pa.Table, nothing: str) -> Path:
-    """Write a table to the file of --output, of the kind that its name ends with; its path.
-
-    Raises `UserError`, which begins with `nothing` where the table has no row.
-    """
+def table_file(given: str | None) -> Path | None:
+    """The file of --output, where it is given. Raises `UserError` where its name is of no kind of table."""
+    if given is None:
+        return None
     output = local_path(given, "--output")
-    write = _WRITERS.get(output.suffix)
-    if write is None:
+    if output.suffix not in _WRITERS:
         raise UserError(f"--output {output}: give a name that ends in {', '.join(_WRITERS)}")
-    if not table.num_rows:
-        raise UserError(f"{nothing}: nothing was written to {output}")
+    return output
+
+
+def write_table(table: pa.Table, output: Path) -> None:
+    """Write a table to a `table_file`. Raises `UserError` where it cannot be written."""
     try:
         with put_in_place(output) as unfinished:
-            write(table, unfinished)
+            _WRITERS[output.suffix](table, unfinished)
     except OSError as error:
         raise UserError(f"{output} cannot be written: {reason(error)}") from None
-    return output
 
 
 # Each imports what it needs: none is needed to show a table.

@@ -19,7 +19,7 @@ from raysweep.cli.console import escape, say, show
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import located_store, print_json
 from raysweep.cli.progress_bars import ProgressBars
-from raysweep.cli.results_table import in_order, show_columns, with_columns, write_table
+from raysweep.cli.results_table import in_order, show_columns, table_file, with_columns, write_table
 from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.store import Store, lock
@@ -247,15 +247,18 @@ def results(options: argparse.Namespace) -> int:
     from raysweep.suites.results import results as results_table
 
     loaded, store = _opened(options)
+    output = table_file(options.output)
     table = in_order(results_table(loaded, store), options.sort, options.descending)
-    if options.output is None and options.columns is None:
+    if not table.num_rows:
+        raise UserError(f"no model of {loaded.name} is measured in {store.location}: `raysweep run` measures them")
+    if output is None and options.columns is None:
         _show_results(table)
         return 0
     table = with_columns(table, options.columns)
-    if options.output is None:
+    if output is None:
         show_columns(table)
         return 0
-    output = write_table(options.output, table, f"no model of {loaded.name} is measured in {store.location}")
+    write_table(table, output)
     say(f"{table.num_rows} of {len(loaded.models)} models written to {output}")
     return 0
 

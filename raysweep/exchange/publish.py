@@ -14,7 +14,7 @@ from raysweep.exchange.published import LATER, SPACE, TABLES, PublishedResults
 from raysweep.files import put_in_place
 from raysweep.space.read import hypotheses_file, load_to_read
 from raysweep.store import Store, declarations, sessions
-from raysweep.store.results import evaluated, results, timings
+from raysweep.store.results import evaluated, nothing_finished, results, timings
 from raysweep.store.schemas import MEASURES, SPECTRA, TRAJECTORIES
 from raysweep.store.tables import read_parquet
 
@@ -24,7 +24,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
     space = load_to_read(space_file)
     table = results(space, store)
     if not len(table):
-        raise UserError(f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them")
+        raise UserError(nothing_finished(space, store))
     finished = table["id"].to_pylist()
     _check_nothing_is_lost(folder, finished, store)
     evaluations = [evaluated(store, e.label, e.identity) for e in space.evaluations]

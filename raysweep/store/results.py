@@ -29,6 +29,13 @@ GPU_HOURS = "train_gpu_hours"
 """The column of what training took of GPUs, which it held from its start in a worker to its end."""
 
 
+def nothing_finished(space: Space, store: Store) -> str:
+    """Why there is no result: the sweep has finished no cell, or there is no sweep at all, as in a mistyped folder."""
+    if store.begun():
+        return f"no cell of {space.name} is finished in {store.location}: `raysweep run` trains them"
+    return f"no sweep has begun in {store.location}: name another --store, or begin one there with `raysweep run`"
+
+
 def finished(store: Store) -> dict[str, dict[str, Any]]:
     """The row of every finished cell by its id; a cell counts as finished only if its trajectory can be read too."""
     trajectories = read_all(store, "trajectories", TRAJECTORIES, keep=lambda rows: [])

@@ -262,9 +262,8 @@ def test_a_condition_that_chooses_nothing_is_one_clear_line(simulated: SweepData
 def test_an_empty_store_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:
     done = raysweep("analyze", "simulated.yaml", "--store", tmp_path, "--output", tmp_path / "r", cwd=example_folder)
     assert done.returncode == 1
-    assert (
-        done.stderr == f"raysweep: error: no cell of simulated is finished in {tmp_path}: `raysweep run` trains them\n"
-    )
+    said = f"no sweep has begun in {tmp_path}: name another --store, or begin one there with `raysweep run`"
+    assert done.stderr == f"raysweep: error: {said}\n"
 
 
 def test_an_output_that_cannot_be_written_is_one_clear_line(example_folder: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_table_is_replaced_by_a_whole_one_or_not_at_all(example_folder: Path, 
     before = Path(output).read_bytes()
     typo = command(tmp_path, "results", space, "--store", f"{store}e", "--output", output)
     assert typo.returncode == 1
-    assert "is finished in" in typo.stderr
+    assert f"no sweep has begun in {store}e: name another --store" in typo.stderr
     full = subprocess.run(
         ["/bin/sh", "-c", 'ulimit -f 16; exec "$0" "$@"', sys.executable, "-m", "raysweep.cli", "results", space,
          "--store", store, "--output", output],

@@ -55,7 +55,7 @@ def test_publishing_again_gives_the_same_bytes(folder: Path, tmp_path: Path) -> 
 
 
 def test_what_is_not_there_is_one_clear_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no cell of simulated is finished in"):
+    with pytest.raises(UserError, match=r"no sweep has begun in .*empty: name another --store"):
         publish(folder / "simulated.yaml", Store(str(tmp_path / "empty")), tmp_path / "results")
     shutil.copytree(folder / "results", tmp_path / "results")
     (tmp_path / "results/timings.parquet").write_bytes(b"no table")
