@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import keyword
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +137,14 @@ def test_documents_are_text_and_the_same_each_time():
 )
 
 KINDS = {"metric": _METRIC, "task": _TASK, "source": _SOURCE}
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`raysweep schema`."""
+    from raysweep.space.schema import search_space_schema
+
+    print(json.dumps(search_space_schema(), indent=1))
+    return 0
 
 
 def new(options: argparse.Namespace) -> int:

@@ -293,6 +293,9 @@ def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
 
 
 def _new_parser(commands: Any, shared: list[_Parser]) -> None:
+    text = "print the JSON schema of a search space, by which editors complete and check it"
+    schema: _Parser = commands.add_parser("schema", help=text, description=text, parents=shared)
+    schema.set_defaults(command="new_commands:schema")
     text = "begin code of your own: a metric, a task or a source of documents, with its test"
     kinds = commands.add_parser("new", help=text, description=text).add_subparsers(
         title="kinds", required=True, metavar="KIND"

@@ -61,8 +61,11 @@ class Cell(Strict):
     """Adds this multiple of the mean of (log z)^2 to what is minimised, z being the sum of a token's exponentiated logits
     (PaLM, arXiv 2204.02311); losses are reported without it, gradient norms with it."""
     beta1: Annotated[Fraction, Field(lt=1)] = 0.9
+    """AdamW's decay of the mean gradient."""
     beta2: Annotated[Fraction, Field(lt=1)] = 0.95
+    """AdamW's decay of the mean squared gradient."""
     epsilon: Annotated[Positive, Field(ge=1e-30)] = 1e-8
+    """What AdamW adds to the root of that."""
     gradient_clipping: Annotated[Positive, Column("L2 norm")] = 1.0
     """Largest L2 norm of the gradient."""
     block: Annotated[Literal["sequential", "parallel"], Column("sequential or parallel", since=3)] = "sequential"

@@ -147,6 +147,7 @@ class Corpus(Strict):
     finetune_python: Sources = ()
     """Documents for fine-tuning, of which a tenth is held out."""
     finetune_math: Sources = ()
+    """The same, for the other subject."""
     decontaminate: Annotated[Integer, Field(ge=4, le=100)] | None = None
     """Leave out training documents that share this many tokens in a row with an evaluation document; 13 is usual. Of
     `installed` held-out documents that repeat training text by so many words in a row, and 13 unless `null` is given."""

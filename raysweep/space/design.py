@@ -38,7 +38,9 @@ class Sample(Strict):
     count: Annotated[Count, Field(le=_MOST_POINTS)]
     """Points; `where` may leave some out."""
     design: Literal["sobol", "latin_hypercube", "random"] = "sobol"
+    """How they are spread."""
     seed: Annotated[Integer, Field(ge=0, lt=2**63)] = 0
+    """Of the design: another one gives other points."""
 
     def points(self, dimensions: int) -> list[tuple[float, ...]]:
         """`count` points of so many coordinates in [0, 1)."""
@@ -92,6 +94,7 @@ class Over(Strict):
     powers_of: Annotated[Integer, Field(ge=2)] | None = None
     """Its powers `between` two values, equally likely."""
     between: _Range | None = None
+    """[lowest, highest] of `powers_of`."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Over:

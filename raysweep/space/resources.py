@@ -39,11 +39,15 @@ class EvaluateResources(Strict):
     """What one evaluation task asks of the cluster."""
 
     cpus: Count = 1
+    """Cores of each evaluation; also its torch threads."""
     gpus: Gpus = 0
+    """GPU of each evaluation, or a fraction of one."""
 
 
 class Resources(Strict):
     """What the search space's `resources` says."""
 
     train: TrainResources = TrainResources()
+    """Of each cell's training."""
     evaluate: EvaluateResources = EvaluateResources()
+    """Of each evaluation."""
