@@ -240,7 +240,7 @@ def build_parser() -> _Parser:
         "--form", default="trained", help="trained (default), finetune_python and its like, quantized_<b>bit"
     )
     exported.add_argument("--step", type=int, help="export an earlier checkpoint, if the store still has it")
-    _new_parser(commands, [shared])
+    _new_parser(commands, [shared], json_option)
     _corpus_parser(commands, [shared], space_argument, json_option)
     return parser
 
@@ -292,10 +292,13 @@ def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
     kubernetes.add_argument("--print", action="store_true", help="print the manifest and start nothing")
 
 
-def _new_parser(commands: Any, shared: list[_Parser]) -> None:
+def _new_parser(commands: Any, shared: list[_Parser], json_option: _Parser) -> None:
     text = "print the JSON schema of a search space, by which editors complete and check it"
     schema: _Parser = commands.add_parser("schema", help=text, description=text, parents=shared)
     schema.set_defaults(command="new_commands:schema")
+    text = "look at this machine: one line for each thing that a sweep needs, and what to do where it is wrong"
+    doctor: _Parser = commands.add_parser("doctor", help=text, description=text, parents=[*shared, json_option])
+    doctor.set_defaults(command="doctor_commands:doctor")
     text = "begin code of your own: a metric, a task or a source of documents, with its test"
     kinds = commands.add_parser("new", help=text, description=text).add_subparsers(
         title="kinds", required=True, metavar="KIND"
