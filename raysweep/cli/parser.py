@@ -296,13 +296,21 @@ def _new_parser(commands: Any, shared: list[_Parser], json_option: _Parser) -> N
     text = "print the JSON schema of a search space, by which editors complete and check it"
     schema: _Parser = commands.add_parser("schema", help=text, description=text, parents=shared)
     schema.set_defaults(command="new_commands:schema")
+    text = "run the demo: sixteen small models, ten minutes on two cores"
+    demo: _Parser = commands.add_parser("demo", help=text, description=text, parents=shared)
+    demo.set_defaults(command="study_commands:demo")
+    demo.add_argument("--watch", action="store_true", help="show it on a page, too")
     text = "look at this machine: one line for each thing that a sweep needs, and what to do where it is wrong"
     doctor: _Parser = commands.add_parser("doctor", help=text, description=text, parents=[*shared, json_option])
     doctor.set_defaults(command="doctor_commands:doctor")
-    text = "begin code of your own: a metric, a task or a source of documents, with its test"
+    text = "begin a study, or code of your own: a metric, a task or a source of documents, with its test"
     kinds = commands.add_parser("new", help=text, description=text).add_subparsers(
         title="kinds", required=True, metavar="KIND"
     )
+    text = "write a folder with a search space to begin with, its hypotheses, and what to do"
+    study: _Parser = kinds.add_parser("study", help=text, description=text, parents=shared)
+    study.set_defaults(command="study_commands:new_study")
+    study.add_argument("folder", metavar="DIR", help="a new folder; the sweep is called as it is")
     for kind, text in {
         "metric": "write a package with a metric for `measure`, and its test",
         "task": "write a package with a task for `evaluations`, and its test",

@@ -1,0 +1,66 @@
+"""demo, and `new study`: a sweep to begin with, written where it is run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from raysweep.errors import UserError, reason
+from raysweep.files import local_path
+from raysweep.space.schema import search_space_schema
+
+SCHEMA = "raysweep.schema.json"
+
+
+def demo(options: argparse.Namespace) -> int:
+    """`raysweep demo`: the demo, from a copy here that can be changed."""
+    from raysweep.cli import sweep_commands
+
+    file = Path("demo.yaml")
+    if not file.exists():
+        _write(
+            {file: files("raysweep.space").joinpath("demo.yaml").read_text(encoding="utf-8"), Path(SCHEMA): _schema()}
+        )
+        print(f"{file} is the search space: change it, and run `raysweep run {file}`")
+    options.space, options.store, options.cluster, options.rehearse = str(file), None, None, False
+    return sweep_commands.run(options)
+
+
+def new_study(options: argparse.Namespace) -> int:
+    """`raysweep new study`."""
+    folder = local_path(options.folder, "DIR")
+    name = folder.name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise UserError(f"{name}: a sweep is called by letters, digits, dots, hyphens and underscores")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already: give another folder")
+    beginning = files("raysweep.cli").joinpath("study")
+    written = {
+        "study.yaml": f"{name}.yaml",
+        "study.hypotheses.yaml": f"{name}.hypotheses.yaml",
+        "README.md": "README.md",
+    }
+    contents = {
+        folder / target: beginning.joinpath(source).read_text(encoding="utf-8").replace("NAME", name)
+        for source, target in written.items()
+    }
+    _write(contents | {folder / SCHEMA: _schema()})
+    print("\n".join(str(file) for file in contents))
+    print(f"\nNext: cd {folder}, and what README.md says")
+    return 0
+
+
+def _schema() -> str:
+    return json.dumps(search_space_schema(), indent=1) + "\n"
+
+
+def _write(contents: dict[Path, str]) -> None:
+    try:
+        for file, content in contents.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{file} cannot be written: {reason(error)}") from None
