@@ -110,7 +110,7 @@ def _written(value: Any) -> str:
 
 def _cell(text: str) -> str:
     """Text in a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 # Commands.

@@ -103,7 +103,7 @@ def test_a_rehearsal_finds_what_would_fail(space: Path, tmp_path: Path) -> None:
     refused = raysweep("run", str(write(tmp_path / "typo.yaml", typo)), "--rehearse")
     assert refused.returncode == 1
     assert "text: a.jsonl, line 1: no field 'contents'" in refused.stdout
-    on, pairs = {"folder": str(tmp_path / "text")}, tmp_path / "pairs"
+    on, pairs = {"folder": str(tmp_path / "text"), "text": "content"}, tmp_path / "pairs"
     pairs.mkdir()
     (pairs / "a.jsonl").write_text('{"good": "He is.", "bad": "He are."}\n', encoding="utf-8")
     evaluations = [
