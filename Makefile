@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-soak check docs format clean
+.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-package test-soak check docs format clean
 
 install: $(DONE)
 
@@ -82,6 +82,9 @@ test-suites: $(DONE)
 
 test-machines: $(DONE)
 	@$(BIN)/python -m pytest -m machines
+
+test-package: $(DONE)
+	@$(BIN)/python -m pytest -s -m package
 
 test-soak: $(DONE)
 	@$(BIN)/python -m pytest -s -m soak
