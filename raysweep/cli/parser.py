@@ -296,6 +296,12 @@ def _new_parser(commands: Any, shared: list[_Parser], json_option: _Parser) -> N
     text = "print the JSON schema of a search space, by which editors complete and check it"
     schema: _Parser = commands.add_parser("schema", help=text, description=text, parents=shared)
     schema.set_defaults(command="new_commands:schema")
+    text = "print what a shell completes commands and options by"
+    completion: _Parser = commands.add_parser("completion", help=text, description=text, parents=shared)
+    completion.add_argument(
+        "shell", choices=("bash", "zsh"), help='bash: eval "$(raysweep completion bash)" in ~/.bashrc'
+    )
+    completion.set_defaults(command="study_commands:completion")
     text = "run the demo: sixteen small models, ten minutes on two cores"
     demo: _Parser = commands.add_parser("demo", help=text, description=text, parents=shared)
     demo.set_defaults(command="study_commands:demo")

@@ -1,4 +1,4 @@
-"""demo, and `new study`: a sweep to begin with, written where it is run."""
+"""demo, `new study` and completion: what one begins with."""
 
 from __future__ import annotations
 
@@ -27,6 +27,16 @@ def demo(options: argparse.Namespace) -> int:
         print(f"{file} is the search space: change it, and run `raysweep run {file}`")
     options.space, options.store, options.cluster, options.rehearse = str(file), None, None, False
     return sweep_commands.run(options)
+
+
+def completion(options: argparse.Namespace) -> int:
+    """`raysweep completion`."""
+    import shtab
+
+    from raysweep.cli.parser import build_parser
+
+    print(shtab.complete(build_parser(), shell=options.shell))
+    return 0
 
 
 def new_study(options: argparse.Namespace) -> int:

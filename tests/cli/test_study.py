@@ -51,3 +51,19 @@ def test_a_new_study_is_a_sweep_with_hypotheses_and_commands_that_are_there(tmp_
 @pytest.mark.parametrize("name", ["demo.yaml", "paper.hypotheses.yaml"])
 def test_what_the_package_has_is_what_the_repository_shows(name: str) -> None:
     assert (ROOT / "search_spaces" / name).read_bytes() == (ROOT / "raysweep" / "space" / name).read_bytes()
+
+
+def test_bash_completes_commands_and_options(tmp_path: Path) -> None:
+    (tmp_path / "completion").write_text(raysweep(tmp_path, "completion", "bash").stdout)
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(words)
+        asked = (
+            f"source {tmp_path / 'completion'}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; COMP_LINE='{line}'; "
+            f"COMP_POINT={len(line)}; _shtab_raysweep; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+        )
+        return set(subprocess.run(["bash", "-c", asked], capture_output=True, text=True).stdout.split())
+
+    assert completed("raysweep", "res") == {"restore", "results"}
+    assert {"--output", "--columns", "--sort"} <= completed("raysweep", "results", "--")
+    assert "study" in completed("raysweep", "new", "st")
