@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-package test-soak check docs format clean
+.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-package test-soak check docs pictures format clean
 
 install: $(DONE)
 
@@ -98,6 +98,10 @@ check: $(DONE)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# The pictures of the documentation, of a real run: ten minutes, and Chromium must be there.
+pictures: $(DONE)
+	@$(BIN)/python docs/make_pictures.py
 
 # The site, in runs/site; `.venv/bin/mkdocs serve` shows it while it is written.
 docs: $(DONE)
