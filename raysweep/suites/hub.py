@@ -64,12 +64,24 @@ class RemoteFile:
 
 def refs(repository: str, waiting: Said) -> dict[str, str]:
     """The checkpoints of a repository: the name of each branch and tag -> its commit."""
-    from huggingface_hub import HfApi  # It takes a moment.
-
     if offline():
         return _cached_refs(repository)
+    from huggingface_hub import HfApi, configure_http_backend  # It takes a moment.
+
+    configure_http_backend(_impatient)  # Of this question huggingface_hub has no limit of its own.
     found = patiently(repository, None, lambda: HfApi().list_repo_refs(repository), waiting)
     return {ref.name: ref.target_commit for ref in [*found.tags, *found.branches]}
+
+
+def _impatient() -> Any:
+    """A session of requests that waits for no answer without an end."""
+    import requests
+
+    class Impatient(requests.Session):
+        def request(self, *given: Any, timeout: Any = None, **named: Any) -> requests.Response:
+            return super().request(*given, timeout=timeout or _TIMEOUT, **named)
+
+    return Impatient()
 
 
 def files(repository: str, commit: str, waiting: Said) -> list[RemoteFile]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -173,6 +174,21 @@ def test_what_cannot_be_had_is_said_in_one_line(hub: Hub, tmp_path: Path) -> Non
     assert not error
     assert is_there(tmp_path / "to")
     assert not any(b"secret" in path.read_bytes() for path in (tmp_path / "to").rglob("*") if path.is_file())
+
+
+def test_a_hub_that_never_answers_is_not_waited_for_without_an_end() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        code = (
+            "from raysweep.suites import hub; hub._TIMEOUT, hub.UNREACHABLE = 0.5, 2; "
+            "hub.refs('owner/model', lambda line: print(line))"
+        )
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0"},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+    assert "owner/model: the hub cannot be reached; asking again in 1 s" in done.stdout
+    assert "owner/model: the hub cannot be reached, for" in done.stderr.splitlines()[-1]
 
 
 def test_a_hub_that_is_away_is_waited_for_and_then_said(hub: Hub, tmp_path: Path) -> None:
