@@ -78,8 +78,8 @@ def _impatient() -> Any:
     import requests
 
     class Impatient(requests.Session):
-        def request(self, *given: Any, timeout: Any = None, **named: Any) -> requests.Response:
-            return super().request(*given, timeout=timeout or _TIMEOUT, **named)
+        def request(self, *given: Any, **named: Any) -> requests.Response:
+            return super().request(*given, **named | {"timeout": named.get("timeout") or _TIMEOUT})
 
     return Impatient()
 
