@@ -50,7 +50,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     space = {
         "name": "watched",
         "base": make_cell(tokens=131072, reports=60).model_dump(exclude={"batch_size", "seed"}) | {"batch_size": 4},
-        "cross": {"seed": [1, 2]},
+        "cross": {"seed": [1, 2], "weight_decay": [0.1, 0.3]},
         "code": ["own"],
         "evaluations": [{"task": "own:slowly"}],
     }
@@ -75,13 +75,13 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
         url = said.split()[-1]
         page = opened(browser, url)
         page.wait_for_selector("#cells tbody tr")
-        assert page.locator("#cells tbody tr").count() == 2
+        assert page.locator("#cells tbody tr").count() == 4
 
         # A filter, before anything has been trained.
         page.click("#add_filter")
-        page.select_option("#filters li select >> nth=0", "seed")
-        page.fill("#filters li input", "2")
-        page.wait_for_function("document.getElementById('shown').textContent == '1 of 2 cells'")
+        page.select_option("#filters li select >> nth=0", "weight_decay")
+        page.fill("#filters li input", "0.3")
+        page.wait_for_function("document.getElementById('shown').textContent == '2 of 4 cells'")
         page.wait_for_selector(".state.training", timeout=120_000)
         page.locator("#curves").scroll_into_view_if_needed()
 
@@ -94,10 +94,10 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
 
         # The filter held while rows changed, and its box kept what was typed.
         page.wait_for_function("/[1-9]\\d* done/.test(document.getElementById('counts').textContent)", timeout=240_000)
-        assert page.locator("#shown").text_content() == "1 of 2 cells"
-        assert page.input_value("#filters li input") == "2"
+        assert page.locator("#shown").text_content() == "2 of 4 cells"
+        assert page.input_value("#filters li input") == "0.3"
         page.reload()
-        page.wait_for_function("document.getElementById('shown').textContent == '1 of 2 cells'")
+        page.wait_for_function("document.getElementById('shown').textContent == '2 of 4 cells'")
 
         # A cell that failed says why, and what tries it again; what it says is text and nothing else.
         page.wait_for_selector("#failures tbody tr", timeout=240_000)
@@ -106,7 +106,7 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
 
         printed, _ = sweep.communicate(timeout=300)
         assert sweep.returncode == 1
-        assert "2 of 2 cells done, 1 of 2 evaluations done" in printed
+        assert "4 of 4 cells done, 2 of 4 evaluations done" in printed
         # The page went with the sweep, and says so.
         page.wait_for_function(
             "document.getElementById('read').textContent.includes('does not answer')", timeout=30_000
@@ -127,7 +127,7 @@ def address(study: Path) -> Iterator[str]:
 def test_after_the_sweep_the_page_has_all_of_it(browser: Any, study: Path, address: str) -> None:
     page = opened(browser, address)
     page.wait_for_function(
-        "document.getElementById('counts').textContent == '1 done, 1 failed of 2 cells; 1 of 2 evaluations'"
+        "document.getElementById('counts').textContent == '2 done, 2 failed of 4 cells; 2 of 4 evaluations'"
     )
     assert "nothing runs on this store now" in page.locator("#pace").text_content()
     page.locator("#curves").scroll_into_view_if_needed()
@@ -137,8 +137,8 @@ def test_after_the_sweep_the_page_has_all_of_it(browser: Any, study: Path, addre
     assert "from the lowest seed to the highest" in page.locator("#curves_said").text_content()
     page.locator("#scatter").scroll_into_view_if_needed()
     page.select_option("#x", "slowly_half")
-    page.wait_for_function("document.querySelectorAll('#scatter .point').length == 1")
-    assert page.locator("#scatter_said").text_content() == "1 cell has no such numbers yet. "
+    page.wait_for_function("document.querySelectorAll('#scatter .point').length == 2")
+    assert page.locator("#scatter_said").text_content() == "2 cells have no such numbers yet. "
     assert page.said == []
     page.close()
 
@@ -149,7 +149,7 @@ def test_a_store_that_goes_away_is_said_and_its_return_seen(browser: Any, study:
     os.rename(study / "store", study / "elsewhere")
     page.wait_for_selector("#problem:not([hidden])", timeout=30_000)
     assert "is not there" in page.locator("#problem").text_content()
-    assert page.locator(".state.done").count() == 1
+    assert page.locator(".state.done").count() == 2
     os.rename(study / "elsewhere", study / "store")
     page.wait_for_selector("#problem", state="hidden", timeout=30_000)
     assert page.said == []
