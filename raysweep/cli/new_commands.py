@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import keyword
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,14 +138,6 @@ def test_documents_are_text_and_the_same_each_time():
 KINDS = {"metric": _METRIC, "task": _TASK, "source": _SOURCE}
 
 
-def schema(options: argparse.Namespace) -> int:
-    """`raysweep schema`."""
-    from raysweep.space.schema import search_space_schema
-
-    print(json.dumps(search_space_schema(), indent=1))
-    return 0
-
-
 def new(options: argparse.Namespace) -> int:
     """`raysweep new KIND`."""
     kind, name, package = KINDS[options.kind], options.name, options.package
@@ -165,14 +156,19 @@ def new(options: argparse.Namespace) -> int:
         if file.exists():
             raise UserError(f"{file} is there already: give another --package, or write the function into it")
     files |= {} if beginning.exists() else {beginning: ""}
-    try:
-        for file, content in files.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {reason(error)}") from None
+    write_files(folder, files)
     print("\n".join(map(str, files)))
     print(f"\nIn a search space beside {Path(package)}/:\n")
     print(f"code: [{package}]\n{kind.usage.format(name=name, package=package)}")
     print(f"\nIts test: python -m pytest {package}")
     return 0
+
+
+def write_files(folder: Path, contents: dict[Path, str]) -> None:
+    """Write texts into files in a folder. Raises `UserError`, which names the folder."""
+    try:
+        for file, content in contents.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {reason(error)}") from None

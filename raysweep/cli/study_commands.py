@@ -1,4 +1,4 @@
-"""demo, `new study` and completion: what one begins with."""
+"""demo, `new study`, schema and completion: what one begins with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from raysweep.errors import UserError, reason
+from raysweep.cli.new_commands import write_files
+from raysweep.errors import UserError
 from raysweep.files import local_path
 from raysweep.space.schema import search_space_schema
 
@@ -21,12 +22,17 @@ def demo(options: argparse.Namespace) -> int:
 
     file = Path("demo.yaml")
     if not file.exists():
-        _write(
-            {file: files("raysweep.space").joinpath("demo.yaml").read_text(encoding="utf-8"), Path(SCHEMA): _schema()}
-        )
+        text = files("raysweep.space").joinpath("demo.yaml").read_text(encoding="utf-8")
+        write_files(Path.cwd(), {file: text, Path(SCHEMA): _schema()})
         print(f"{file} is the search space: change it, and run `raysweep run {file}`")
     options.space, options.store, options.cluster, options.rehearse = str(file), None, None, False
     return sweep_commands.run(options)
+
+
+def schema(options: argparse.Namespace) -> int:
+    """`raysweep schema`."""
+    print(_schema(), end="")
+    return 0
 
 
 def completion(options: argparse.Namespace) -> int:
@@ -57,7 +63,7 @@ def new_study(options: argparse.Namespace) -> int:
         folder / target: beginning.joinpath(source).read_text(encoding="utf-8").replace("NAME", name)
         for source, target in written.items()
     }
-    _write(contents | {folder / SCHEMA: _schema()})
+    write_files(folder, contents | {folder / SCHEMA: _schema()})
     print("\n".join(str(file) for file in contents))
     print(f"\nNext: cd {folder}, and what README.md says")
     return 0
@@ -65,12 +71,3 @@ def new_study(options: argparse.Namespace) -> int:
 
 def _schema() -> str:
     return json.dumps(search_space_schema(), indent=1) + "\n"
-
-
-def _write(contents: dict[Path, str]) -> None:
-    try:
-        for file, content in contents.items():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} cannot be written: {reason(error)}") from None
