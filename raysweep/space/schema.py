@@ -23,7 +23,7 @@ from raysweep.space.fields import Strict
 from raysweep.space.measure import Measurement
 from raysweep.space.resources import Resources
 from raysweep.space.size import SIZES
-from raysweep.space.space import Space
+from raysweep.space.space import Space, Tracker
 
 _LIMITS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
@@ -81,7 +81,7 @@ def search_space_schema() -> dict[str, Any]:
             "items": {"anyOf": [{"enum": list(TASKS)}, _OWN, *(of(kind) for kind in dict.fromkeys(tasks.values())), own]},
         },
         "resources": {**of(Resources), "description": "What training and evaluating ask of the cluster."},
-        "loggers": {"type": "array", "uniqueItems": True, "items": {"enum": ["tensorboard", "mlflow", "wandb"]},
+        "loggers": {"type": "array", "uniqueItems": True, "items": {"enum": list(get_args(Tracker))},
                     "description": "Experiment trackers that are told of it."},
         "code": {"type": "array", "items": _TEXT, "description": "Folders beside this file with your own Python packages."},
         "hypotheses": {"type": "string", "pattern": r"^[^/\\]+\.ya?ml$",
