@@ -13,6 +13,7 @@ from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Array, Finding, Tests
 from raysweep.analysis.hypothesis_statistics import within_size_spread
 from raysweep.space.hypotheses import Among, Test
+from raysweep.space.hypothesis_columns import columns_named
 
 
 def chosen(among: Among, cells: pd.DataFrame) -> pd.Series:
@@ -50,11 +51,8 @@ class Measured:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that the test names."""
-        named = [getattr(self.spec, field, ()) for field in ("of", "with_", "for_", "to", "minus", "over", "in_")]
-        return [
-            self.column(name) for value in named for name in (value if isinstance(value, tuple) else (value,)) if name
-        ]
+        """The columns that the test names, `loss` and settings left out."""
+        return columns_named(self.test)
 
     @property
     def unmet(self) -> str:

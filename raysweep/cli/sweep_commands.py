@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.cli.panel import SweepView
 from raysweep.cli.signals import StopOnSignal
 from raysweep.errors import StoreError, UserError
+from raysweep.space.hypothesis_columns import unknown_columns
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
 from raysweep.suites.read import is_suite
@@ -25,6 +27,8 @@ from raysweep.sweep.survey import Survey, cells_missing_weights, survey
 
 if TYPE_CHECKING:
     from raysweep.sweep.runner import SweepResult
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -201,6 +205,8 @@ def _rehearse(space: Space) -> int:
     messages.show_outcome(watched.result.survey, "run the same command again when that is fixed")
     if not watched.result.complete:
         return 1
+    for said in unknown_columns(space.hypotheses, watched.result.table.column_names) if space.hypotheses else ():
+        logger.warning("%s: what names it will be undecided", said)
     print(f"every step of {space.name} works; nothing was kept")
     return 0
 

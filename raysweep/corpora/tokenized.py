@@ -18,6 +18,7 @@ from raysweep.corpora.checksums import ChecksumCache
 from raysweep.corpora.manifest import checksum, fingerprint
 from raysweep.corpora.memmap import ConcatenatedMemmap
 from raysweep.corpora.sequences import Sequences
+from raysweep.corpora.split import TEST_SHARE, VALIDATION_SHARE
 from raysweep.corpora.tokenizer import bytes_of_tokens
 from raysweep.errors import UserError
 
@@ -93,11 +94,25 @@ class TokenizedCorpus:
         """All tokens of a shard, memory-mapped and read-only: an array, or `ConcatenatedMemmap` that slices like one."""
         entry = self.manifest["shards"].get(shard)
         if entry is None:
-            raise UserError(f"the corpus {self.folder.name} has no {shard}; it has {', '.join(self.shards)}")
+            raise UserError(
+                f"the corpus {self.folder.name} has no {shard}; it has {', '.join(self.shards)}{self._none_held_out(shard)}"
+            )
         dtype = np.dtype(entry["dtype"])
         if "files" in entry:
             return ConcatenatedMemmap([(self.folder / part["file"], part["tokens"]) for part in entry["files"]], dtype)
         return np.memmap(self.folder / f"{shard}.bin", dtype=dtype, mode="r")
+
+    def _none_held_out(self, shard: str) -> str:
+        """Why a split is empty whose documents the hash of their text chooses, and what to do; empty for any other shard."""
+        role, _, split = shard.partition("/")
+        share = {"validation": VALIDATION_SHARE, "test": TEST_SHARE}.get(split, {}).get(role)
+        if share is None or f"{role}/train" not in self.shards:
+            return ""
+        own = {"pretraining/validation": "validation", "pretraining/test": "in_distribution"}.get(shard)
+        return (
+            f". {share:.0%} of its documents are held out for it, and it has too few for that: give it more documents, or "
+            f"cut long ones in parts{f', or give the corpus documents of their own for it, as {own}:' if own else ''}"
+        )
 
     def sequences(self, shard: str, length: int) -> Sequences:
         """The sequences of `length` tokens of a shard; raises `UserError` where it does not hold one."""

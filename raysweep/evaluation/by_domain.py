@@ -81,8 +81,8 @@ class Averaging(Evaluation):
             )
         if few:
             said.append(
-                f"{self.label} asks for {sequences:,} sequences of a domain, and {len(few)} of {len(read)} "
-                f"domains have fewer of {sequence_length:,} tokens"
+                f"{self.label} reads fewer than {sequences:,} sequences of {len(few)} of {len(read)} domains: they have no "
+                f"more of {sequence_length:,} tokens"
             )
         return said
 

@@ -77,7 +77,7 @@ class Settings(WithText, finetune.FineTuning):
         held = len(text.sequences(f"{SHARDS}/test", sequence_length))
         if held < self.sequences:
             said.append(
-                f"{self.label} asks for {self.sequences:,} held-out sequences, and there are {held:,} of "
+                f"{self.label} reads {held:,} held-out sequences and not {self.sequences:,}: there are no more of "
                 f"{sequence_length:,} tokens"
             )
         return said

@@ -113,7 +113,8 @@ class Evaluation(Strict):
         asked = getattr(self, "sequences", 0)
         held = {shard: len(corpus.sequences(shard, sequence_length)) for shard in self.sampled_shards}
         return [
-            f"{self.task} asks for {asked:,} sequences of {shard}, which has {count:,} of {sequence_length:,} tokens"
+            f"{self.task} reads {count:,} sequences of {shard} and not {asked:,}: there are no more of {sequence_length:,} "
+            "tokens"
             for shard, count in held.items()
             if count < asked
         ]

@@ -34,6 +34,8 @@ def explain(error: ValidationError, kind: Any) -> tuple[tuple[str | int, ...], s
         message = first["msg"][:1].lower() + first["msg"][1:]
     if first["type"] == "value_error" and isinstance(value, BaseModel | dict | list | tuple):
         return where, message
+    if message.endswith("?"):
+        return where, f"{show(value)}: {message}"
     return where, f"{message}, not {show(value)}"
 
 

@@ -23,6 +23,9 @@ _Path = tuple[str | int, ...]
 # A whole number: groups may stand apart, as in 100_000.
 _DIGITS = r"(?:0|[1-9][0-9]*(?:_[0-9]+)*)"
 
+# How files of hypotheses are called: a mistyped search space is none of them.
+_HYPOTHESES = ".hypotheses.yaml"
+
 _BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 
 
@@ -77,7 +80,8 @@ def _text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        others = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        there = sorted(file.name for file in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        others = [name for name in there if name.endswith(_HYPOTHESES) == path.name.endswith(_HYPOTHESES)]
         hint = f"; {allowed(path.name, others)}" if others else ""
         raise UserError(f"{path}: no such {what}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -98,7 +98,9 @@ def _shortfalls(
             held = len(opened.sequences("pretraining/validation", length))
             asked = max(cell.validation_sequences for cell in cells if cell.sequence_length == length)
             if held < asked:
-                yield f"{name}: validation asks for {asked:,} sequences, and there are {held:,} of {length:,} tokens"
+                yield (
+                    f"{name}: validation reads {held:,} sequences and not {asked:,}: there are no more of {length:,} tokens"
+                )
             for evaluation in [one for one in evaluations if one not in without]:
                 yield from (f"{name}: {said}" for said in evaluation.shortfalls(opened, length))
 

@@ -341,7 +341,7 @@ def test_the_p_of_an_interval_and_the_rate_of_false_discoveries() -> None:
             "over: weight_decay}, expect: within 9",
             "over: weight_decays}, expect: within 9",
             22,
-            "did you mean 'weight_decay'?",
+            'weight_decays": no setting of a cell; ',
         ),
         ('at: "{each}"', "at: loss", 31, "with for_each every test needs {each}"),
         ("for_each: forgetting_*_loss", "where: nowhere", 31, "{each} needs for_each"),

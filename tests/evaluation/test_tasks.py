@@ -321,8 +321,8 @@ def test_what_a_finetuning_has_too_little_of_is_said(corpus: TokenizedCorpus) ->
     test, known = (len(corpus.sequences(shard, 32)) for shard in ("finetune_math/test", "pretraining/test"))
     times = 10**7 / 32 / len(corpus.sequences("finetune_math/train", 32))
     assert settings.shortfalls(corpus, 32) == [
-        f"finetune_math asks for 1,000,000 sequences of finetune_math/test, which has {test:,} of 32 tokens",
-        f"finetune_math asks for 1,000,000 sequences of pretraining/test, which has {known:,} of 32 tokens",
+        f"finetune_math reads {test:,} sequences of finetune_math/test and not 1,000,000: there are no more of 32 tokens",
+        f"finetune_math reads {known:,} sequences of pretraining/test and not 1,000,000: there are no more of 32 tokens",
         f"finetune_math reads its text {times:.1f} times: more text would end that, or fewer tokens",
     ]
     assert finetune.Settings(task="finetune_math", tokens=4096, sequences=2).shortfalls(corpus, 32) == []

@@ -36,7 +36,10 @@ def corpus(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     ("corpus", "refusal"),
     [
         ("empty", "the corpus odd has no document to train on"),
-        ("one", r"the corpus odd-\w+ has no pretraining/validation; it has pretraining/train"),
+        (
+            "one",
+            r"has no pretraining/validation; it has pretraining/train. 2% of its documents are held .* as validation:",
+        ),
         ("duplicates", r"the corpus odd-\w+ has no pretraining/validation; it has pretraining/train"),
         ("blank", "the corpus odd-.* has"),
         ("surrogate", r"^hostile: text\.jsonl, line 2: the field 'text' holds half a character"),

@@ -395,7 +395,10 @@ def test_refused_with_file_key_and_what_is_allowed(tmp_path: Path, content: Any,
 
 def test_a_missing_file_names_the_ones_there(tmp_path: Path) -> None:
     (tmp_path / "demo.yaml").write_text("name: demo")
-    with pytest.raises(UserError, match=r"demmo.yaml: no such search space.*did you mean 'demo.yaml'"):
+    (tmp_path / "demo.hypotheses.yaml").write_text("hypotheses: []")
+    with pytest.raises(
+        UserError, match=r"demmo.yaml: no such search space; allowed: demo.yaml; did you mean 'demo.yaml'"
+    ):
         space.load(tmp_path / "demmo.yaml")
 
 

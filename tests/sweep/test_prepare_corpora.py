@@ -61,7 +61,7 @@ def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pyt
         caplog.clear()
         held = len(opened.sequences("pretraining/test", length))
         assert (
-            f"in_distribution asks for 1,000 sequences of pretraining/test, which has {held} of {length:,} tokens"
+            f"in_distribution reads {held} sequences of pretraining/test and not 1,000: there are no more of {length:,} tokens"
             in said
         )
         tokens = {name: shard["tokens"] for name, shard in opened.manifest["shards"].items()}
@@ -80,7 +80,7 @@ def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pyt
     with caplog.at_level(logging.WARNING, "raysweep"):
         prepare_corpora(states(store, longer), [], store, lambda progress: None)
     assert "1 of 1 cells read training text more than once, up to 6.0 times" in caplog.text
-    assert "validation asks for 1,000,000 sequences" in caplog.text
+    assert "sequences and not 1,000,000: there are no more of" in caplog.text
 
 
 def test_two_corpora_in_one_sweep_each_with_what_fits(
