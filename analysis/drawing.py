@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from raysweep.analysis import statistics
 from raysweep.analysis.columns import capital, outcome, short, words
+from raysweep.analysis.findings import FEWEST_CONFIGURATIONS
+from raysweep.analysis.regressions import DRAWS, SEED
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import TURN, Effect
 
@@ -196,6 +200,50 @@ def spearman(cells: pd.DataFrame, x: str, y: str) -> float:
     return float(statistics.spearman(*both, statistics.sample(len(cells)))[0])
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What a title states of the cells, and its 95% bootstrap interval over configurations; NaN with too few of them."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def has_interval(self) -> bool:
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.has_interval and self.low * self.high > 0
+
+    def __str__(self) -> str:
+        ends = (
+            f" [{signed(self.low)}, {signed(self.high)}]"
+            if self.has_interval
+            else ", of too few models for an interval"
+        )
+        return f"{signed(self.value)}{ends}"
+
+
+def estimate(sweep: SweepData, cells: pd.DataFrame, statistic: Callable[[Array], Array]) -> Estimate:
+    """A statistic of `cells`, a function of weights as `statistics` has them: (B, n) -> (B,)."""
+    groups = sweep.configurations[cells.index]
+    value = float(statistic(statistics.sample(len(cells)))[0])
+    if len(np.unique(groups)) < FEWEST_CONFIGURATIONS:
+        return Estimate(value, math.nan, math.nan)
+    draws, left_out = (
+        statistic(weights) for weights in (statistics.resamples(groups, DRAWS, SEED), statistics.jackknife(groups))
+    )
+    return Estimate(value, *statistics.bca_interval(value, draws, left_out))
+
+
+def correlation(sweep: SweepData, cells: pd.DataFrame, x: str, y: str) -> Estimate:
+    """Spearman's, with its interval."""
+    both = cells[x].to_numpy(float), cells[y].to_numpy(float)
+    return estimate(sweep, cells, lambda weights: statistics.spearman(*both, weights))
+
+
 def front(x: Array, y: Array, x_sign: int, y_sign: int) -> tuple[Array, Array]:
     """The cells that no other cell beats in both, by falling x_sign * x."""
     best, kept = -np.inf, []
@@ -232,9 +280,9 @@ def does(effect: Effect | None, swing: float, what: str) -> str:
     return f"{seen}; its values differ by up to {swing:.2g}" if turns else seen
 
 
-def direction(rho: float, x: str, y: str, over: str = "") -> str:
-    if not np.isfinite(rho):
+def direction(found: Estimate, x: str, y: str, over: str = "") -> str:
+    if not np.isfinite(found.value):
         return f"{capital(x)} and {y}: one of them is the same for all cells"
-    if abs(rho) < 0.1:
-        return f"{capital(x)} and {y} hardly go together (Spearman {signed(rho)}{over})"
-    return f"Higher {x} goes with {'higher' if rho > 0 else 'lower'} {y} (Spearman {signed(rho)}{over})"
+    if not found.is_clear:
+        return f"{capital(x)} and {y} do not clearly go together (Spearman {found}{over})"
+    return f"Higher {x} goes with {'higher' if found.value > 0 else 'lower'} {y} (Spearman {found}{over})"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from raysweep.analysis import drawing, over_training, plots
 from raysweep.analysis.columns import COSINE, ISOTROPY, PAPER_METRICS, PAPER_TASKS, RANK, outcome
+from raysweep.analysis.hypothesis_statistics import deviation
 from raysweep.analysis.sampled_plots import sampled
 from raysweep.analysis.sweep_data import SweepData
 
@@ -149,10 +150,15 @@ def _w_and_h(sweep: SweepData) -> Figure:
     of_h = [m for m in PAPER_METRICS if m.endswith("_H") and m in sweep.metrics]
     if not of_w or not of_h:
         raise drawing.NoData("W and H were not both measured")
-    spread = {m: float(sweep.cells[m].std()) for m in (RANK, "effective_rank_H") if m in sweep.metrics}
     title = ""
-    if len(spread) == 2:
-        w, h = spread[RANK], spread["effective_rank_H"]
-        how = "less" if h < w else "more"
-        title = f"The effective rank of H varies {how} than that of W: standard deviations {h:.3f} and {w:.3f}"
+    if RANK in sweep.metrics and "effective_rank_H" in sweep.metrics:
+        cells = drawing.need(sweep, RANK, "effective_rank_H")
+        h, w = (float(cells[m].std()) for m in ("effective_rank_H", RANK))
+        apart = drawing.estimate(
+            sweep,
+            cells,
+            lambda weights: deviation(cells["effective_rank_H"], weights) - deviation(cells[RANK], weights),
+        )
+        how = f"varies {'less' if h < w else 'more'}" if apart.is_clear else "does not clearly vary more or less"
+        title = f"The effective rank of H {how} than that of W: standard deviations {h:.3f} and {w:.3f}"
     return plots.against(sweep, "representation", [(w, h) for h in of_h for w in of_w], title)

@@ -25,6 +25,9 @@ from raysweep.analysis.trends import Effect, trend
 
 Array = npt.NDArray[np.float64]
 
+FEWEST_CONFIGURATIONS = 8
+"""From which a bootstrap over configurations has an interval."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -143,7 +146,7 @@ class Tests:
     def resampled(
         self, name: str, rule: str, columns: tuple[str, ...],
         statistic: Callable[[pd.DataFrame], Callable[[Array], Array]] | None,
-        fewest: int = 8, only: list[float] | None = None,
+        fewest: int = FEWEST_CONFIGURATIONS, only: list[float] | None = None,
         interval: Callable[[pd.DataFrame, npt.NDArray[np.int64]], tuple[float, float]] | None = None,
     ) -> Finding:  # fmt: skip
         """A statistic of the cells that have `columns`, and its bootstrap interval over configurations.

@@ -20,7 +20,7 @@ from raysweep.analysis import drawing, intervention_effects, statistics
 from raysweep.analysis.columns import RANK, capital, outcome, short, words
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trajectories import few_steps, late_rise
-from raysweep.analysis.trends import swing, trend
+from raysweep.analysis.trends import effect, swing, trend
 
 Array = npt.NDArray[np.float64]
 
@@ -68,8 +68,8 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
             [], [], ls="", marker="o", mfc="none", mec="#777777", mew=1.1, ms=6, label="at most half the median steps"
         )
         handles.append(hollow)
-    rho = drawing.spearman(cells, metric, column)
-    return drawing.finish(figure, drawing.direction(rho, words(metric), outcome(task), ", over all sizes"), handles)
+    found = drawing.correlation(sweep, cells, metric, column)
+    return drawing.finish(figure, drawing.direction(found, words(metric), outcome(task), ", over all sizes"), handles)
 
 
 def against(sweep: SweepData, task: str, pairs: Sequence[tuple[str, str]], title: str = "") -> Figure:
@@ -97,11 +97,10 @@ def against(sweep: SweepData, task: str, pairs: Sequence[tuple[str, str]], title
     drawing.hide(axes[len(pairs) :])
     seen = [correlation for correlation in seen if np.isfinite(correlation[0])]
     if not title and seen:
-        strongest = max(seen, key=lambda correlation: abs(correlation[0]))
-        title = (
-            f"{capital(words(strongest[2]))} goes most with the {words(strongest[1])} "
-            f"(Spearman {drawing.signed(strongest[0])}), sizes and training choices mixed"
-        )
+        _, x, y = max(seen, key=lambda correlation: abs(correlation[0]))
+        found = drawing.correlation(sweep, drawing.need(sweep, x, y), x, y)
+        goes = "goes most" if found.is_clear else "does not clearly go, and most"
+        title = f"{capital(words(y))} {goes} with the {words(x)} (Spearman {found}), sizes and training choices mixed"
     return drawing.finish(figure, title, drawing.size_legend(sweep.cells))
 
 
@@ -113,7 +112,7 @@ def agreement(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
     how = "lies on a line" if r2 > NEAR_LINEAR else "has no strong line" if r2 < NO_LINE else "lies loosely on a line"
     title = (
         f"{capital(outcome(task))} {how} with {outcome(sweep.main_task)} (R² {r2:.2f}); its Spearman with "
-        f"the {words(metric)} is {drawing.signed(drawing.spearman(cells, metric, column))}"
+        f"the {words(metric)} is {drawing.correlation(sweep, cells, metric, column)}"
     )
     return against(sweep, task, [(metric, column), (main, column)], title)
 
@@ -147,7 +146,7 @@ def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
     rises = {s: float(c[rise].mean()) for s, c in sizes.items()}
     worst = max(rises, key=lambda s: rises[s])
     by = f"{rises[worst]:.3g} nats per token on average"
-    title = f"{capital(outcome(task))} is furthest above the loss before at {worst} (by {by})"
+    title = f"Of the means of the sizes, {outcome(task)} is furthest above the loss before at {worst} (by {by})"
     return drawing.finish(figure, title, drawing.size_legend(sweep.cells))
 
 
@@ -281,10 +280,13 @@ def moved_rank(sweep: SweepData) -> Figure:
         drawing.label(ax, "effective rank of W", f"change of {wanted[column]}")
     main = next(iter(columns))
     lowest = pairs.groupby("name")["rank"].mean().idxmin()
-    change = pairs[pairs["name"] == lowest][main].mean()
+    swaps = intervention_effects.swapped(
+        main, [(a, b) for name, a, b in intervention_effects.pairs(sweep) if name == lowest]
+    )
     before, after = (pairs[pairs["name"] == lowest][rank].mean() for rank in ("from", "rank"))
     pushed = f"Pushing the effective rank of W from {before:.2f} to {after:.2f}"
-    title = f"{pushed} changes the {words(main)} by {drawing.signed(change, 3)}"
+    change = f"changes the {words(main)} by {drawing.interval(effect(swaps))}" if swaps else f"has no {words(main)}"
+    title = f"{pushed} {change}"
     handles = [
         *drawing.size_legend(sweep.cells),
         Line2D([], [], color="#777777", lw=1.3, label="mean over seeds"),
@@ -319,9 +321,9 @@ def hyperparameter(sweep: SweepData, name: str, columns: Sequence[str], equal_st
         drawing.scale(ax, sorted(cells[name].unique()))
         y = "scaled loss (1 = the size's best)" if column == "scaled_loss" else sweep.label(column)
         drawing.label(ax, sweep.label(name), y)
-        effect = trend(sweep, name, main if column == "scaled_loss" else column, equal_steps=equal_steps)
+        found = trend(sweep, name, main if column == "scaled_loss" else column, equal_steps=equal_steps)
         what, unit = ("loss, ", " nats") if column == "scaled_loss" else ("", "")
-        drawing.caption(ax, "" if effect is None else f"{what}lowest to highest: {drawing.interval(effect, unit)}")
+        drawing.caption(ax, "" if found is None else f"{what}lowest to highest: {drawing.interval(found, unit)}")
     drawing.hide(axes[len(panels) :])
     first = columns[0] if columns else main
     over_range = trend(sweep, name, first, equal_steps=equal_steps)
@@ -365,8 +367,8 @@ def pareto(sweep: SweepData, metrics: Sequence[tuple[str, int]]) -> Figure:
         drawing.label(ax, sweep.label(x), sweep.label(y))
     handles = [*drawing.size_legend(sweep.cells), Line2D([], [], color="#444444", lw=0.9, label="Pareto front")]
     (x, _), (y, _) = pairs[0]
-    rho = drawing.spearman(drawing.need(sweep, x, y), x, y)
-    return drawing.finish(figure, f"{drawing.direction(rho, words(x), words(y))}", handles)
+    found = drawing.correlation(sweep, drawing.need(sweep, x, y), x, y)
+    return drawing.finish(figure, drawing.direction(found, words(x), words(y)), handles)
 
 
 # Parts.

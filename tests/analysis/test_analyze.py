@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -103,11 +104,27 @@ def test_every_figure_of_the_paper_is_drawn(output: Path) -> None:
 def test_a_title_names_the_correlation_that_it_prints(output: Path, simulated: SweepData) -> None:
     """Figure 7 has panels of the loss after fine-tuning and of its change."""
     title = pd.read_csv(output / "figures" / "figures.csv").set_index("name").loc["forgetting", "title"]
-    parts = re.fullmatch(r"(.+) goes most with the (.+) \(Spearman (.+)\), sizes and training choices mixed", title)
+    parts = re.fullmatch(
+        r"(.+) goes most with the (.+) \(Spearman (.+) \[(.+), (.+)\]\), sizes and training choices mixed", title
+    )
     assert parts is not None
     columns = {words(column).lower(): column for column in simulated.cells}
     y, x = (simulated.cells[columns[part.lower()]] for part in parts.groups()[:2])
-    assert float(parts[3].replace("\N{MINUS SIGN}", "-")) == pytest.approx(x.corr(y, "spearman"), abs=0.0051)
+    rho, low, high = (float(part.replace("\N{MINUS SIGN}", "-")) for part in parts.groups()[2:])
+    assert rho == pytest.approx(x.corr(y, "spearman"), abs=0.0051)
+    assert low < rho < high
+    assert low * high > 0, "a title says that two go together where the interval leaves out zero"
+
+
+def test_a_title_does_not_say_what_its_interval_does_not(simulated: SweepData) -> None:
+    """Twelve cells with noise for a loss: nothing goes with it."""
+    few = simulated.of(simulated.cells.index.isin(simulated.cells.index[:12]))
+    few.cells["in_distribution_loss"] = np.random.default_rng(3).standard_normal(12)
+    title = plots.loss_by_size(few, "in_distribution", "effective_rank_W").get_suptitle().replace("\n", " ")
+    assert "do not clearly go together" in title
+    few = simulated.of(simulated.cells.index.isin(simulated.cells.index[:4]))
+    title = plots.loss_by_size(few, "in_distribution", "effective_rank_W").get_suptitle().replace("\n", " ")
+    assert "of too few models for an interval" in title
 
 
 def test_runs_of_few_steps_are_hollow(simulated: SweepData) -> None:

@@ -61,7 +61,7 @@ def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pyt
         caplog.clear()
         held = len(opened.sequences("pretraining/test", length))
         assert (
-            f"in_distribution reads {held} sequences of pretraining/test and not 1,000: there are no more of {length:,} tokens"
+            f"in_distribution reads {held} sequences of pretraining/test and not 1,000: there are no more of {length} tokens"
             in said
         )
         tokens = {name: shard["tokens"] for name, shard in opened.manifest["shards"].items()}
