@@ -100,7 +100,8 @@ class SweepView:
                 end_process()
 
     def _number(self) -> str:
-        return escape(f"[{self.state.ended}/{len(self.state.planned)}]")
+        before = self.state.complete_before
+        return escape(f"[{before + self.state.ended}/{before + len(self.state.planned)}]")
 
     def _summary(self) -> str:
         pace = self.state.pace()
@@ -111,7 +112,7 @@ class SweepView:
         else:
             left = f"about {duration(pace.seconds_left)} left" if pace.seconds_left is not None else "starting"
         counts = ", ".join(f"{number} {name}" for name, number in self.state.counts().items())
-        done = f"{pace.share:.0%} of {abbreviate(self.state.tokens_left_before)} tokens"
+        done = f"{pace.share:.0%} of {abbreviate(self.state.tokens_planned)} tokens"
         return f"{counts} · {done} · {abbreviate(pace.tokens_per_second)} tokens/s · {left}"
 
     def __rich__(self) -> Group:

@@ -39,12 +39,24 @@ def plan(options: argparse.Namespace) -> int:
         return int(_of_suite().plan(options))
     prices = dict(map(_price, options.price))
     calibrate = None if options.calibrate is None else Path(options.calibrate)
-    answer = cost.plan(load_space(options), calibrate, prices)
+    space = load_space(options)
+    answer = cost.plan(space, calibrate, prices)
+    for folder in _folders_not_here(space):
+        logger.warning("%s: no such folder here; the machine that runs the sweep reads text from it", folder)
     if options.json:
         print_json(answer)
     else:
         messages.show_plan(answer)
     return 0
+
+
+def _folders_not_here(space: Space) -> list[Path]:
+    """The folders of text that the search space names and that this machine does not have."""
+    corpora = dict.fromkeys(cell.corpus for cell in space.cells)
+    sources = [source for corpus in corpora for of_role in corpus.sources().values() for source in of_role]
+    sources += [source for one in space.evaluations if one.text is not None for source in one.text.on]
+    folders = dict.fromkeys(Path(source.folder).expanduser() for source in sources if source.folder is not None)
+    return [folder for folder in folders if not folder.is_dir()]
 
 
 def _of_suite() -> Any:

@@ -67,7 +67,7 @@ class Gauges:
 
     def _set_sweep(self) -> None:
         counts, pace = self._state.counts(), self._state.pace()
-        for state, number in (counts | {"done": self._state.complete_before + counts["done"]}).items():
+        for state, number in counts.items():
             self._cells.set(number, {"state": state})
         self._tokens.set(self._state.tokens_trained)
         self._planned.set(self._state.tokens_planned)

@@ -33,7 +33,7 @@ class Pace:
     seconds_left: float | None
     """None while nothing is known of the rate."""
     share: float
-    """Of the tokens that were left to train, 0 to 1."""
+    """Of the tokens of all cells of the search space, 0 to 1."""
 
 
 @dataclass
@@ -144,10 +144,10 @@ class RunState:
         return self.tokens_before + sum(list(self._last_tokens.values()))
 
     def counts(self) -> dict[str, int]:
-        """The cells that this run is to complete, by state."""
+        """The cells of the search space, by state; those that were done before are done."""
         starting = sum(cell.get("starting", False) for cell in list(self.running.values()))
         return {
-            "done": len(self.finished),
+            "done": self.complete_before + len(self.finished),
             "running": len(self.running) - starting,
             "starting": starting,
             "failed": len(self.failed),
@@ -165,8 +165,8 @@ class RunState:
             rate = sum(cell.get("tokens_per_second", 0.0) for cell in list(self.running.values()))
         else:
             rate = trained / elapsed
-        total = self.tokens_left_before
-        return Pace(rate, (total - reached) / rate if rate > 0 else None, reached / total if total else 1.0)
+        left, planned = self.tokens_left_before - reached, self.tokens_planned
+        return Pace(rate, left / rate if rate > 0 else None, self.tokens_trained / planned if planned else 1.0)
 
     def record(self) -> dict[str, Any]:
         """What `raysweep status` is told of a running sweep, as JSON has it."""

@@ -99,3 +99,15 @@ def test_the_status_of_a_store_where_nothing_has_begun_says_so(
     assert ended.value.code == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("no sweep has begun in this store")
     assert not (tmp_path / "mistyped").exists()
+
+
+def test_a_resumed_sweep_counts_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
+    before = CellState(make_cell(seed=3), "done", {"in_distribution": "done"})
+    with SweepView() as view:
+        view(SweepSurveyed("tiny", "/store", Survey([before, *SURVEY.states])))
+        view(CellStarted(FIRST.id, at=10.0))
+        view(CellFinished(FIRST.id, at=85.0))
+        (done,) = [line for line in capsys.readouterr().out.splitlines() if FIRST.id in line]
+        assert done.startswith("[2/3] done")
+        assert "2 done" in view._summary()
+        assert "33% of 12.3k tokens" in view._summary()

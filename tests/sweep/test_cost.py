@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from traffic import Traffic, as_on_a_gpu
 
+from raysweep.cli.main import main
 from raysweep.errors import UserError
 from raysweep.model import kernels, loss, olmo
 from raysweep.model.language_model import LanguageModel
@@ -112,3 +113,23 @@ def test_a_file_that_no_benchmark_wrote_is_refused(content: str, tmp_path: Path)
 def test_a_price_of_no_device_is_refused() -> None:
     with pytest.raises(UserError, match=r"--price H10: no such device; allowed: .*did you mean 'H100'"):
         cost.plan(PAPER, prices={"H10": 2})
+
+
+def test_a_folder_that_is_not_here_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The machine that plans need not have the text; the one that runs must."""
+    source = (ROOT / "search_spaces/mini-rate.yaml").read_text(encoding="utf-8")
+    corpus = "{name: installed, tokenizer: bpe, vocabulary: 1536}"
+    assert corpus in source
+    mine = corpus.replace("installed", "mine").replace("}", f", pretraining: {{folder: {tmp_path / 'texts'}}}}}")
+    file = tmp_path / "mini-rate.yaml"
+    file.write_text(source.replace(corpus, mine), encoding="utf-8")
+    said = []
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", str(file)])
+        assert not ended.value.code
+        said.append(caplog.text)
+        caplog.clear()
+        (tmp_path / "texts").mkdir(exist_ok=True)
+    assert f"{tmp_path / 'texts'}: no such folder here" in said[0]
+    assert "no such folder" not in said[1]

@@ -41,13 +41,13 @@ def report(cell: str, step: int, at: float, rate: float = 10.0) -> CellReported:
     return CellReported(cell, step, 32, 128 * step, rate, {"validation_loss": 5.0, "learning_rate": 0.1}, at=at)
 
 
-def test_what_was_done_before_is_not_to_be_done() -> None:
+def test_what_was_done_before_is_counted_and_not_done_again() -> None:
     state = begun()
     assert state.complete_before == 1
     assert set(state.planned) == {TRAINED.id, NEW.id}
     assert state.untrained == {NEW.id}
     assert (state.tokens_before, state.tokens_left_before, state.tokens_planned) == (8192, 4096, 12288)
-    assert state.counts() == {"done": 0, "running": 0, "starting": 0, "failed": 0, "waiting": 2}
+    assert state.counts() == {"done": 1, "running": 0, "starting": 0, "failed": 0, "waiting": 2}
     assert state.interrupted
 
 
@@ -73,9 +73,9 @@ def test_a_cell_is_starting_until_it_reports_and_one_that_is_trained_runs_at_onc
     state = begun()
     for cell in (TRAINED, NEW):
         state.apply(CellStarted(cell.id, at=2.0))
-    assert state.counts() == {"done": 0, "running": 1, "starting": 1, "failed": 0, "waiting": 0}
+    assert state.counts() == {"done": 1, "running": 1, "starting": 1, "failed": 0, "waiting": 0}
     state.apply(report(NEW.id, 0, at=10.0))
-    assert state.counts() == {"done": 0, "running": 2, "starting": 0, "failed": 0, "waiting": 0}
+    assert state.counts() == {"done": 1, "running": 2, "starting": 0, "failed": 0, "waiting": 0}
     # Time in the queue is not time of the cell.
     assert state.running[NEW.id]["since"] == 10.0
     assert state.running[NEW.id]["validation_loss"] == 5.0
@@ -87,7 +87,7 @@ def test_the_rate_is_what_workers_say_at_first_and_what_was_trained_later() -> N
     state.apply(CellStarted(NEW.id, at=2.0))
     state.apply(report(NEW.id, 8, at=10.0))  # It resumed at 1,024 tokens.
     early = state.pace(now=20.0)
-    assert (early.tokens_per_second, early.share) == (10.0, 0.25)
+    assert (early.tokens_per_second, early.share) == (10.0, 0.75)
     assert early.seconds_left == (4096 - 1024) / 10.0
     state.apply(report(NEW.id, 24, at=100.0))
     # 16 steps of 128 tokens in the 90 s since the first report.
