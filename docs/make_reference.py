@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: settings, commands, tables, public functions. `python docs/make_reference.py`."""
+"""Writes docs/reference/ from the code: settings, commands, tables, functions, errors. `python docs/make_reference.py`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from error_messages import messages
 
 import raysweep
 from raysweep.cli.parser import build_parser
@@ -24,8 +25,8 @@ _NOTE = "<!-- Written by docs/make_reference.py out of the code: change it there
 
 def pages() -> dict[str, str]:
     """File -> its text."""
-    return {f"{name}.md": _NOTE + make() for name, make in
-            {"settings": settings, "commands": commands, "tables": tables, "python": python}.items()}  # fmt: skip
+    made = {"settings": settings, "commands": commands, "tables": tables, "python": python, "errors": messages}
+    return {f"{name}.md": _NOTE + make() for name, make in made.items()}
 
 
 # Settings.
