@@ -293,8 +293,11 @@ def _job_options(slurm: _Parser, kubernetes: _Parser) -> None:
 
 
 def _new_parser(commands: Any, shared: list[_Parser], json_option: _Parser) -> None:
-    text = "print the JSON schema of a search space, by which editors complete and check it"
+    text = "print the JSON schema of a kind of file, by which editors complete and check it"
     schema: _Parser = commands.add_parser("schema", help=text, description=text, parents=shared)
+    schema.add_argument(
+        "of", nargs="?", choices=("space", "hypotheses", "suite"), default="space", help="(default: space)"
+    )
     schema.set_defaults(command="study_commands:schema")
     text = "print what a shell completes commands and options by"
     completion: _Parser = commands.add_parser("completion", help=text, description=text, parents=shared)

@@ -7,13 +7,15 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from raysweep.cli.new_commands import write_files
 from raysweep.errors import UserError
 from raysweep.files import local_path
-from raysweep.space.schema import search_space_schema
+from raysweep.space.schema import hypotheses_schema, search_space_schema
 
 SCHEMA = "raysweep.schema.json"
+HYPOTHESES_SCHEMA = "hypotheses.schema.json"
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -23,7 +25,7 @@ def demo(options: argparse.Namespace) -> int:
     file = Path("demo.yaml")
     if not file.exists():
         text = files("raysweep.space").joinpath("demo.yaml").read_text(encoding="utf-8")
-        write_files(Path.cwd(), {file: text, Path(SCHEMA): _schema()})
+        write_files(Path.cwd(), {file: text, Path(SCHEMA): _written(search_space_schema())})
         print(f"{file} is the search space: change it, and run `raysweep run {file}`")
     options.space, options.store, options.cluster, options.rehearse = str(file), None, None, False
     return sweep_commands.run(options)
@@ -31,7 +33,12 @@ def demo(options: argparse.Namespace) -> int:
 
 def schema(options: argparse.Namespace) -> int:
     """`raysweep schema`."""
-    print(_schema(), end="")
+    if options.of == "suite":
+        from raysweep.suites.schema import suite_schema
+
+        print(_written(suite_schema()), end="")
+    else:
+        print(_written(hypotheses_schema() if options.of == "hypotheses" else search_space_schema()), end="")
     return 0
 
 
@@ -63,11 +70,12 @@ def new_study(options: argparse.Namespace) -> int:
         folder / target: beginning.joinpath(source).read_text(encoding="utf-8").replace("NAME", name)
         for source, target in written.items()
     }
-    write_files(folder, contents | {folder / SCHEMA: _schema()})
+    schemas = {SCHEMA: search_space_schema(), HYPOTHESES_SCHEMA: hypotheses_schema()}
+    write_files(folder, contents | {folder / file: _written(made) for file, made in schemas.items()})
     print("\n".join(str(file) for file in contents))
     print(f"\nNext: cd {folder}, and what README.md says")
     return 0
 
 
-def _schema() -> str:
-    return json.dumps(search_space_schema(), indent=1) + "\n"
+def _written(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=1) + "\n"

@@ -20,7 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, WithJsonSchema, model_validator
 
 from raysweep.errors import allowed
 from raysweep.space.cell import Cell
@@ -32,14 +32,16 @@ from raysweep.space.yaml_file import YamlFile
 Column = Annotated[str, Field(min_length=1)]
 
 
+_SETTINGS = [*Cell.model_fields, *Size.model_fields]
+
+
 def _setting(name: str) -> str:
-    settings = [*Cell.model_fields, *Size.model_fields]
-    if name not in settings:
-        raise ValueError(f"no setting of a cell; {allowed(name, settings)}")
+    if name not in _SETTINGS:
+        raise ValueError(f"no setting of a cell; {allowed(name, _SETTINGS)}")
     return name
 
 
-Setting = Annotated[str, AfterValidator(_setting)]
+Setting = Annotated[str, AfterValidator(_setting), WithJsonSchema({"type": "string", "enum": _SETTINGS})]
 
 
 class Correlation(Strict):
@@ -251,11 +253,11 @@ class Needs(Strict):
     """The fraction of the median run over which weight decay acts: 1 / (peak rate x decay x steps) is at most this."""
 
 
-_EXPECTED = re.compile(r"[<>] -?[0-9]+(\.[0-9]+)?|within [0-9]+(\.[0-9]+)?( spreads)?")
+_EXPECTED = r"[<>] -?[0-9]+(\.[0-9]+)?|within [0-9]+(\.[0-9]+)?( spreads)?"
 
 
 def _expectation(text: str) -> str:
-    if not _EXPECTED.fullmatch(text):
+    if not re.fullmatch(_EXPECTED, text):
         raise ValueError("one of '> 0.1', '< 0.1', 'within 0.3' and 'within 0.5 spreads' is needed")
     return text
 
@@ -263,7 +265,7 @@ def _expectation(text: str) -> str:
 class Test(Strict):
     """One effect and what is expected of it. Exactly one kind is given."""
 
-    expect: Annotated[str, AfterValidator(_expectation)]
+    expect: Annotated[str, AfterValidator(_expectation), Field(json_schema_extra={"pattern": f"^({_EXPECTED})$"})]
     """`> x`, `< x`, `within x` of zero, or `within x spreads` (standard deviations of the column within a size)."""
     called: str = ""
     """What tables call the effect; `{loss}` and `{of}` stand for the words of those columns. By default words are found."""

@@ -1,7 +1,7 @@
-"""The JSON schema of a search-space file, by which editors complete and check its fields.
+"""The JSON schemas of search spaces and of hypotheses, by which editors complete and check their fields.
 
-It is made of the same classes that read the file. What depends on several fields at once, or on what lies on the disk, only
-`raysweep plan` can tell.
+They are made of the same classes that read the files. What depends on several fields at once, or on what lies on the disk,
+only `raysweep plan` can tell.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -18,14 +18,18 @@ from pydantic.json_schema import models_json_schema
 
 from raysweep.space.cell import Cell
 from raysweep.space.design import Over, Sample
-from raysweep.space.evaluations import TASKS, settings_class
+from raysweep.space.evaluations import TASKS, Evaluation, settings_class
 from raysweep.space.fields import Strict
+from raysweep.space.hypotheses import KINDS, PAPER, Hypothesis
 from raysweep.space.measure import Measurement
 from raysweep.space.resources import Resources
 from raysweep.space.size import SIZES
 from raysweep.space.space import Space, Tracker
 
 _LIMITS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
+
+CORPORA = ("installed", "pile")
+"""What may stand for a whole corpus."""
 
 _TEXT = {"type": "string", "minLength": 1}
 
@@ -41,20 +45,11 @@ def search_space_schema() -> dict[str, Any]:
     >>> search_space_schema()["$defs"]["Cell"]["properties"]["weight_decay"]["default"]
     0.1
     """
-    tasks = {task: settings_class(task) for task in TASKS}
-    models: list[type[BaseModel]] = [Cell, Sample, Over, Measurement, Resources, *dict.fromkeys(tasks.values())]
-    names, made = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
-    definitions: dict[str, Any] = made["$defs"]
-    for model in models:
-        definition = definitions[names[(model, "validation")]["$ref"].removeprefix("#/$defs/")]
-        _complete(model, definition, definitions)
-        if "task" in definition["properties"]:
-            definition["required"] = sorted({"task", *definition.get("required", [])})
+    of, definitions = definitions_of([Cell, Sample, Over, Measurement, Resources, *task_settings()])
     fields = definitions["Cell"]["properties"]
-    _shorthands(definitions)
-
-    def of(model: type[BaseModel]) -> dict[str, Any]:
-        return dict(names[(model, "validation")])
+    fields["size"] = either({"enum": list(SIZES)}, fields["size"])
+    fields["corpus"] = either({"enum": list(CORPORA)}, fields["corpus"])
+    definitions["Over"]["properties"]["choice"]["anyOf"][0].pop("items", None)
 
     def axes(values: Any) -> dict[str, Any]:
         return {"type": "object", "properties": {name: values(field) for name, field in fields.items()},
@@ -62,8 +57,6 @@ def search_space_schema() -> dict[str, Any]:
 
     lists = axes(lambda field: {"type": "array", "minItems": 1, "uniqueItems": True, "items": field})
     named = Space.model_json_schema(mode="validation")["properties"]["name"]
-    # A task of one's own takes the arguments of its function.
-    own = {"type": "object", "required": ["task"], "properties": {"task": _OWN}}
     properties = {
         "name": {**named, "description": "What the sweep is called; its results are in runs/<name>."},
         "base": {**axes(lambda field: field), "description": "One value for each field of a cell."},
@@ -75,11 +68,7 @@ def search_space_schema() -> dict[str, Any]:
         "where": {**_TEXT, "description": "Only the cells for which this holds, such as steps >= 256."},
         "measure": {"type": "array", "items": of(Measurement),
                     "description": "What is measured of matrices and hidden states while a cell trains."},
-        "evaluations": {
-            "type": "array",
-            "description": "The tasks for each trained cell.",
-            "items": {"anyOf": [{"enum": list(TASKS)}, _OWN, *(of(kind) for kind in dict.fromkeys(tasks.values())), own]},
-        },
+        "evaluations": {"type": "array", "items": evaluation_items(of), "description": "The tasks for each trained cell."},
         "resources": {**of(Resources), "description": "What training and evaluating ask of the cluster."},
         "loggers": {"type": "array", "uniqueItems": True, "items": {"enum": list(get_args(Tracker))},
                     "description": "Experiment trackers that are told of it."},
@@ -87,40 +76,93 @@ def search_space_schema() -> dict[str, Any]:
         "hypotheses": {"type": "string", "pattern": r"^[^/\\]+\.ya?ml$",
                        "description": "A file beside this one with what you expect."},
     }  # fmt: skip
-    optional = {name: _or_nothing(what) if name not in ("name", "base") else what for name, what in properties.items()}
+    optional = {name: or_nothing(what) if name not in ("name", "base") else what for name, what in properties.items()}
+    return file_schema("A search space of raysweep", ["name", "base"], optional, definitions)
+
+
+def hypotheses_schema() -> dict[str, Any]:
+    """The schema of a file of hypotheses.
+
+    Examples
+    --------
+    >>> hypotheses_schema()["$defs"]["Correlation"]["required"]
+    ['of', 'with']
+    """
+    of, definitions = definitions_of([Hypothesis])
+    definitions["Test"]["oneOf"] = [{"required": [kind]} for kind in KINDS]
+    properties = {
+        "hypotheses": {
+            "type": "array",
+            "items": of(Hypothesis),
+            "description": "What is claimed, each with its tests.",
+        },
+        PAPER: {"type": "boolean", "default": False, "description": "Test the paper's claims before these, too."},
+    }
+    return file_schema("Hypotheses of a sweep", ["hypotheses"], properties, definitions)
+
+
+def file_schema(
+    title: str, required: list[str], properties: dict[str, Any], definitions: dict[str, Any]
+) -> dict[str, Any]:
+    """The schema of a file that is a mapping with these keys and no others."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A search space of raysweep",
+        "title": title,
         "type": "object",
-        "required": ["name", "base"],
-        "properties": optional,
+        "required": required,
+        "properties": properties,
         "additionalProperties": False,
         "$defs": definitions,
     }
 
 
-def _or_nothing(what: dict[str, Any]) -> dict[str, Any]:
+Reference = Callable[[type[BaseModel]], dict[str, Any]]
+
+
+def definitions_of(models: Sequence[type[BaseModel]]) -> tuple[Reference, dict[str, Any]]:
+    """What refers to the schema of each model, and the definitions of all that is in them, with limits and docstrings."""
+    names, made = models_json_schema([(model, "validation") for model in models], ref_template="#/$defs/{model}")
+    definitions: dict[str, Any] = made["$defs"]
+    for model in models:
+        definition = definitions[names[(model, "validation")]["$ref"].removeprefix("#/$defs/")]
+        _complete(model, definition, definitions)
+        if "task" in definition["properties"] and issubclass(model, Evaluation):
+            definition["required"] = sorted({"task", *definition.get("required", [])})
+    _shorthands(definitions)
+    return lambda model: dict(names[(model, "validation")]), definitions
+
+
+def task_settings() -> list[type[BaseModel]]:
+    """The settings of every task, each class once."""
+    return list(dict.fromkeys(settings_class(task) for task in TASKS))
+
+
+def evaluation_items(of: Reference) -> dict[str, Any]:
+    """What may stand in a list of evaluations: a task's name, or its settings."""
+    # A task of one's own takes the arguments of its function.
+    own = {"type": "object", "required": ["task"], "properties": {"task": _OWN}}
+    return {"anyOf": [{"enum": list(TASKS)}, _OWN, *map(of, task_settings()), own]}
+
+
+def or_nothing(what: dict[str, Any]) -> dict[str, Any]:
     """A key that may stand there without a value, as in YAML `cross:` does."""
     said = what.pop("description")
     return {"description": said, "anyOf": [what, {"type": "null"}]}
 
 
 def _shorthands(definitions: dict[str, Any]) -> None:
-    """What a file may write in place of a mapping or a list: the name of a size, of a corpus, of a source; one pattern."""
-    cell, corpus = definitions["Cell"]["properties"], definitions["Corpus"]["properties"]
-    cell["size"] = _either({"enum": list(SIZES)}, cell["size"])
-    cell["corpus"] = _either({"enum": ["installed", "pile"]}, cell["corpus"])
+    """What a file may write in place of a mapping or a list: the name of a source, one pattern."""
     source = {"anyOf": [_TEXT, {"$ref": "#/$defs/Source"}]}
-    for of in (corpus, *(made["properties"] for made in definitions.values() if "on" in made.get("properties", {}))):
-        for name, field in of.items():
+    for made in definitions.values():
+        for name, field in (of := made.get("properties", {})).items():
             if field.get("type") == "array" and field["items"] == {"$ref": "#/$defs/Source"}:
-                of[name] = _either(source, field | {"items": source})
-    measured = definitions["Measurement"]["properties"]
-    measured["of"] = _either(_TEXT, measured["of"])
-    definitions["Over"]["properties"]["choice"]["anyOf"][0].pop("items", None)
+                of[name] = either(source, field | {"items": source})
+    if "Measurement" in definitions:
+        measured = definitions["Measurement"]["properties"]
+        measured["of"] = either(_TEXT, measured["of"])
 
 
-def _either(short: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
+def either(short: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
     """A field that may be written shorter."""
     kept = {name: field[name] for name in ("description", "default") if name in field}
     return kept | {"anyOf": [short, {name: value for name, value in field.items() if name not in kept}]}
@@ -128,12 +170,13 @@ def _either(short: dict[str, Any], field: dict[str, Any]) -> dict[str, Any]:
 
 def _complete(model: type[BaseModel], definition: dict[str, Any], definitions: dict[str, Any]) -> None:
     """Put the docstrings and limits of a model's fields, and of those inside it, into its definition."""
+    written = {name: field.alias or name for name, field in model.model_fields.items()}
     for kind in reversed([kind for kind in model.__mro__ if issubclass(kind, Strict)]):
         for name, text in _docs(kind).items():
-            if name in definition["properties"]:
-                definition["properties"][name].setdefault("description", text)
+            if written.get(name) in definition["properties"]:
+                definition["properties"][written[name]].setdefault("description", text)
     for name, field in model.model_fields.items():
-        _limit(definition["properties"][name], field.annotation, field.metadata)
+        _limit(definition["properties"][written[name]], field.annotation, field.metadata)
         for inner in _models(field.annotation):
             _complete(inner, definitions[inner.__name__], definitions)
 

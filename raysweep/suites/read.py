@@ -76,7 +76,9 @@ class SuiteResources(Strict):
     """What one checkpoint asks of the cluster."""
 
     cpus: Count = 1
+    """Cores of each checkpoint; also its torch threads."""
     gpus: Gpus = 0
+    """GPU of each checkpoint, or a fraction of one."""
     disk: Positive = 50
     """GB that downloaded models may take on each node, all together."""
 

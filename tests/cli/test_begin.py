@@ -26,7 +26,13 @@ def test_a_new_study_is_a_sweep_with_hypotheses_and_commands_that_are_there(tmp_
     assert begun.returncode == 0, begun.stderr
     folder = tmp_path / "tail-2"
     files = {file.name: file.read_text() for file in folder.iterdir()}
-    assert set(files) == {"tail-2.yaml", "tail-2.hypotheses.yaml", "README.md", "raysweep.schema.json"}
+    assert set(files) == {
+        "tail-2.yaml",
+        "tail-2.hypotheses.yaml",
+        "README.md",
+        "raysweep.schema.json",
+        "hypotheses.schema.json",
+    }
     assert not any("NAME" in text for text in files.values())
     space = load(folder / "tail-2.yaml")
     assert space.name == "tail-2"

@@ -1,4 +1,4 @@
-"""The JSON schema of search spaces: it takes every one that ships, and refuses what the reader refuses."""
+"""The JSON schemas of files: they take every one that ships, and refuse what the reader refuses."""
 
 import json
 from pathlib import Path
@@ -9,33 +9,79 @@ import pytest
 import test_space
 import yaml
 
-from raysweep.space.schema import search_space_schema
+from raysweep.space.schema import hypotheses_schema, search_space_schema
 from raysweep.space.yaml_file import YamlFile
 from raysweep.suites.read import is_suite
+from raysweep.suites.schema import suite_schema
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = search_space_schema()
-FILES = [
-    file
-    for file in [*(ROOT / "search_spaces").glob("*.yaml"), *(ROOT / "results").glob("*/space.yaml")]
-    if ".hypotheses" not in file.name and not is_suite(file)
-]
+SCHEMA, HYPOTHESES, SUITE = search_space_schema(), hypotheses_schema(), suite_schema()
+SHIPPED = {"raysweep.schema.json": SCHEMA, "hypotheses.schema.json": HYPOTHESES, "suite.schema.json": SUITE}
+FILES = [*(ROOT / "search_spaces").glob("*.yaml"), *(ROOT / "results").glob("*/space.yaml")]
 
 
-def errors(content: Any) -> list[str]:
-    return [error.message for error in jsonschema.Draft202012Validator(SCHEMA).iter_errors(content)]
+def errors(content: Any, schema: dict[str, Any] = SCHEMA) -> list[str]:
+    return [error.message for error in jsonschema.Draft202012Validator(schema).iter_errors(content)]
 
 
-def test_it_is_a_schema_and_the_one_that_ships() -> None:
-    jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    assert json.loads((ROOT / "search_spaces" / "raysweep.schema.json").read_text()) == SCHEMA
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_a_schema_and_the_one_that_ships(name: str) -> None:
+    jsonschema.Draft202012Validator.check_schema(SHIPPED[name])
+    assert json.loads((ROOT / "search_spaces" / name).read_text()) == SHIPPED[name]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
-def test_every_search_space_that_ships_passes(file: Path) -> None:
-    assert errors(YamlFile(file).content) == []
+def test_every_file_that_ships_passes_and_names_its_schema(file: Path) -> None:
+    kind = "hypotheses" if ".hypotheses" in file.name else "suite" if is_suite(file) else "raysweep"
+    assert errors(YamlFile(file).content, SHIPPED[f"{kind}.schema.json"]) == []
     if file.parent.name == "search_spaces":
-        assert file.read_text().startswith("# yaml-language-server: $schema=raysweep.schema.json\n")
+        assert file.read_text().startswith(f"# yaml-language-server: $schema={kind}.schema.json\n")
+
+
+GOOD_TEST = {"trend": {"of": "cosine_W", "over": "weight_decay", "from": "middle"}, "expect": "within 0.5 spreads"}
+
+
+@pytest.mark.parametrize(
+    ("test", "more"),
+    [
+        (GOOD_TEST | {"expect": "<= 0"}, {}),
+        (GOOD_TEST | {"mean": {"of": "a", "minus": "b"}}, {}),
+        ({"expect": "> 0"}, {}),
+        ({"trnd": {"of": "a", "over": "seed"}, "expect": "> 0"}, {}),
+        ({"trend": {"of": "a", "over": "weight_decays"}, "expect": "> 0"}, {}),
+        ({"correlation": {"of": "a", "whit": "b"}, "expect": "> 0"}, {}),
+        ({"correlation": {"of": "a", "with": "b", "given": "siez"}, "expect": "> 0"}, {}),
+        (GOOD_TEST, {"paper": "all"}),
+        (GOOD_TEST, {"hypothesis": []}),
+    ],
+)
+def test_hypotheses_that_the_reader_refuses(test: dict[str, Any], more: dict[str, Any]) -> None:
+    def file(one: dict[str, Any]) -> dict[str, Any]:
+        return {"hypotheses": [{"id": "a", "says": "so", "tests": [one]}]}
+
+    assert errors(file(GOOD_TEST) | {"paper": True}, HYPOTHESES) == []
+    assert errors(file(test) | more, HYPOTHESES)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"suite": None},
+        {"revision": {"last": 1}},
+        {"revisions": {"last": 0}},
+        {"evaluations": ["in_distribtion"]},
+        {"measure": [{"of": "unembedding", "when": [1.0]}]},
+        {"resources": {"disk": 0}},
+        {"sequence_length": 1},
+        {"published": [{"file": "a.csv", "on": {}, "columns": {"a": "b"}}]},
+    ],
+)
+def test_suites_that_the_reader_refuses(change: dict[str, Any]) -> None:
+    suite = {"name": "s", "suite": "pythia", "select": "size == '14m'", "revisions": {"evenly": 3}, "corpus": "installed",
+             "measure": [{"of": "unembedding"}], "evaluations": ["in_distribution", {"task": "quantized", "bits": [4]}],
+             "published": [{"file": "a.csv", "on": {"size": "model"}, "columns": {"x_accuracy": "acc"}}]}  # fmt: skip
+    assert errors(suite, SUITE) == []
+    assert errors(suite | change, SUITE)
 
 
 def test_shorthands_and_everything_else_that_may_stand_in_a_file_pass() -> None:
@@ -88,7 +134,14 @@ def test_what_the_reader_refuses_it_refuses_too() -> None:
     assert len(checked) > 2 * len(passed)
 
 
-@pytest.mark.parametrize("definition", sorted(SCHEMA["$defs"]))
-def test_every_field_says_what_it_is(definition: str) -> None:
-    fields = SCHEMA["$defs"][definition]["properties"]
+@pytest.mark.parametrize(
+    ("schema", "definition"),
+    [
+        (name, definition)
+        for name in ("raysweep", "suite")
+        for definition in sorted(SHIPPED[f"{name}.schema.json"]["$defs"])
+    ],
+)
+def test_every_field_says_what_it_is(schema: str, definition: str) -> None:
+    fields = SHIPPED[f"{schema}.schema.json"]["$defs"][definition]["properties"]
     assert [name for name, field in fields.items() if name != "task" and "description" not in field] == []
