@@ -1,4 +1,4 @@
-"""Writes docs/reference/ from the code: settings, commands, tables, functions, errors. `python docs/make_reference.py`."""
+"""Writes docs/reference/ from the code: settings, hypotheses, commands, tables, ... `python docs/make_reference.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import raysweep
 from raysweep.cli.parser import build_parser
 from raysweep.space.cell import Cell
 from raysweep.space.fields import Column
-from raysweep.space.schema import search_space_schema
+from raysweep.space.hypotheses import KINDS
+from raysweep.space.schema import hypotheses_schema, search_space_schema
 from raysweep.store import schemas
 
 FOLDER = Path(__file__).parent / "reference"
@@ -25,7 +26,10 @@ _NOTE = "<!-- Written by docs/make_reference.py out of the code: change it there
 
 def pages() -> dict[str, str]:
     """File -> its text."""
-    made = {"settings": settings, "commands": commands, "tables": tables, "python": python, "errors": messages}
+    made = {
+        "settings": settings, "hypotheses": hypotheses, "commands": commands, "tables": tables, "python": python,
+        "errors": messages,
+    }  # fmt: skip
     return {f"{name}.md": _NOTE + make() for name, make in made.items()}
 
 
@@ -73,7 +77,7 @@ def _fields(definition: dict[str, Any], units: dict[str, str], without: tuple[st
     for name, field in definition["properties"].items():
         if name in without:
             continue
-        default = "*needed*" if name in required else f"`{_written(field.get('default'))}`"
+        default = "*needed*" if name in required else f"`{_written(field.get('default'))}`".replace("``", "empty")
         kind = _kind(field) + (f" ({units[name]})" if units.get(name) and "enum" not in field else "")
         lines.append(f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(field.get('description', ''))} |")
     return "\n".join(lines)
@@ -111,7 +115,59 @@ def _written(value: Any) -> str:
 
 def _cell(text: str) -> str:
     """Text in a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()).replace("|", "\\|"))
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in parts)
+
+
+# Hypotheses.
+
+_MEANINGS = {
+    "of": "The column; `loss` stands for the loss on held-out text.",
+    "with": "The other column.",
+    "than": "The column that takes the place of `with`; of `at`: the values that it is compared with.",
+    "for": "The loss that is predicted, or a list of several.",
+    "at": "The column in which the pairs are equal.",
+    "in": "The column by which the cells are ordered.",
+    "over": "The setting that is varied.",
+    "from": "Where the range begins; of `line`: the column that predicts.",
+    "to": "Where the range ends; of `line`: the column that is predicted.",
+    "minus": "The column that is taken from it.",
+    "end": "Which end of `in`.",
+    "part": "Which side of the U.",
+    "value": "The value of the setting.",
+    "block": "The kind of block.",
+    "sizes": "Of which sizes; of an odd number the middle one is in both halves.",
+    "id": "What it is called.",
+    "says": "The claim in words.",
+    "tests": "What decides it: it is supported where all of them are.",
+    "among": "Which cells the test is about.",
+    "needs": "What a sweep must have for the test to say anything.",
+}
+"""Of fields without a text of their own."""
+
+
+def hypotheses() -> str:
+    definitions = hypotheses_schema()["$defs"]
+    for definition in definitions.values():
+        for name, field in definition["properties"].items():
+            field.setdefault("description", _MEANINGS.get(name, ""))
+            if field.get("type") is None and "$ref" in field:
+                field["default"] = None  # A mapping, all of whose fields may be left out.
+    definitions["Spread"]["properties"]["over"]["description"] = "The column that it is divided by."
+    test = definitions["Test"]["properties"]
+    kinds = {name: test.pop(name)["anyOf"][0]["$ref"][8:] for name in KINDS}
+    parts = [
+        "# Every field of a file of hypotheses\n",
+        "[Hypotheses](../hypotheses.md) shows such a file and says how a verdict comes about. `raysweep schema hypotheses` "
+        "has the same for editors.\n",
+        "\n## A hypothesis\n", _fields(definitions["Hypothesis"], {}),
+        "\n## A test\n", "One of the kinds below, and these fields.\n", _fields(definitions["Test"], {}),
+        "\n### `among`\n", _fields(definitions["Among"], {}), "\n### `needs`\n", _fields(definitions["Needs"], {}),
+        "\n## Kinds of test\n",
+    ]  # fmt: skip
+    for name, kind in kinds.items():
+        parts += [f"\n### `{name}`\n", f"{definitions[kind]['description']}\n", _fields(definitions[kind], {})]
+    return "\n".join(parts) + "\n"
 
 
 # Commands.
