@@ -11,6 +11,7 @@ import json
 import math
 import sys
 import tempfile
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,8 @@ def _trajectory(cell: Cell, row: dict[str, float], rng: np.random.Generator) -> 
 
 
 def _space_text() -> str:
-    paper = Path(__file__).resolve().parents[1] / "search_spaces" / "paper.yaml"
-    return paper.read_text(encoding="utf-8").replace("name: paper", "name: simulated")
+    paper = files("raysweep.space").joinpath("paper.yaml").read_text(encoding="utf-8")
+    return paper.replace("name: paper", "name: simulated")
 
 
 def _load(text: str) -> Space:

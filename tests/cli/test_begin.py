@@ -54,7 +54,7 @@ def test_a_new_study_is_a_sweep_with_hypotheses_and_commands_that_are_there(tmp_
         assert said in refused.stderr
 
 
-@pytest.mark.parametrize("name", ["demo.yaml", "paper.hypotheses.yaml"])
+@pytest.mark.parametrize("name", ["demo.yaml", "paper.yaml", "paper.hypotheses.yaml"])
 def test_what_the_package_has_is_what_the_repository_shows(name: str) -> None:
     assert (ROOT / "search_spaces" / name).read_bytes() == (ROOT / "raysweep" / "space" / name).read_bytes()
 
