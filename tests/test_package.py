@@ -72,4 +72,4 @@ def test_it_works_out_of_its_wheel(python: str, distributions: Path, tmp_path: P
     call(programs / "python", "-c", "from auto_gptq.quantization import GPTQ", cwd=tmp_path)
     (tmp_path / "suite.yaml").write_text("name: s\nsuite: pythia\nselect: size == '14m'\nmirror: .\n")
     listed = subprocess.run([raysweep, "plan", "suite.yaml"], cwd=tmp_path, capture_output=True, text=True)
-    assert "pythia-14m" in listed.stdout
+    assert "has no EleutherAI/pythia-14m" in listed.stderr
