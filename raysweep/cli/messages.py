@@ -378,5 +378,5 @@ def cell_line(cell: dict[str, Any], short: bool = False) -> str:
     elif not short and "steps" in cell:
         line += f"  step {cell['step']}/{cell['steps']}  {abbreviate(cell['tokens_per_second'])} tokens/s"
     if "validation_loss" in cell:
-        line += f"  loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
+        line += f"  val. loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
     return line

@@ -117,7 +117,7 @@ class SweepView:
 
     def __rich__(self) -> Group:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("cell", "", "step", "tokens/s", "loss", "effective rank"):
+        for heading in ("cell", "", "step", "tokens/s", "val. loss", "effective rank"):
             # On a narrow terminal an id is folded, never cut.
             table.add_column(
                 heading,

@@ -53,7 +53,7 @@ def test_a_sweep_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "waiting no node has a GPU",
         "there is room again",
         "warning half [bold]a[/] character",
-        f"[1/2] done {FIRST.id}  loss 5.432  effective rank 0.679 in 1m05s",
+        f"[1/2] done {FIRST.id}  val. loss 5.432  effective rank 0.679 in 1m05s",
         f"[2/2] failed {SECOND.id}: ValueError: [no] luck",
     ]
 
