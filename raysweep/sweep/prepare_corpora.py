@@ -82,6 +82,12 @@ def _shortfalls(
         cells = [state.cell for state in left if state.cell.corpus == corpus]
         name = f"corpus {corpus.name}"
         without = [evaluation for evaluation in evaluations if not evaluation.fits(cells[0])]
+        if malformed := opened.manifest.get("malformed"):
+            first = malformed["first"][0]
+            yield (
+                f"{name} is without {malformed['documents']:,} malformed documents (skip_malformed), the first in "
+                f"{first['file']} at {first['place']:,}: {first['reason']}"
+            )
         for evaluation in without:
             yield f"{name} has no {evaluation.corpus_role}: {evaluation.label} is left out for its cells"
         epochs = {

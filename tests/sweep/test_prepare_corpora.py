@@ -83,6 +83,20 @@ def test_what_is_short_is_said(text: dict[str, Any], tmp_path: Path, caplog: pyt
     assert "sequences and not 1,000,000: there are no more of" in caplog.text
 
 
+def test_malformed_documents_that_were_skipped_are_said_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "texts" / "a.jsonl", [{"text": words(60 * i, 60)} for i in range(1000)])
+    with (tmp_path / "texts" / "a.jsonl").open("a", encoding="utf-8") as file:
+        file.write("no JSON\n")
+    source = {"folder": str(tmp_path / "texts"), "skip_malformed": True}
+    corpus = {"name": "mine", "tokenizer": "bpe", "vocabulary": 300, "pretraining": source}
+    store = Store(str(tmp_path / "store"))
+    with caplog.at_level(logging.WARNING, "raysweep"):
+        prepare_corpora(states(store, make_cell(corpus=corpus)), [], store, lambda progress: None)
+    assert "corpus mine is without 1 malformed documents (skip_malformed), the first in a.jsonl at 1,001" in caplog.text
+
+
 def test_two_corpora_in_one_sweep_each_with_what_fits(
     text: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
