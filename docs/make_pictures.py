@@ -78,7 +78,7 @@ def live(browser: Any, space: str, store: str) -> None:
             timeout=1_200_000,
         )
         # Where this machine has it is nobody's business.
-        page.evaluate("store => { document.getElementById('place').textContent = store; }", f"runs/{Path(store).name}")
+        page.evaluate("store => { document.querySelector('p.quiet').textContent = store; }", f"runs/{Path(store).name}")
         page.locator("#curves").scroll_into_view_if_needed()
         page.wait_for_function("document.querySelectorAll('#curves .legendtext').length > 0")
         page.evaluate("scrollTo(0, 0)")
