@@ -63,7 +63,6 @@ def count(page: Any, expression: str) -> int:
 
 
 @pytest.mark.usefixtures("corpus")
-@pytest.mark.slow
 def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
     sweep = subprocess.Popen(
         [sys.executable, "-m", "raysweep.cli", "run", "watched.yaml", "--store", "store", "--watch"], cwd=study,
