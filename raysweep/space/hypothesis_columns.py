@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from typing import Literal, get_origin
 
 from raysweep.errors import did_you_mean
 from raysweep.space.cell import Cell
@@ -11,8 +12,8 @@ from raysweep.space.hypotheses import Hypotheses, Test, paper_hypotheses
 from raysweep.space.size import Size
 
 _FIELDS = ("of", "with_", "for_", "than", "from_", "to", "minus", "over", "in_", "at")
-_NO_COLUMNS = {"loss", "lowest", "middle", "highest", *Cell.model_fields, *Size.model_fields}
-"""What may stand in those fields and is none: `loss` is one of two, the others are ends of a range and settings."""
+_NO_COLUMNS = {"loss", *Cell.model_fields, *Size.model_fields}
+"""What may stand in those fields and is none: `loss` is one of two columns, the others are settings."""
 
 
 def columns_named(test: Test) -> list[str]:
@@ -24,7 +25,10 @@ def columns_named(test: Test) -> list[str]:
     ['cosine_W']
     """
     spec = getattr(test, test.kind)
-    given = [getattr(spec, field, None) for field in _FIELDS]
+    fields = type(spec).model_fields
+    # Where only some words may stand, such as `lowest`, they are ends of a range.
+    free = [name for name in _FIELDS if name in fields and get_origin(fields[name].annotation) is not Literal]
+    given = [getattr(spec, name) for name in free]
     names = [name for value in given for name in (value if isinstance(value, tuple) else (value,))]
     return [name for name in names if isinstance(name, str) and name not in _NO_COLUMNS]
 
