@@ -20,8 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from raysweep.analysis import statistics
 from raysweep.analysis.columns import capital, outcome, short, words
-from raysweep.analysis.findings import FEWEST_CONFIGURATIONS
-from raysweep.analysis.regressions import DRAWS, SEED
+from raysweep.analysis.findings import FEWEST_CONFIGURATIONS, bootstrapped
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import TURN, Effect
 
@@ -232,10 +231,7 @@ def estimate(sweep: SweepData, cells: pd.DataFrame, statistic: Callable[[Array],
     value = float(statistic(statistics.sample(len(cells)))[0])
     if len(np.unique(groups)) < FEWEST_CONFIGURATIONS:
         return Estimate(value, math.nan, math.nan)
-    draws, left_out = (
-        statistic(weights) for weights in (statistics.resamples(groups, DRAWS, SEED), statistics.jackknife(groups))
-    )
-    return Estimate(value, *statistics.bca_interval(value, draws, left_out))
+    return Estimate(value, *bootstrapped(statistic, value, groups))
 
 
 def correlation(sweep: SweepData, cells: pd.DataFrame, x: str, y: str) -> Estimate:

@@ -171,14 +171,19 @@ class Tests:
             if interval is not None:
                 low, high = interval(cells, groups)
             else:
-                draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
-                low, high = statistics.bca_interval(value, draws, left_out)
+                low, high = bootstrapped(of, value, groups)
         if not math.isfinite(value):
             return Finding(
                 name, rule, n=len(cells), reason="not defined: one side is constant, or no cell is of the kind"
             )
         reason = "" if math.isfinite(low) else "no interval: too few resamples have a value"
         return Finding(name, rule, value, low, high, len(cells), reason)
+
+
+def bootstrapped(of: Callable[[Array], Array], value: float, groups: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The 95% BCa interval of a statistic with that value: `of` takes weights, (B, n) -> (B,). Groups are drawn whole."""
+    draws, left_out = of(statistics.resamples(groups, DRAWS, SEED)), of(statistics.jackknife(groups))
+    return statistics.bca_interval(value, draws, left_out)
 
 
 def false_discovery_rates(p_values: pd.Series) -> pd.Series:

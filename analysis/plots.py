@@ -99,8 +99,8 @@ def against(sweep: SweepData, task: str, pairs: Sequence[tuple[str, str]], title
     if not title and seen:
         _, x, y = max(seen, key=lambda correlation: abs(correlation[0]))
         found = drawing.correlation(sweep, drawing.need(sweep, x, y), x, y)
-        goes = "goes most" if found.is_clear else "does not clearly go, and most"
-        title = f"{capital(words(y))} {goes} with the {words(x)} (Spearman {found}), sizes and training choices mixed"
+        goes = "goes most with" if found.is_clear else "clearly goes with none of these; nearest is"
+        title = f"{capital(words(y))} {goes} the {words(x)} (Spearman {found}), sizes and training choices mixed"
     return drawing.finish(figure, title, drawing.size_legend(sweep.cells))
 
 
@@ -145,8 +145,8 @@ def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
     drawing.label(last, "loss before (nats per token)", sweep.label(column))
     rises = {s: float(c[rise].mean()) for s, c in sizes.items()}
     worst = max(rises, key=lambda s: rises[s])
-    by = f"{rises[worst]:.3g} nats per token on average"
-    title = f"Of the means of the sizes, {outcome(task)} is furthest above the loss before at {worst} (by {by})"
+    by = f"{rises[worst]:.3g} nats per token"
+    title = f"{capital(outcome(task))} is on average furthest above the loss before at {worst} (by {by})"
     return drawing.finish(figure, title, drawing.size_legend(sweep.cells))
 
 

@@ -43,14 +43,15 @@ def messages() -> str:
         "An error is one line with what is wrong, where, and what to do. `--debug` shows where in the code it came from. "
         "Here *italics* and … stand for what differs. Search for a few words of yours that are no names or numbers.\n",
     ]
-    taken: set[Path] = set()
+    left = {file: said for file in _files(_PACKAGE) if (said := _of(file))}
     for title, (places, text) in _SECTIONS.items():
-        files = sorted(file for place in places for file in _files(_PACKAGE / place))
-        taken |= set(files)
-        found = sorted({one for file in files for one in _of(file)}, key=lambda one: re.sub(r"\W", "", one).lower())
+        files = [file for place in places for file in _files(_PACKAGE / place)]
+        found = sorted(
+            {one for file in files for one in left.pop(file, ())}, key=lambda one: re.sub(r"\W", "", one).lower()
+        )
         if found:
             parts += [f"\n## {title}\n", *([f"{text}\n"] if text else []), *(f"- {one}" for one in found)]
-    if left := {file for file in _files(_PACKAGE) if list(_of(file))} - taken:
+    if left:
         raise ValueError(f"no section has the messages of {sorted(left)}")
     return "\n".join(parts) + "\n"
 

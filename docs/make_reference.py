@@ -77,7 +77,8 @@ def _fields(definition: dict[str, Any], units: dict[str, str], without: tuple[st
     for name, field in definition["properties"].items():
         if name in without:
             continue
-        default = "*needed*" if name in required else f"`{_written(field.get('default'))}`".replace("``", "empty")
+        value = _written(field.get("default"))
+        default = "*needed*" if name in required else f"`{value}`" if value else "empty"
         kind = _kind(field) + (f" ({units[name]})" if units.get(name) and "enum" not in field else "")
         lines.append(f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(field.get('description', ''))} |")
     return "\n".join(lines)
@@ -121,39 +122,13 @@ def _cell(text: str) -> str:
 
 # Hypotheses.
 
-_MEANINGS = {
-    "of": "The column; `loss` stands for the loss on held-out text.",
-    "with": "The other column.",
-    "than": "The column that takes the place of `with`; of `at`: the values that it is compared with.",
-    "for": "The loss that is predicted, or a list of several.",
-    "at": "The column in which the pairs are equal.",
-    "in": "The column by which the cells are ordered.",
-    "over": "The setting that is varied.",
-    "from": "Where the range begins; of `line`: the column that predicts.",
-    "to": "Where the range ends; of `line`: the column that is predicted.",
-    "minus": "The column that is taken from it.",
-    "end": "Which end of `in`.",
-    "part": "Which side of the U.",
-    "value": "The value of the setting.",
-    "block": "The kind of block.",
-    "sizes": "Of which sizes; of an odd number the middle one is in both halves.",
-    "id": "What it is called.",
-    "says": "The claim in words.",
-    "tests": "What decides it: it is supported where all of them are.",
-    "among": "Which cells the test is about.",
-    "needs": "What a sweep must have for the test to say anything.",
-}
-"""Of fields without a text of their own."""
-
 
 def hypotheses() -> str:
     definitions = hypotheses_schema()["$defs"]
     for definition in definitions.values():
-        for name, field in definition["properties"].items():
-            field.setdefault("description", _MEANINGS.get(name, ""))
+        for field in definition["properties"].values():
             if field.get("type") is None and "$ref" in field:
                 field["default"] = None  # A mapping, all of whose fields may be left out.
-    definitions["Spread"]["properties"]["over"]["description"] = "The column that it is divided by."
     test = definitions["Test"]["properties"]
     kinds = {name: test.pop(name)["anyOf"][0]["$ref"][8:] for name in KINDS}
     parts = [

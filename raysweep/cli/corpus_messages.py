@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raysweep.cli.console import console, escape, say, show
+from raysweep.corpora.manifest import first_malformed
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.space.data_sets import DataSet
 
@@ -67,10 +68,9 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
     for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
         say(f"mixture: {escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
     if "malformed" in manifest:
-        first = manifest["malformed"]["first"][0]
         say(
             f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "
-            f"{escape(first['file'])} at {first['place']:,}: {escape(first['reason'])}"
+            f"{escape(first_malformed(manifest))}"
         )
     show_left_out(corpus)
     if "overlap" in manifest:

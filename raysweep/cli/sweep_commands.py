@@ -218,7 +218,7 @@ def _rehearse(space: Space) -> int:
     if not watched.result.complete:
         return 1
     for said in unknown_columns(space.hypotheses, watched.result.table.column_names) if space.hypotheses else ():
-        logger.warning("%s: what names it will be undecided", said)
+        logger.warning("a test will be undecided: %s", said)
     print(f"every step of {space.name} works; nothing was kept")
     return 0
 

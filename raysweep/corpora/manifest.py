@@ -36,6 +36,12 @@ def fingerprint(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def first_malformed(manifest: dict[str, Any]) -> str:
+    """Where the first of the documents stands that were left out as malformed, and why it was: `a.jsonl at 3: ...`."""
+    first = manifest["malformed"]["first"][0]
+    return f"{first['file']} at {first['place']:,}: {first['reason']}"
+
+
 def checksum(manifest: dict[str, Any]) -> str:
     """SHA-256 of all that a manifest says, but for this."""
     body = {key: value for key, value in manifest.items() if key != "sha256"}

@@ -111,7 +111,7 @@ class TokenizedCorpus:
         own = {"pretraining/validation": "validation", "pretraining/test": "in_distribution"}.get(shard)
         return (
             f". {share:.0%} of its documents are held out for it, and it has too few for that: give it more documents, or "
-            f"cut long ones in parts{f', or give the corpus documents of their own for it, as {own}:' if own else ''}"
+            f"cut long ones into parts{f', or give the corpus documents of their own for it, as {own}:' if own else ''}"
         )
 
     def sequences(self, shard: str, length: int) -> Sequences:

@@ -89,6 +89,12 @@ def hypotheses_schema() -> dict[str, Any]:
     ['of', 'with']
     """
     of, definitions = definitions_of([Hypothesis])
+    for kind, definition in definitions.items():
+        for name, field in definition["properties"].items():
+            is_kind = kind == "Test" and name in KINDS  # It has its own definition.
+            if not is_kind and "description" not in field:
+                field["description"] = _MEANINGS[name]
+    definitions["Spread"]["properties"]["over"]["description"] = "The column that it is divided by."
     definitions["Test"]["oneOf"] = [{"required": [kind]} for kind in KINDS]
     properties = {
         "hypotheses": {
@@ -99,6 +105,31 @@ def hypotheses_schema() -> dict[str, Any]:
         PAPER: {"type": "boolean", "default": False, "description": "Test the paper's claims before these, too."},
     }
     return file_schema("Hypotheses of a sweep", ["hypotheses"], properties, definitions)
+
+
+_MEANINGS = {
+    "of": "The column; `loss` stands for the loss on held-out text.",
+    "with": "The other column.",
+    "than": "The column that takes the place of `with`; of `at`: the values that it is compared with.",
+    "for": "The loss that is predicted, or a list of several.",
+    "at": "The column in which the pairs are equal.",
+    "in": "The column by which the cells are ordered.",
+    "over": "The setting that is varied.",
+    "from": "Where the range begins; of `line`: the column that predicts.",
+    "to": "Where the range ends; of `line`: the column that is predicted.",
+    "minus": "The column that is taken from it.",
+    "end": "Which end of `in`.",
+    "part": "Which side of the U.",
+    "value": "The value of the setting.",
+    "block": "The kind of block.",
+    "sizes": "Of which sizes; of an odd number the middle one is in both halves.",
+    "id": "What it is called.",
+    "says": "The claim in words.",
+    "tests": "What decides it: it is supported where all of them are.",
+    "among": "Which cells the test is about.",
+    "needs": "What a sweep must have for the test to say anything.",
+}
+"""What the fields of tests mean that have the same name in many kinds."""
 
 
 def file_schema(

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 
 from raysweep.corpora.build import open_corpus
+from raysweep.corpora.manifest import first_malformed
 from raysweep.corpora.progress import Report
 from raysweep.corpora.shared import obtain
 from raysweep.corpora.tokenized import TokenizedCorpus
@@ -83,10 +84,9 @@ def _shortfalls(
         name = f"corpus {corpus.name}"
         without = [evaluation for evaluation in evaluations if not evaluation.fits(cells[0])]
         if malformed := opened.manifest.get("malformed"):
-            first = malformed["first"][0]
             yield (
                 f"{name} is without {malformed['documents']:,} malformed documents (skip_malformed), the first in "
-                f"{first['file']} at {first['place']:,}: {first['reason']}"
+                f"{first_malformed(opened.manifest)}"
             )
         for evaluation in without:
             yield f"{name} has no {evaluation.corpus_role}: {evaluation.label} is left out for its cells"

@@ -9,6 +9,7 @@ import pytest
 import test_space
 import yaml
 
+from raysweep.space.hypotheses import KINDS
 from raysweep.space.schema import hypotheses_schema, search_space_schema
 from raysweep.space.yaml_file import YamlFile
 from raysweep.suites.read import is_suite
@@ -138,10 +139,11 @@ def test_what_the_reader_refuses_it_refuses_too() -> None:
     ("schema", "definition"),
     [
         (name, definition)
-        for name in ("raysweep", "suite")
+        for name in ("raysweep", "suite", "hypotheses")
         for definition in sorted(SHIPPED[f"{name}.schema.json"]["$defs"])
     ],
 )
 def test_every_field_says_what_it_is(schema: str, definition: str) -> None:
     fields = SHIPPED[f"{schema}.schema.json"]["$defs"][definition]["properties"]
-    assert [name for name, field in fields.items() if name != "task" and "description" not in field] == []
+    named = ["task", *(KINDS if definition == "Test" else ())]  # A kind of test has its own definition.
+    assert [name for name, field in fields.items() if name not in named and not field.get("description")] == []
