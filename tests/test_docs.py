@@ -1,31 +1,24 @@
 """The documentation: links lead somewhere, commands and search spaces are accepted, the reference is what the code says."""
 
+import argparse
 import importlib.util
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
 import pytest
+from pages import NAMES, PAGES, ROOT, blocks, commands
 
 from raysweep.cli.parser import build_parser
 from raysweep.space.schema import search_space_schema
 from raysweep.space.yaml_file import YamlFile
-
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and mkdocs make them."""
     headings = re.findall(r"^#+ +(.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
-
-
-def blocks(page: Path, language: str) -> Iterator[str]:
-    yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -41,19 +34,6 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert anchor in anchors(to), target
 
 
-def commands(page: Path) -> Iterator[str]:
-    """The commands of raysweep in a page's blocks, without what is said of them."""
-    for block in blocks(page, "(?:bash)?"):
-        for line in block.replace("\\\n", " ").splitlines():
-            found = re.match(r"(?:\$ )?(?:\w+=\S+ )*(?:\.venv/bin/)?raysweep (.*)", line)
-            if found is None:
-                continue
-            command = re.split(r"\s{2,}|\s#|  ", found[1])[0].strip()
-            # What stands for something else, or is two commands in one line.
-            if not re.search(r"\.\.\.|[|&<>$]|\bDIR, |^SPACE", command) and command:
-                yield command
-
-
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_command_is_one(page: Path) -> None:
     if page.parent.name == "reference":
@@ -63,6 +43,27 @@ def test_every_command_is_one(page: Path) -> None:
             build_parser().parse_args(shlex.split(command))
         except SystemExit:
             pytest.fail(f"raysweep {command}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_within_sentences_have_such_options(page: Path) -> None:
+    """They are often a part of a command, so that only the names are checked."""
+    for found in re.findall(r"(?<!\\)`raysweep ([^`]+)`", page.read_text(encoding="utf-8")):
+        name, *rest = found.split()
+        parsers = [_choices(build_parser())[name]]
+        parsers += _choices(parsers[0]).values()
+        known = {option for parser in parsers for option in parser._option_string_actions}
+        assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known, found
+
+
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """A parser's commands."""
+    return {
+        name: choice
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for name, choice in action.choices.items()
+    }
 
 
 def test_commands_are_found() -> None:

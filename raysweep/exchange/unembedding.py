@@ -91,7 +91,9 @@ def load(model: str, revision: str | None, computes: bool = False) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     _know_ai2_olmo(model)
-    arguments: dict[str, Any] = {} if revision is None else {"revision": revision}
+    # An adapter that the folder may hold is looked for by itself: on the main branch, if it is not told.
+    where = {} if revision is None else {"revision": revision}
+    arguments: dict[str, Any] = where | {"adapter_kwargs": dict(where)}
     try:
         answer: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model, output_loading_info=True, trust_remote_code=False, **arguments

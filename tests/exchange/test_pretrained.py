@@ -1,13 +1,16 @@
 """The unembedding of models as others save them, against transformers' own idea of it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from suites.hub_on_localhost import Hub
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from raysweep.errors import UserError
@@ -50,13 +53,10 @@ def test_one_of_raysweep_s_checkpoints(tmp_path: Path) -> None:
     assert torch.equal(unembedding(str(tmp_path / "m.safetensors")), weight)
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    environment_offline = {"HF_HUB_OFFLINE": "1"}
-    import os
-
+def run(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "raysweep.cli", "geometry", *arguments],
-        env=os.environ | environment_offline,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | environment,
         capture_output=True,
         text=True,
         check=False,
@@ -127,3 +127,22 @@ def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "NaN" not in done.stdout
     assert set(json.loads(done.stdout).values()) == {None}
+
+
+def test_revisions_of_a_model_on_a_hub_are_a_trajectory(tmp_path: Path) -> None:
+    ranks = {}
+    for step, model in zip((1, 1000), small_models(), strict=False):
+        model.save_pretrained(tmp_path / "hub" / "owner" / "model" / f"step{step}")  # type: ignore[operator]
+        ranks[f"step{step}"] = geometry.measure(model.get_output_embeddings().weight)["effective_rank"]  # type: ignore[operator]
+    figure = tmp_path / "revisions.png"
+    with Hub(tmp_path / "hub") as hub:
+        done = run(
+            "owner/model", "--revision", "step1000", "--revision", "step1", "--figure", str(figure), "--json",
+            HF_ENDPOINT=hub.address, HF_HOME=str(tmp_path / "cache"), HF_HUB_OFFLINE="0",
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = {row["revision"]: row["effective_rank"] for row in json.loads(done.stdout)}
+    assert found == pytest.approx(ranks)
+    assert len(Image.open(figure).convert("RGB").getcolors(1 << 24) or []) > 50, "the figure is nearly empty"
+    one = run("owner/model", "--figure", str(figure))
+    assert (one.returncode, one.stderr.count("\n")) == (1, 1)

@@ -42,6 +42,18 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+def test_a_store_in_a_bucket_is_read_as_a_folder_is(bucket: tuple[Any, str]) -> None:
+    store = Store(bucket[1])
+    write_plan(SPACE, store)
+    finish(store, 1, 3.0)
+    reader = Reader(SPACE, store)
+    assert states(reader.read()) == ["waiting", "done", *["waiting"] * 4]
+    finish(store, 2, 4.0)
+    shown = reader.read()
+    assert states(shown) == ["waiting", "done", "done", *["waiting"] * 3]
+    assert list(shown.content.cells["validation_loss"])[1:3] == [3.0, 4.0]
+
+
 def finish(store: Store, place: int, loss: float, evaluated: bool = True) -> None:
     """The tables of a finished cell."""
     cell = SPACE.cells[place]
