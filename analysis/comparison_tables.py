@@ -7,6 +7,7 @@ for anything else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,11 @@ class Table:
 
     def cell(self, statistic: str, metric: str) -> pd.Series:
         """The row of one statistic of one metric."""
-        matching = self.rows[(self.rows["statistic"] == statistic) & (self.rows["metric"] == metric)]
-        return matching.iloc[0]
+        return self._cells[statistic, metric]
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str], pd.Series]:
+        return {(row["statistic"], row["metric"]): row for _, row in self.rows.iterrows()}
 
     def name(self, statistic: str) -> str:
         """What the table calls a statistic; of an added R² with the R² that it is added to."""

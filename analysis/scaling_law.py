@@ -60,7 +60,8 @@ class Fits:
     def parameters(self) -> Array:
         """(B, 5) in the order of `NAMES`."""
         a, b, e, alpha, beta = self.theta.T
-        A, B = np.exp(a + alpha * self.centre[0]), np.exp(b + beta * self.centre[1])
+        with np.errstate(over="ignore"):  # A fit that runs away, which is the reason that its law is not used.
+            A, B = np.exp(a + alpha * self.centre[0]), np.exp(b + beta * self.centre[1])
         return np.stack([np.exp(e), A, B, alpha, beta], axis=1)
 
     def log_predictions(self, N: Array, D: Array) -> Array:
@@ -109,9 +110,10 @@ def fit(N: Array, D: Array, loss: Array) -> tuple[Law, Fits]:
     E, A, B, alpha, beta = (float(v) for v in fits.parameters()[best])
     predicted = np.exp(predictions[best])
     r2 = 1 - float(((loss - predicted) ** 2).sum() / ((loss - loss.mean()) ** 2).sum())
-    problem = _problem(
-        bool(fits.converged[best]), agreement, A * np.exp(-alpha * np.log(N)), B * np.exp(-beta * np.log(D)), E
-    )
+    a, b = fits.theta[best, :2]
+    problem = _problem(bool(fits.converged[best]), agreement, np.exp(a - alpha * x), np.exp(b - beta * y), E)
+    if not np.isfinite([A, B]).all():
+        problem = "; ".join(filter(None, (problem, f"{'B' if np.isfinite(A) else 'A'} is beyond any number")))
     doubtful = not fits.converged[best] or agreement < _FEWEST_AGREE
     law = Law(E, A, B, alpha, beta, r2, agreement, problem, bool(doubtful))
     return law, Fits(

@@ -101,9 +101,13 @@ def swing(sweep: SweepData, hyperparameter: str, column: str, equal_steps: bool 
     Beside an effect, which is a straight line, it says whether the column turns in between. NaN where no slice has all.
     """
     slices = _slices(sweep, hyperparameter, column, equal_steps)
-    most = max((cells[hyperparameter].nunique() for cells in slices), default=0)
-    whole = [cells.assign(y=cells[column] - cells[column].mean()) for cells in slices if len(cells) == most]
-    return float(np.ptp(pd.concat(whole).groupby(hyperparameter)["y"].mean())) if whole else math.nan
+    pairs = [(cells[hyperparameter].to_numpy(float), cells[column].to_numpy(float)) for cells in slices]
+    most = max((len(np.unique(values)) for values, _ in pairs), default=0)
+    whole = [(values, y - y.mean()) for values, y in pairs if len(values) == most]
+    if not whole:
+        return math.nan
+    _, level = np.unique(np.concatenate([values for values, _ in whole]), return_inverse=True)
+    return float(np.ptp(np.bincount(level, np.concatenate([y for _, y in whole])) / np.bincount(level)))
 
 
 def _slices(
@@ -111,8 +115,10 @@ def _slices(
     keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda cells: cells,
 ) -> list[pd.DataFrame]:  # fmt: skip
     """The slices over the cells that have the column, where two values of the hyperparameter are left."""
-    slices = [keep(cells.dropna(subset=[column])) for cells in sweep.over_seeds.slices(hyperparameter, equal_steps)]
-    return [cells for cells in slices if cells[hyperparameter].nunique() > 1]
+    of_all = sweep.over_seeds.slices(hyperparameter, equal_steps)
+    # Leaving rows out copies every column of a table that has hundreds.
+    slices = [keep(cells if cells[column].notna().all() else cells.dropna(subset=[column])) for cells in of_all]
+    return [cells for cells in slices if len(np.unique(cells[hyperparameter].to_numpy())) > 1]
 
 
 def _positions(slices: list[pd.DataFrame], hyperparameter: str) -> Callable[[Array], Array]:

@@ -79,7 +79,7 @@ def write(path: Path, megabytes: int) -> None:
 def one_core(folder: Path, rounds: int) -> list[Result]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     corpus = Corpus.model_validate({"name": "text", "pretraining": {"folder": str(folder)}})
-    (part,) = tokenize._parts(corpus)
+    (part,) = tokenize._parts(corpus, lambda _: None)
     tokenizer = olmo()
     settings = blocks.Settings(tokenizer.to_str(), "<u2", 1.0, blocks.EVERYTHING, stream=False)
     texts = [json.loads(line)["text"] for line in (folder / "text.jsonl").read_text(encoding="utf-8").splitlines()]

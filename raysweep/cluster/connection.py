@@ -24,6 +24,9 @@ from raysweep.cluster.environment import (
 from raysweep.cluster.watchdog import Watchdog
 from raysweep.errors import UserError, one_line
 
+START_ATTEMPTS = 4
+"""Ray gives a cluster half a minute to start, which a machine that does much else may not manage."""
+
 _Listener = Literal["cluster", "silent", "other"] | None
 
 
@@ -115,7 +118,7 @@ def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
         Path.cwd() if os.environ.get(UV) == "1" else Path(__file__).parents[2]
     )  # uv's working folder is to be packed.
     with chdir(folder):
-        for last in (False, True):
+        for attempt in range(START_ATTEMPTS):
             try:
                 return ray.init(**arguments)
             except Exception as error:  # Of any kind, by what is wrong.
@@ -131,8 +134,14 @@ def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
                     if _wants_token(cluster):
                         remedy = f"copy its ~/.ray/auth_token to this machine, and unset RAY_AUTH_MODE; or {remedy}"
                     raise UserError(f"the Ray cluster at {cluster} cannot be joined ({said}): {remedy}") from None
-                if last or "timed out" not in said:
+                if "timed out" not in said:
                     raise UserError(f"Ray cannot start a cluster on this machine: {said}") from None
+                if attempt + 1 == START_ATTEMPTS:
+                    raise UserError(
+                        f"Ray did not start within its half minute on this machine, {START_ATTEMPTS} times in a row, at a "
+                        f"load of {os.getloadavg()[0]:.0f} on {arguments['num_cpus']} CPUs: try again when other programs "
+                        "leave it room"
+                    ) from None
     raise AssertionError
 
 

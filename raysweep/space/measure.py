@@ -95,6 +95,11 @@ def check_metric(name: str) -> None:
     version(name, METRIC_PLUGINS)
 
 
+def own_metrics(measurements: Iterable[Measurement]) -> list[str]:
+    """The functions of the user's own among the metrics, each once."""
+    return sorted({name for one in measurements for name in one.metrics if not _built_in(name)})
+
+
 def _known(metrics: tuple[str, ...]) -> tuple[str, ...]:
     for name in metrics:
         check_metric(name)

@@ -206,7 +206,7 @@ def _run_tasks(
     from raysweep.sweep.same_code import code
 
     suite = loaded.suite
-    work = Work(suite, store.location, fingerprint, code())
+    work = Work(suite, store.location, fingerprint, code(suite.measure))
     resources = suite.resources
     todo = [one for one in before.checkpoints if one.id in before.left]
     # What does not fit shows at once, and no long one is left for the end.

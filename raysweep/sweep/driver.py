@@ -68,7 +68,12 @@ def train_cells(
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(
-                run_cell, space=space, location=location, fingerprints=fingerprints, code=code(), train=train
+                run_cell,
+                space=space,
+                location=location,
+                fingerprints=fingerprints,
+                code=code(space.measure),
+                train=train,
             ),
             # A trial only waits for others, and Tune will not take a bundle of nothing; memory is what it does use.
             tune.PlacementGroupFactory([{"memory": TRIAL_MEMORY} | controller.trial_resources]),

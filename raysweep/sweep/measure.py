@@ -167,7 +167,9 @@ def _by_ray(
     )(measure_cell)
     settings = resources.model_dump()
     left = {
-        task.remote(cell, steps, measurements, store.location, fingerprints[cell.id], code(), settings): cell.id
+        task.remote(
+            cell, steps, measurements, store.location, fingerprints[cell.id], code(measurements), settings
+        ): cell.id
         for cell, steps in jobs
     }
     values, unreadable, errors = 0, {}, {}

@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import socket
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
 from raysweep.errors import UserError
+from raysweep.space.measure import Measurement, own_metrics
+from raysweep.space.plugins import METRICS
+from raysweep.space.plugins import version as own_version
+
+
+def code(measurements: Iterable[Measurement] = ()) -> dict[str, str]:
+    """What tells one process's code from another's.
+
+    Of raysweep and ai2-olmo their files, of PyTorch its version, and of the user's own metrics that are measured theirs.
+    """
+    return _installed() | {name: own_version(name, METRICS) for name in own_metrics(measurements)}
 
 
 @lru_cache(1)
-def code() -> dict[str, str]:
-    """What tells one process's code from another's: of raysweep and ai2-olmo their files, of PyTorch its version."""
+def _installed() -> dict[str, str]:
     # A build for GPUs beside one for CPUs is the same code.
     return {"raysweep": _files("raysweep"), "ai2-olmo": _files("olmo"), "torch": version("torch").partition("+")[0]}
 
@@ -24,7 +35,11 @@ def check_same_code(driver: dict[str, str]) -> None:
 
     It has where nodes have environments of their own, or where a folder that Ray looks into first has a module of that name.
     """
-    here = code()
+    here = dict(_installed())
+    try:
+        here |= {name: own_version(name, METRICS) for name in driver if name not in here}
+    except ValueError as error:
+        raise UserError(f"{socket.gethostname()}: {error}") from None
     other = [name for name in driver if driver[name] != here[name]]
     if other:
         places = ", ".join(f"{name} is {here[name]} here and {driver[name]} there" for name in other)

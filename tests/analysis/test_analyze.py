@@ -47,6 +47,10 @@ def test_the_tables_are_there_with_their_columns(output: Path) -> None:
     assert len(pd.read_csv(output / "claims.csv")) == len(paper_hypotheses().hypotheses)
     laws = pd.read_csv(output / "scaling_law.csv")
     assert {"E", "A", "B", "alpha", "beta", "r2", "agreement_of_starts"} == set(laws["parameter"])
+    # The forgetting has a B that is too large for a float.
+    beyond = laws[~np.isfinite(laws["value"])]
+    assert len(beyond)
+    assert beyond["reason"].str.contains("beyond any number").all()
 
 
 def test_the_papers_tables_stand_beside_ours(output: Path) -> None:

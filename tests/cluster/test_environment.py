@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import raysweep
@@ -29,6 +31,8 @@ from raysweep.cluster.environment import (
     temporary_folder,
 )
 from raysweep.errors import UserError
+from raysweep.space import plugins
+from raysweep.space.measure import Measurement
 from raysweep.sweep.same_code import check_same_code, code
 
 
@@ -247,8 +251,39 @@ def test_ray_s_folder_that_is_deleted_ends_what_runs_in_it(tmp_path: Path) -> No
     assert time.monotonic() - begun < 50
 
 
-def test_other_code_than_the_driver_s_is_refused(tmp_path: Path) -> None:
-    check_same_code(code())
+@pytest.mark.slow
+def test_a_cluster_that_is_too_slow_to_start_is_started_again() -> None:
+    """Its raylet is stopped as it appears, as on a machine that has no time for it."""
+    script = "from raysweep.cluster.connection import connected\nwith connected() as c: print(c.shared)"
+    starting = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    first: psutil.Process | None = None
+    while first is None and starting.poll() is None:
+        for process in psutil.Process(starting.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet":
+                    process.suspend()
+                    first = process
+        time.sleep(0.02)
+    printed, error = starting.communicate(timeout=240)
+    assert (starting.returncode, printed, error) == (0, "False\n", "")
+    assert first is not None
+    with suppress(psutil.NoSuchProcess):
+        assert first.status() == psutil.STATUS_ZOMBIE, "what was stopped is left behind"
+
+
+def test_other_code_than_the_driver_s_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "own_study"
+    own.mkdir()
+    (own / "__init__.py").write_text("def one(matrix):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    driver = code([Measurement.model_validate({"of": "unembedding", "metrics": ["own_study:one"]})])
+    check_same_code(driver)
+    (own / "__init__.py").write_text("def one(matrix):\n    return 2.0\n")
+    plugins.version.cache_clear()
+    with pytest.raises(UserError, match=rf"own_study:one is \w+ here and {driver['own_study:one']} there"):
+        check_same_code(driver)
     changed = tmp_path / "raysweep"
     shutil.copytree(
         Path(raysweep.__file__).parent, changed, symlinks=False, ignore=shutil.ignore_patterns("__pycache__")

@@ -26,6 +26,7 @@ import pytest
 import torch
 import yaml
 from events import scalars
+from script import call
 from tiny import make_cell
 
 from raysweep.corpora.tokenized import TokenizedCorpus
@@ -285,10 +286,16 @@ def disturbed(undisturbed: tuple[Path, str], folder: Path, ids: list[str]) -> Pa
     counts = json.loads(command("status", str(folder / "tiny.yaml"), "--store", str(store), "--json").stdout)
     assert counts["cells"] == {"planned": 2, "done": 1, "running": 0, "failed": 0, "diverged": 0, "left": 1}
 
-    last = start(folder / "tiny.yaml", store)
-    printed = finish(last)
-    assert last.returncode == 0, printed
-    assert "2 cells, 1 trained, 1 to continue from a checkpoint, 1 evaluations to do" in printed
+    # To its end from a script of the user's own: what was begun by command is the same sweep.
+    last = call(folder / "tiny.yaml", store)
+    assert (last["printed"], last["environment"], last["handlers"]) == ("", True, True)
+    assert (last["complete"], last["interrupted"], last["failed"]) == (True, False, {})
+    assert (last["rows"], last["same"]) == (2, True)
+    assert last["status"] == {"planned": 2, "done": 2, "running": 0, "failed": 0, "diverged": 0, "left": 0}
+    events = last["events"]
+    assert events[0] == "SweepSurveyed"
+    assert events.index("ClusterConnected") < events.index("CellStarted") < events.index("CellReported")
+    assert events.count("CellFinished") == 1
     assert {name: (store / name).stat().st_mtime_ns for name in finished} == touched
     starts = pq.read_table(store / "timings" / "train" / f"{second}.parquet")["starts"].to_pylist()
     assert starts == [3]
