@@ -68,6 +68,8 @@ class AnalysisSummary:
     """Every test behind the claims."""
     noise: pd.DataFrame
     """How much seeds of one configuration differ, as `noise.seed_noise` has it."""
+    figures: pd.DataFrame
+    """What was drawn, and why the others were not, as `figures.draw` has it."""
 
 
 def analyze(
@@ -185,4 +187,4 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
     for path in earlier - now:
         for ending in (".png", ".pdf", ".csv", ".md", ".tex"):
             path.with_suffix(ending).unlink(missing_ok=True)
-    return AnalysisSummary(len(loaded.cells), loaded.planned, card, design, tested, between_seeds)
+    return AnalysisSummary(len(loaded.cells), loaded.planned, card, design, tested, between_seeds, drawn)

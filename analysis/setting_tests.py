@@ -65,8 +65,11 @@ def turn(m: Measured) -> Iterator[Finding]:
     inverted = m.spec.inverted
     first, second = u(m.tests.sweep, column, m.spec.over, inverted) if column in m.tests.cells else ([], [])
     turn = "top" if inverted else "bottom"
+    where = (
+        "where the other sizes have it" if m.tests.cells["parameters"].nunique() > 1 else "taken to be in the middle"
+    )
     ends, pairs = (
-        (f"lowest {over} to the {turn} (where the other sizes have it)", first)
+        (f"lowest {over} to the {turn} ({where})", first)
         if (m.spec.part == "rise") == inverted
         else (f"{turn} to the highest {over}", second)
     )

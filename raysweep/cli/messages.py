@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from raysweep.analysis.analyze import AnalysisSummary
     from raysweep.analysis.next_cells import Next
     from raysweep.exchange.account import Account
     from raysweep.exchange.reproduce import Comparison
@@ -311,6 +312,15 @@ def show_claims(card: list[dict[str, Any]]) -> None:
         verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
         table.add_row(str(row["claim"]), verdict, row["statement"])
     show(table)
+
+
+def show_analysed(summary: AnalysisSummary, what: str, output: Path) -> None:
+    """What a report rests on, the figures that it lacks, and where it is."""
+    lacking = int((summary.figures["file"] == "").sum())
+    if lacking:
+        why = output / "figures" / "figures.csv"
+        say(f"{lacking} of {len(summary.figures)} figures are not drawn; {why} says why")
+    say(f"{summary.analysed} of {summary.planned} {what} analysed; open {output / 'report.html'}")
 
 
 def show_side_by_side(card: list[dict[str, Any]], first: str, second: str) -> None:

@@ -138,7 +138,7 @@ def analyze(options: argparse.Namespace) -> int:
         print_json({"cells": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card})
     else:
         messages.show_claims(card)
-        print(f"{summary.analysed} of {summary.planned} cells analysed; open {output / 'report.html'}")
+        messages.show_analysed(summary, "cells", output)
     if options.next is not None:
         _write_next(options, summary, store, output)
     return 0

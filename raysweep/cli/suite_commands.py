@@ -306,5 +306,5 @@ def analyze(options: argparse.Namespace) -> int:
         print_json({"models": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card})
     else:
         messages.show_claims(card)
-        say(f"{summary.analysed} of {summary.planned} models analysed; open {output / 'report.html'}")
+        messages.show_analysed(summary, "models", output)
     return 0

@@ -97,7 +97,9 @@ class FineTuning(Evaluation):
                 f"{self.learning_rate_fraction:g} of each cell's own, and each cell's own weight decay: what differs after "
                 "it is in part the rate"
             )
-        return f"{span} steps of {self.batch_size} sequences, at {rate}; losses over {self.sequences:,} sequences"
+        return (
+            f"{span} steps of {self.batch_size} sequences, at {rate}; losses over at most {self.sequences:,} sequences"
+        )
 
     def epochs_said(self, text: TokenizedCorpus, sequence_length: int) -> list[str]:
         """That it reads the text it is trained on several times, where it does."""

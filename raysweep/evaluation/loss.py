@@ -36,7 +36,9 @@ class Settings(WithText, Averaging):
 
     def protocol(self, cells: Sequence[Cell]) -> str:
         excluded = f", without {', '.join(self.exclude)}" if self.exclude else ""
-        return f"on {self._on()}: {self.sequences:,} sequences of each domain, mean over {self.average}{excluded}"
+        return (
+            f"on {self._on()}: at most {self.sequences:,} sequences of each domain, mean over {self.average}{excluded}"
+        )
 
     def check_text(self, text: TokenizedCorpus, sequence_length: int) -> None:
         if not present(text, PREFIX, sequence_length):
