@@ -36,6 +36,7 @@ ELSEWHERE = {
         "test_package.py",
         "corpora/test_commands.py",
         "cluster/test_cluster.py",
+        "exchange/test_model_matrices.py",
         "exchange/test_pretrained.py",
     ],
     "docs/published-models.md": ["suites/test_suite_runs.py"],
