@@ -46,7 +46,7 @@ mini-report: $(DONE)
 	@$(BIN)/raysweep analyze results/mini --output results/mini/report
 	@$(BIN)/raysweep analyze results/mini --where 'steps >= 2048' --output results/mini/long
 
-# Sweeps leave much of a machine unused while Ray starts: the other tests run beside them, at the priority of Ray's workers.
+# Sweeps leave much of a machine unused while Ray starts: the other tests run beside them.
 SWEEPS = tests/sweep tests/watch tests/cluster tests/corpora
 OF_SWEEPS = .venv/tests-of-sweeps.log
 
@@ -57,7 +57,7 @@ tests-of-sweeps:
 	@$(BIN)/python -m pytest $(SWEEPS) > $(OF_SWEEPS) 2>&1
 
 other-tests:
-	@nice -n 15 $(BIN)/python -m pytest $(SWEEPS:%=--ignore=%)
+	@$(BIN)/python -m pytest $(SWEEPS:%=--ignore=%)
 
 test-gpu: $(DONE)
 	@$(BIN)/python -m pytest -m gpu -rs

@@ -141,7 +141,7 @@ def test_exponentials_to_the_last_places() -> None:
     assert bool((outside[0, 2:] > 1e38).all())
 
 
-@pytest.mark.parametrize("what", ["no compiler", "damaged library"])
+@pytest.mark.parametrize("what", ["no compiler", pytest.param("damaged library", marks=pytest.mark.slow)])
 def test_training_goes_on_without_what_was_compiled(what: str, tmp_path: Path) -> None:
     """In a process of its own: the library is looked for once."""
     code = (
@@ -165,7 +165,7 @@ def test_training_goes_on_without_what_was_compiled(what: str, tmp_path: Path) -
     ("victim", "times"),
     [
         ("the compiler", 2),
-        ("a program of the compiler", 1),
+        pytest.param("a program of the compiler", 1, marks=pytest.mark.slow),
         ("a program of the compiler", 2),
         pytest.param("the compiler", 1, marks=pytest.mark.slow),
     ],

@@ -31,6 +31,7 @@ def compare(rank: int, folder: str, names: list[str | None]) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_workers_that_found_different_checkpoints_do_not_train(tmp_path: Path) -> None:
     for names, said in (
         (["step-8", None], "the workers found different checkpoints in the store: step-8, None"),

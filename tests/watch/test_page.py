@@ -1,4 +1,4 @@
-"""The page in a real browser, of a sweep that is really running: it grows, and keeps what was chosen."""
+"""The page in a real browser: it keeps what was chosen, and beside a sweep that really runs (slow) it grows."""
 
 import os
 import signal
@@ -14,6 +14,11 @@ import pytest
 import yaml
 from serving import ROOT, watching
 from tiny import make_cell
+
+from raysweep import load
+from raysweep.store import Store
+from raysweep.store.schemas import CELLS, EVALUATIONS, FAILURES, TRAJECTORIES
+from raysweep.sweep.runner import write_plan
 
 TASK = '''
 import time
@@ -62,10 +67,11 @@ def count(page: Any, expression: str) -> int:
     return int(page.evaluate(expression))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("corpus")
 def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
     sweep = subprocess.Popen(
-        [sys.executable, "-m", "raysweep.cli", "run", "watched.yaml", "--store", "store", "--watch"], cwd=study,
+        [sys.executable, "-m", "raysweep.cli", "run", "watched.yaml", "--store", "running", "--watch"], cwd=study,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": ROOT},
     )  # fmt: skip
     try:
@@ -102,7 +108,7 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
         # A cell that failed says why, and what tries it again; what it says is text and nothing else.
         page.wait_for_selector("#failures tbody tr", timeout=240_000)
         assert "no such <thing> & nothing else" in page.locator("#failures").text_content()
-        assert page.locator("#retry").text_content() == f"raysweep run watched.yaml --store {study / 'store'}"
+        assert page.locator("#retry").text_content() == f"raysweep run watched.yaml --store {study / 'running'}"
 
         printed, _ = sweep.communicate(timeout=300)
         assert sweep.returncode == 1
@@ -120,16 +126,40 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
 
 @pytest.fixture(scope="module")
 def address(study: Path) -> Iterator[str]:
+    """The page of what such a sweep leaves behind, with the tables written here."""
+    space, store = load(study / "watched.yaml"), Store(str(study / "store"))
+    write_plan(space, store)
+    (task,) = space.evaluations
+    for cell in space.cells:
+        rows = [
+            {
+                "cell": cell.id,
+                "step": step,
+                "tokens": 128 * step,
+                "validation_loss": 6 - step / cell.steps + cell.seed / 10,
+            }
+            for step in range(0, cell.steps + 1, 16)
+        ]
+        store.write_table(store.trajectory_file(cell.id), rows, TRAJECTORIES)
+        row = cell.describe() | {"status": "done", "steps_trained": cell.steps, "validation_loss": 5 + cell.seed / 10}
+        store.write_table(store.cell_file(cell.id), [row], CELLS)
+        if cell.seed == 2:
+            failed = {"cell": cell.id, "stage": task.label, "error": "no such <thing> & nothing else"}
+            store.write_table(store.failure_file(cell.id, task.label), [failed], FAILURES)
+        else:
+            value = {"cell": cell.id, "task": task.label, "metric": "slowly_half", "value": 0.5, "unit": ""}
+            store.write_table(store.evaluation_file(cell.id, task.label, task.identity), [value], EVALUATIONS)
     with watching("watched.yaml", "--store", "store", cwd=study) as url:
         yield url
 
 
-def test_after_the_sweep_the_page_has_all_of_it(browser: Any, study: Path, address: str) -> None:
+def test_the_page_has_all_of_a_sweep(browser: Any, study: Path, address: str) -> None:
     page = opened(browser, address)
     page.wait_for_function(
         "document.getElementById('counts').textContent == '2 done, 2 failed of 4 cells; 2 of 4 evaluations'"
     )
     assert "nothing runs on this store now" in page.locator("#pace").text_content()
+    assert "no such <thing> & nothing else" in page.locator("#failures").text_content()
     page.locator("#curves").scroll_into_view_if_needed()
     page.wait_for_function("document.querySelectorAll('#curves .legendtext').length == 2")
     page.check("#bands")
