@@ -12,7 +12,7 @@ FIND_PYTHON = for python in python3.11 python3.12 python3 python; do \
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
 	2>/dev/null && command -v "$$python" && break; done
 
-.PHONY: install demo report-example mini-cell mini-report test tests-of-sweeps other-tests test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-package test-soak check docs pictures format clean
+.PHONY: install demo report-example mini-cell mini-report test test-gpu test-slow test-faults test-cluster test-slurm test-kubernetes test-suites test-machines test-autoscaling test-monitoring test-ballistic test-package test-soak check docs pictures format clean
 
 install: $(DONE)
 
@@ -46,18 +46,8 @@ mini-report: $(DONE)
 	@$(BIN)/raysweep analyze results/mini --output results/mini/report
 	@$(BIN)/raysweep analyze results/mini --where 'steps >= 2048' --output results/mini/long
 
-# Sweeps leave much of a machine unused while Ray starts: the other tests run beside them.
-SWEEPS = tests/sweep tests/watch tests/cluster tests/corpora
-OF_SWEEPS = .venv/tests-of-sweeps.log
-
 test: $(DONE)
-	@$(MAKE) --no-print-directory -j2 -k tests-of-sweeps other-tests; status=$$?; cat $(OF_SWEEPS); exit $$status
-
-tests-of-sweeps:
-	@$(BIN)/python -m pytest $(SWEEPS) > $(OF_SWEEPS) 2>&1
-
-other-tests:
-	@$(BIN)/python -m pytest $(SWEEPS:%=--ignore=%)
+	@$(BIN)/python -m pytest
 
 test-gpu: $(DONE)
 	@$(BIN)/python -m pytest -m gpu -rs

@@ -80,7 +80,8 @@ def live(browser: Any, space: str, store: str) -> None:
         # Where this machine has it is nobody's business.
         page.evaluate("store => { document.querySelector('p.quiet').textContent = store; }", f"runs/{Path(store).name}")
         page.locator("#curves").scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelectorAll('#curves .legendtext').length > 0")
+        # A machine that trains draws slowly.
+        page.wait_for_function("(document.getElementById('curves').data?.length ?? 0) > 0", timeout=180_000)
         page.evaluate("scrollTo(0, 0)")
         page.wait_for_timeout(1500)
         page.screenshot(path=str(DOCS / "live-page.png"))
