@@ -77,6 +77,9 @@ def against(sweep: SweepData, task: str, pairs: Sequence[tuple[str, str]], title
     pairs = [p for p in pairs if set(p) <= set(sweep.cells) and len(sweep.cells.dropna(subset=list(p))) > 1]
     if not pairs:
         raise drawing.NoData(f"no two cells have both {outcome(task)} and a metric")
+    if all(sweep.cells[y].nunique() == 1 for _, y in pairs):
+        value = sweep.cells[pairs[0][1]].dropna().iloc[0]
+        raise drawing.NoData(f"{words(pairs[0][1])} is {value:.4g} in every cell")
     rows, columns = drawing.grid(len(pairs), widest=3 if len(pairs) in (3, 5, 6) else 4)
     figure, axes = drawing.figure(rows, columns)
     seen: list[tuple[float, str, str]] = []

@@ -131,6 +131,14 @@ def test_a_title_does_not_say_what_its_interval_does_not(simulated: SweepData) -
     assert "of too few models for an interval" in title
 
 
+def test_what_is_the_same_in_every_cell_has_no_figure(simulated: SweepData) -> None:
+    """As the accuracy of models that answer every question alike."""
+    same = simulated.of(simulated.cells.index.isin(simulated.cells.index[:12]))
+    same.cells["in_distribution_loss"] = 0.36
+    with pytest.raises(drawing.NoData, match=r"^in-distribution loss is 0.36 in every cell$"):
+        plots.against(same, "in_distribution", [("effective_rank_W", "in_distribution_loss")])
+
+
 def test_runs_of_few_steps_are_hollow(simulated: SweepData) -> None:
     figure = plots.loss_by_size(simulated, "in_distribution", "effective_rank_W")
     hollow = {
