@@ -131,10 +131,7 @@ def added_r2(m: Measured) -> Iterator[Finding]:
     if len(pairs) == 1:
         yield replace(made[0], effect=m.called(made[0].effect))
         return
-    table = m.of_sweep.regressions
-    measured = [
-        f for f, (task, metric) in zip(made, pairs, strict=True) if (task, metric, "predictive_r2") in table.index
-    ]
+    measured = [finding for finding, pair in zip(made, pairs, strict=True) if m.of_sweep.has(*pair)]
     if not measured:
         yield Finding("R\N{SUPERSCRIPT TWO} added", m.rule, reason=f"none of the {len(pairs)} pairs was measured")
     yield from sorted(measured, key=lambda finding: -finding.high if math.isfinite(finding.high) else math.inf)

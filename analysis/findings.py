@@ -19,7 +19,7 @@ from raysweep.analysis import statistics
 from raysweep.analysis.adjusted import adjusted
 from raysweep.analysis.columns import outcome, words
 from raysweep.analysis.noise import NOISE_COLUMNS
-from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS
+from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, Outcome
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import Effect, trend
 
@@ -107,11 +107,25 @@ class Tests:
     def loss_words(self) -> str:
         return outcome(self.sweep.main_task)
 
+    def has(self, task: str, metric: str) -> bool:
+        """Whether any cell has both."""
+        column = self.sweep.tasks.get(task)
+        return (
+            column is not None and metric in self.cells and bool(self.cells[[column, metric]].notna().all(axis=1).any())
+        )
+
     def regression(self, task: str, metric: str, statistic: str, rule: str) -> Finding:
+        """A row of the regressions; that of a metric of one layer, which they leave out, is computed here."""
         name = f"{STATISTIC_WORDS[statistic]}, {words(metric)} and {outcome(task)}"
-        if (task, metric, statistic) not in self.regressions.index:
+        if not self.has(task, metric):
             return Finding(name, rule, reason=f"no cell has both {words(metric)} and {outcome(task)}")
-        row = self.regressions.loc[(task, metric, statistic)]
+        if (task, metric, statistic) in self.regressions.index:
+            row = self.regressions.loc[(task, metric, statistic)]
+        else:
+            column = self.sweep.tasks[task]
+            loss, values = (self.cells[name].to_numpy(float) for name in (column, metric))
+            present = statistics.finite(loss, values)
+            row = Outcome(self.sweep, loss, present, DRAWS, column, {metric: values[present]}).answer(statistic, metric)
         return Finding(
             name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"],
             squared=statistic == "predictive_r2",

@@ -14,6 +14,7 @@ from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.findings import Finding
 from raysweep.analysis.findings import Tests as SweepTests
+from raysweep.analysis.regressions import of_task
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError
 from raysweep.space import read as space
@@ -100,6 +101,30 @@ def of(found: SweepData, kind: str, expect: str = "> 0", **more: object) -> Find
 
 def planted(simulated: SweepData, **columns: object) -> SweepData:
     return sweep.from_tables("x", simulated.cells.assign(**columns).drop(columns=[BASE_RATE]), simulated.trajectories)
+
+
+def test_metrics_of_layers_are_tested_as_those_of_the_whole_model_are(simulated: SweepData) -> None:
+    """The regressions leave them out: the same numbers under the name of a layer, and under one that is in them."""
+    rng = np.random.default_rng(0)
+    values = simulated.cells["in_distribution_loss"] ** 2 + 0.1 * rng.standard_normal(len(simulated.cells))
+    of_layer = planted(simulated, effective_rank_blocks_0_mlp_up=values)
+    whole = planted(simulated, another_W=values)
+    assert "effective_rank_blocks_0_mlp_up" not in of_layer.metrics
+    asked = {"for": ["in_distribution_loss", "finetune_python_loss"]}
+    layer = list(
+        hypothesis_tests.findings(
+            SweepTests(of_layer, pd.DataFrame()),
+            OneTest.model_validate({"added_r2": {"of": "effective_rank_blocks_0_mlp_up", **asked}, "expect": "< 0.05"}),
+        )
+    )
+    rows = [row for task in ("in_distribution", "finetune_starcoder_python") for row in of_task(whole, task, 100)[0]]
+    table = {row["task"]: row for row in rows if row["metric"] == "another_W" and row["statistic"] == "predictive_r2"}
+    assert len(layer) == len(table) == 2
+    expected = sorted(table.values(), key=lambda row: -row["high"])
+    assert [(f.value, f.low, f.high, f.n) for f in layer] == [
+        (row["value"], row["low"], row["high"], row["n"]) for row in expected
+    ]
+    assert layer[0].low > 0.05, "it does add to the prediction"
 
 
 def test_a_correlation_within_sizes_against_scipy(simulated: SweepData) -> None:
