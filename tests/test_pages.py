@@ -74,6 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": make_cell(tokens=8192).model_dump(exclude={"batch_size"}) | {"batch_size": 4},
         "cross": {"batch_size": [4, 8]},
         "evaluations": [{"task": "in_distribution", "sequences": 8}],
+        "measure": [{"of": "blocks.0.mlp.up", "metrics": ["stable_rank"]}],
     }
     (folder / "mine.yaml").write_text(yaml.safe_dump(space), encoding="utf-8")
     (folder / "search_spaces" / "demo.yaml").write_text(yaml.safe_dump(space | {"name": "demo"}), encoding="utf-8")
@@ -118,6 +119,8 @@ def test_the_commands_of_a_page_work_in_their_order(page: str, folder: Path) -> 
             plan = json.loads(run(here, "raysweep.cli", "plan", store, "--json"))
             command = command.replace("CELL", plan["cells"][0]["id"])
         words = shlex.split(command.replace("SPACE", "mine.yaml").replace("MODEL", "model"))
+        if words[0] == "export":  # Into a new folder, on each page.
+            shutil.rmtree(here / "model", ignore_errors=True)
         if "first.yaml" in words:
             here = folder / "first"
         if words[:2] == ["plan", "first.yaml"]:
