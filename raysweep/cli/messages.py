@@ -319,7 +319,8 @@ def show_analysed(summary: AnalysisSummary, what: str, output: Path) -> None:
     lacking = int((summary.figures["file"] == "").sum())
     if lacking:
         why = output / "figures" / "figures.csv"
-        say(f"{lacking} of {len(summary.figures)} figures are not drawn; {why} says why")
+        drawn = len(summary.figures) - lacking
+        say(f"{drawn} figures drawn; for {lacking} others this sweep has no numbers ({why} says which)")
     say(f"{summary.analysed} of {summary.planned} {what} analysed; open {output / 'report.html'}")
 
 
