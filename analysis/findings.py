@@ -19,7 +19,7 @@ from raysweep.analysis import statistics
 from raysweep.analysis.adjusted import adjusted
 from raysweep.analysis.columns import outcome, words
 from raysweep.analysis.noise import NOISE_COLUMNS
-from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, Outcome
+from raysweep.analysis.regressions import DRAWS, SEED, STATISTIC_WORDS, of_metric
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.analysis.trends import Effect, trend
 
@@ -122,10 +122,7 @@ class Tests:
         if (task, metric, statistic) in self.regressions.index:
             row = self.regressions.loc[(task, metric, statistic)]
         else:
-            column = self.sweep.tasks[task]
-            loss, values = (self.cells[name].to_numpy(float) for name in (column, metric))
-            present = statistics.finite(loss, values)
-            row = Outcome(self.sweep, loss, present, DRAWS, column, {metric: values[present]}).answer(statistic, metric)
+            row = of_metric(self.sweep, self.sweep.tasks[task], metric).answer(statistic, metric)
         return Finding(
             name, rule, float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]), row["reason"],
             squared=statistic == "predictive_r2",

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis import statistics
 from raysweep.analysis.columns import place
-from raysweep.analysis.regressions import DRAWS, Outcome
+from raysweep.analysis.regressions import DRAWS, of_metric
 from raysweep.space.measure import column
 
 if TYPE_CHECKING:
@@ -51,9 +50,7 @@ def layers(
         if len(have):
             row |= {"mean": have.mean(), "sd": have.std(ddof=1) if len(have) > 1 else np.nan}
         if loss_column is not None:
-            loss = cells[loss_column].to_numpy(float)
-            present = statistics.finite(loss, values)
-            outcome = Outcome(sweep, loss, present, draws, loss_column, {name: values[present]})
+            outcome = of_metric(sweep, loss_column, name, draws)
             partial, added = (outcome.answer(statistic, name) for statistic in ("partial_spearman", "predictive_r2"))
             row |= {
                 "partial_spearman": partial["value"], "partial_low": partial["low"], "partial_high": partial["high"],

@@ -104,6 +104,13 @@ def of_task(sweep: SweepData, task: str, draws: int = DRAWS) -> tuple[list[dict[
     return rows, outcomes[statistics.finite(loss).tobytes()].law_rows(task)
 
 
+def of_metric(sweep: SweepData, column: str, metric: str, draws: int = DRAWS) -> Outcome:
+    """A loss's column with one metric, whether or not the regressions have it, over the cells that have both."""
+    loss, values = (sweep.cells[name].to_numpy(float) for name in (column, metric))
+    present = statistics.finite(loss, values)
+    return Outcome(sweep, loss, present, draws, column, {metric: values[present]})
+
+
 @dataclass(frozen=True)
 class _Missing:
     """Why a statistic has no value."""

@@ -60,7 +60,7 @@ class Fits:
     def parameters(self) -> Array:
         """(B, 5) in the order of `NAMES`."""
         a, b, e, alpha, beta = self.theta.T
-        with np.errstate(over="ignore"):  # A fit that runs away, which is the reason that its law is not used.
+        with np.errstate(over="ignore"):  # Of a fit that ran away; `_problem` says so.
             A, B = np.exp(a + alpha * self.centre[0]), np.exp(b + beta * self.centre[1])
         return np.stack([np.exp(e), A, B, alpha, beta], axis=1)
 

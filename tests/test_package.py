@@ -1,4 +1,4 @@
-"""raysweep out of its wheel, in a bare environment, away from the checkout. `make test-package`: some fifteen minutes, 9 GB."""
+"""raysweep out of its wheel, in bare environments, away from the checkout. `make test-package`: fifteen minutes, 9 GB."""
 
 import json
 import os

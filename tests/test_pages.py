@@ -15,6 +15,7 @@ import pytest
 import yaml
 from pages import NAMES, PAGES, ROOT, commands
 from tiny import make_cell
+from watch.serving import watching
 
 # In an order in which each page finds what the ones before it made.
 HERE = [
@@ -91,20 +92,6 @@ def run(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def watch(folder: Path, *arguments: str) -> None:
-    """Until it says where the page is."""
-    watching = subprocess.Popen(
-        [sys.executable, "-m", *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert watching.stdout is not None
-    try:
-        assert "http://127.0.0.1:" in watching.stdout.readline()
-    finally:
-        watching.terminate()
-        watching.wait(timeout=60)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("corpus")
 @pytest.mark.parametrize("page", HERE)
@@ -125,7 +112,11 @@ def test_the_commands_of_a_page_work_in_their_order(page: str, folder: Path) -> 
             here = folder / "first"
         if words[:2] == ["plan", "first.yaml"]:
             make_tiny(here / "first.yaml")
-        (watch if words[0] == "watch" else run)(here, "raysweep.cli", *words)
+        if words[0] == "watch":
+            with watching(*words[1:], cwd=here) as address:
+                assert address.startswith("http://127.0.0.1:")
+        else:
+            run(here, "raysweep.cli", *words)
 
 
 def begin_demo(folder: Path) -> None:

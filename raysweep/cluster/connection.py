@@ -118,7 +118,7 @@ def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
         Path.cwd() if os.environ.get(UV) == "1" else Path(__file__).parents[2]
     )  # uv's working folder is to be packed.
     with chdir(folder):
-        for attempt in range(START_ATTEMPTS):
+        for _ in range(START_ATTEMPTS):
             try:
                 return ray.init(**arguments)
             except Exception as error:  # Of any kind, by what is wrong.
@@ -136,13 +136,10 @@ def _initialized(cluster: str | None, code: tuple[str, ...]) -> Any:
                     raise UserError(f"the Ray cluster at {cluster} cannot be joined ({said}): {remedy}") from None
                 if "timed out" not in said:
                     raise UserError(f"Ray cannot start a cluster on this machine: {said}") from None
-                if attempt + 1 == START_ATTEMPTS:
-                    raise UserError(
-                        f"Ray did not start within its half minute on this machine, {START_ATTEMPTS} times in a row, at a "
-                        f"load of {os.getloadavg()[0]:.0f} on {arguments['num_cpus']} CPUs: try again when other programs "
-                        "leave it room"
-                    ) from None
-    raise AssertionError
+    raise UserError(
+        f"Ray did not start on this machine, {START_ATTEMPTS} times in a row. The load is {os.getloadavg()[0]:.0f} on "
+        f"{arguments['num_cpus']} CPUs: try again when other programs leave it room"
+    )
 
 
 @contextmanager

@@ -165,11 +165,9 @@ def _by_ray(
     task = ray.remote(
         num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=0, max_calls=1 if resources.gpus else 0
     )(measure_cell)
-    settings = resources.model_dump()
+    settings, here = resources.model_dump(), code(measurements)
     left = {
-        task.remote(
-            cell, steps, measurements, store.location, fingerprints[cell.id], code(measurements), settings
-        ): cell.id
+        task.remote(cell, steps, measurements, store.location, fingerprints[cell.id], here, settings): cell.id
         for cell, steps in jobs
     }
     values, unreadable, errors = 0, {}, {}

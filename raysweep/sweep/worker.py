@@ -8,7 +8,6 @@ from typing import Any
 
 import ray.train
 import torch
-from pydantic import ValidationError
 from ray.train.torch import get_device
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,7 +16,6 @@ from raysweep.errors import UserError
 from raysweep.model import kernels
 from raysweep.model.language_model import gpu, use_deterministic_operations
 from raysweep.space.cell import Cell
-from raysweep.space.explain import explain
 from raysweep.space.measure import Measurement
 from raysweep.store import Store
 from raysweep.sweep import ending
@@ -70,7 +68,7 @@ def _train(config: dict[str, Any]) -> None:
         gpu_share=resources["gpus"] or 1.0,
         compile=device.type == "cuda" if resources["compile"] is None else resources["compile"],
         distribute=DistributedDataParallel if workers > 1 else lambda language_model: language_model,
-        measure=_measurements(config["measure"]),
+        measure=[Measurement.model_validate(one) for one in config["measure"]],
         checkpoint=resumed,
     )
     if device.type == "cpu" and not kernels.available():
@@ -122,15 +120,6 @@ def went_on_elsewhere(before: list[dict[str, str]], now: list[dict[str, str]]) -
         f"a cell that was trained on {old} goes on on {new}: from here on its numbers round differently than in a run "
         "on one machine (the columns of timings/ say which cells these are)"
     )
-
-
-def _measurements(items: list[dict[str, Any]]) -> list[Measurement]:
-    """What is to be measured. Raises `UserError` where this node cannot import a function of the user's own."""
-    try:
-        return [Measurement.model_validate(item) for item in items]
-    except ValidationError as error:
-        _, message = explain(error, Measurement)
-        raise UserError(f"{socket.gethostname()}: measure: {message}") from None
 
 
 def _check_same_start(name: str | None, workers: int) -> None:

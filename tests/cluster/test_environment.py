@@ -274,15 +274,15 @@ def test_a_cluster_that_is_too_slow_to_start_is_started_again() -> None:
 
 
 def test_other_code_than_the_driver_s_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = tmp_path / "own_study"
+    own = tmp_path / "own_changing"
     own.mkdir()
     (own / "__init__.py").write_text("def one(matrix):\n    return 1.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    driver = code([Measurement.model_validate({"of": "unembedding", "metrics": ["own_study:one"]})])
+    driver = code([Measurement.model_validate({"of": "unembedding", "metrics": ["own_changing:one"]})])
     check_same_code(driver)
     (own / "__init__.py").write_text("def one(matrix):\n    return 2.0\n")
     plugins.version.cache_clear()
-    with pytest.raises(UserError, match=rf"own_study:one is \w+ here and {driver['own_study:one']} there"):
+    with pytest.raises(UserError, match=rf"own_changing:one is \w+ here and {driver['own_changing:one']} there"):
         check_same_code(driver)
     changed = tmp_path / "raysweep"
     shutil.copytree(

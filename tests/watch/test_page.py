@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from cell_rows import write_trained, write_value
 from serving import ROOT, watching
 from tiny import make_cell
 
 from raysweep import load
 from raysweep.store import Store
-from raysweep.store.schemas import CELLS, EVALUATIONS, FAILURES, TRAJECTORIES
+from raysweep.store.schemas import FAILURES
 from raysweep.sweep.runner import write_plan
 
 TASK = '''
@@ -131,24 +132,13 @@ def address(study: Path) -> Iterator[str]:
     write_plan(space, store)
     (task,) = space.evaluations
     for cell in space.cells:
-        rows = [
-            {
-                "cell": cell.id,
-                "step": step,
-                "tokens": 128 * step,
-                "validation_loss": 6 - step / cell.steps + cell.seed / 10,
-            }
-            for step in range(0, cell.steps + 1, 16)
-        ]
-        store.write_table(store.trajectory_file(cell.id), rows, TRAJECTORIES)
-        row = cell.describe() | {"status": "done", "steps_trained": cell.steps, "validation_loss": 5 + cell.seed / 10}
-        store.write_table(store.cell_file(cell.id), [row], CELLS)
+        losses = {step: 6 - step / cell.steps + cell.seed / 10 for step in range(0, cell.steps + 1, 16)}
+        write_trained(store, cell, losses, losses[cell.steps])
         if cell.seed == 2:
             failed = {"cell": cell.id, "stage": task.label, "error": "no such <thing> & nothing else"}
             store.write_table(store.failure_file(cell.id, task.label), [failed], FAILURES)
         else:
-            value = {"cell": cell.id, "task": task.label, "metric": "slowly_half", "value": 0.5, "unit": ""}
-            store.write_table(store.evaluation_file(cell.id, task.label, task.identity), [value], EVALUATIONS)
+            write_value(store, cell, task, "slowly_half", 0.5, "")
     with watching("watched.yaml", "--store", "store", cwd=study) as url:
         yield url
 

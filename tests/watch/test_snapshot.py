@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from cell_rows import write_trained, write_value
 from tiny import TINY, make_cell
 
 from raysweep.page.content import arrow
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
-from raysweep.store.schemas import CELLS, EVALUATIONS, FAILURES, MEASURES, TRAJECTORIES
+from raysweep.store.schemas import CELLS, FAILURES, MEASURES, TRAJECTORIES
 from raysweep.store.store import LIVE
 from raysweep.sweep.runner import write_plan
 from raysweep.watch import snapshot, watcher
@@ -42,6 +43,23 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
+def finish(store: Store, place: int, loss: float, evaluated: bool = True) -> None:
+    """The tables of a finished cell."""
+    cell = SPACE.cells[place]
+    write_trained(store, cell, {step: loss + 32 - step for step in (0, 16, 32)}, loss)
+    if evaluated:
+        write_value(store, cell, SPACE.evaluations[0], "in_distribution_loss", loss + 1, "nats")
+
+
+def live(store: Store, place: int, steps: range) -> None:
+    rows = [{"cell": IDS[place], "step": s, "tokens": 128 * s, "validation_loss": 9.0 - s} for s in steps]
+    store.write_table(LIVE, rows, TRAJECTORIES)
+
+
+def states(shown: Snapshot) -> list[str]:
+    return list(shown.content.cells["state"])
+
+
 def test_a_store_in_a_bucket_is_read_as_a_folder_is(bucket: tuple[Any, str]) -> None:
     store = Store(bucket[1])
     write_plan(SPACE, store)
@@ -52,34 +70,6 @@ def test_a_store_in_a_bucket_is_read_as_a_folder_is(bucket: tuple[Any, str]) -> 
     shown = reader.read()
     assert states(shown) == ["waiting", "done", "done", *["waiting"] * 3]
     assert list(shown.content.cells["validation_loss"])[1:3] == [3.0, 4.0]
-
-
-def finish(store: Store, place: int, loss: float, evaluated: bool = True) -> None:
-    """The tables of a finished cell."""
-    cell = SPACE.cells[place]
-    rows = [{"cell": cell.id, "step": s, "tokens": 128 * s, "validation_loss": loss + 32 - s} for s in (0, 16, 32)]
-    store.write_table(store.trajectory_file(cell.id), rows, TRAJECTORIES)
-    row = cell.describe() | {"status": "done", "steps_trained": cell.steps, "validation_loss": loss}
-    store.write_table(store.cell_file(cell.id), [row], CELLS)
-    if evaluated:
-        one = SPACE.evaluations[0]
-        metric = {
-            "cell": cell.id,
-            "task": one.label,
-            "metric": "in_distribution_loss",
-            "value": loss + 1,
-            "unit": "nats",
-        }
-        store.write_table(store.evaluation_file(cell.id, one.label, one.identity), [metric], EVALUATIONS)
-
-
-def live(store: Store, place: int, steps: range) -> None:
-    rows = [{"cell": IDS[place], "step": s, "tokens": 128 * s, "validation_loss": 9.0 - s} for s in steps]
-    store.write_table(LIVE, rows, TRAJECTORIES)
-
-
-def states(shown: Snapshot) -> list[str]:
-    return list(shown.content.cells["state"])
 
 
 def test_every_cell_stands_where_it_stands(store: Store) -> None:
