@@ -270,7 +270,8 @@ def does(effect: Effect | None, swing: float, what: str) -> str:
     turns = swing > TURN * abs(effect.value)
     if effect.low <= 0 <= effect.high:
         line = "straight-line effect" if turns else "effect"
-        seen = f"has no clear {line} on the {what}"
+        possible = f"{effect.low:+.2g} to {effect.high:+.2g}".replace("-", "\N{MINUS SIGN}")
+        seen = f"has no clear {line} on the {what}: {effect.n} cells leave {possible} possible"
     else:
         seen = f"{'raises' if effect.value > 0 else 'lowers'} the {what} by {abs(effect.value):.2g}"
     return f"{seen}; its values differ by up to {swing:.2g}" if turns else seen

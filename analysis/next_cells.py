@@ -2,7 +2,8 @@
 
 For each test `power` gives the number of comparisons, configurations or points that decide it at today's estimate and noise.
 What is lacking is made of combinations of the values that were tested (`untested`), or, of a sampled design, of further
-points. Costs are those of the finished cells of a size: seconds for each FLOP of training, and seconds of its evaluations.
+points. Costs are by the finished cells of a size: how their training compares with what `raysweep plan` says, and how long
+their evaluations took.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from raysweep.space.hypotheses import Among
 from raysweep.space.resources import Resources
 from raysweep.space.space import Space
 from raysweep.store.store import TRAIN
+from raysweep.sweep.cost import relative_seconds
 
 COLUMNS = (
     "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "seeds", "new_cells", "gpu_hours",
@@ -130,7 +132,7 @@ def next_cells(
     deviations = standard_deviations(noise)
     needs = [_need(one, space, design, untested, costs, larger) for one in undecided]
     needs = [_with_seeds(need, cells, design, untested, costs, deviations) for need in needs]
-    spent = costs.of(cells)
+    spent = costs.spent
     on_gpus = space.resources.train.gpus > 0
     limit = budget if budget is not None else (spent.gpu_hours if on_gpus else spent.core_hours)
     kept: list[Need] = []
@@ -253,12 +255,14 @@ class _Costs:
         rows = timings[timings["cell"].isin(by_id)]
         rows = rows.assign(
             size=[by_id[cell].size.label for cell in rows["cell"]],
-            flops=[by_id[cell].flops for cell in rows["cell"]],
+            planned=[self._planned(by_id[cell]) for cell in rows["cell"]],
         )
         training, others = rows[rows["stage"] == TRAIN], rows[rows["stage"] != TRAIN]
         if not len(training):
             raise UserError("there are no timings of finished cells, by which the cost of others could be told")
-        rate = training["seconds"] / training["flops"]
+        self.spent = self._cost(float(training["seconds"].sum()), float(others["seconds"].sum()))
+        """What training and evaluating the finished cells took."""
+        rate = training["seconds"] / training["planned"]
         self._rates, self._rate = rate.groupby(training["size"]).median(), float(rate.median())
         of_cells = others.groupby(["size", "cell"])["seconds"].sum()
         self._evaluations = of_cells.groupby("size").median()
@@ -269,9 +273,18 @@ class _Costs:
         return sum((self._one(cell) for cell in cells), Cost())
 
     def _one(self, cell: Cell) -> Cost:
+        return self._cost(
+            float(self._rates.get(cell.size.label, self._rate)) * self._planned(cell),
+            float(self._evaluations.get(cell.size.label, self._evaluation)),
+        )
+
+    def _planned(self, cell: Cell) -> float:
+        return relative_seconds(cell, self._resources.train.gpus > 0)
+
+    def _cost(self, training: float, evaluation: float) -> Cost:
+        """Of seconds of each."""
         train, evaluate = self._resources.train, self._resources.evaluate
-        training = float(self._rates.get(cell.size.label, self._rate)) * cell.flops / 3600
-        evaluation = float(self._evaluations.get(cell.size.label, self._evaluation)) / 3600
+        training, evaluation = training / 3600, evaluation / 3600
         return Cost(
             training * train.workers * train.gpus + evaluation * evaluate.gpus,
             (0 if train.gpus else training * train.workers * train.cpus)

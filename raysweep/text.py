@@ -8,13 +8,16 @@ def abbreviate(number: float, digits: int = 3, letters: str = "kMBT", plain: str
 
     `letters` stand for a thousand, a million and so on. A number below `least` has none, and the format `plain`.
 
-    >>> abbreviate(1_048_576), abbreviate(999), abbreviate(32e9, 4, "KMB")
-    ('1.05M', '999', '32B')
+    >>> abbreviate(1_048_576), abbreviate(999), abbreviate(999_936), abbreviate(32e9, 4, "KMB")
+    ('1.05M', '999', '1M', '32B')
     """
     for power in range(len(letters), 0, -1):
         unit = 1000.0**power
         if abs(number) >= max(unit, least):
-            return f"{number / unit:.{digits}g}{letters[power - 1]}"
+            text = f"{number / unit:.{digits}g}"
+            if "e" in text and power < len(letters):  # Rounded, it is a thousand of these.
+                return f"{number / unit / 1000:.{digits}g}{letters[power]}"
+            return text + letters[power - 1]
     return format(number, plain)
 
 

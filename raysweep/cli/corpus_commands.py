@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from raysweep.cli import corpus_messages
 from raysweep.cli.options import load_space, print_json
@@ -11,7 +12,11 @@ from raysweep.corpora import show as sampling
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.tokenized import TokenizedCorpus
 from raysweep.errors import UserError
+from raysweep.space.corpus import Corpus
 from raysweep.space.data_sets import DATA_SETS
+from raysweep.space.space import Space
+
+logger = logging.getLogger(__name__)
 
 
 def list_data_sets(options: argparse.Namespace) -> int:
@@ -26,7 +31,7 @@ def list_data_sets(options: argparse.Namespace) -> int:
 
 def build(options: argparse.Namespace) -> int:
     """`raysweep corpus build`."""
-    for corpus in _corpora(options, options.stream):
+    for corpus in _opened(load_space(options), options.stream).values():
         tokens = sum(shard["tokens"] for shard in corpus.manifest["shards"].values())
         name = corpus.manifest["corpus"]["name"]
         print(f"{name}: {tokens:,} tokens, fingerprint {corpus.fingerprint}, in {corpus.folder}")
@@ -39,26 +44,31 @@ def show(options: argparse.Namespace) -> int:
     if options.json and options.shard:
         raise UserError("--shard chooses the text that is printed, and --json prints none: leave one of them out")
     shard = options.shard or "pretraining/train"
-    corpora = _corpora(options)
+    space = load_space(options)
+    corpora = _opened(space)
     if options.json:
-        print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora])
+        print_json([corpus.manifest | {"folder": str(corpus.folder)} for corpus in corpora.values()])
         return 0
-    for corpus in corpora:
+    for corpus in corpora.values():
         heaviest = sampling.heaviest(corpus, shard)
         corpus_messages.show_corpus(corpus, shard, heaviest, sampling.documents(corpus, shard))
+    from raysweep.sweep.prepare_corpora import shortfalls
+
+    for said in shortfalls(space.cells, list(space.evaluations), corpora):
+        logger.warning("%s", said)
     return 0
 
 
 def verify(options: argparse.Namespace) -> int:
     """`raysweep corpus verify`."""
-    for corpus in _corpora(options):
+    for corpus in _opened(load_space(options)).values():
         with ProgressBars() as bars:
             corpus.verify(bars.step)
         print(f"{corpus.folder}: {len(corpus.files())} files as they were written, fingerprint {corpus.fingerprint}")
     return 0
 
 
-def _corpora(options: argparse.Namespace, stream: bool = False) -> list[TokenizedCorpus]:
-    corpora = dict.fromkeys(cell.corpus for cell in load_space(options).cells)
+def _opened(space: Space, stream: bool = False) -> dict[Corpus, TokenizedCorpus]:
+    corpora = dict.fromkeys(cell.corpus for cell in space.cells)
     with ProgressBars() as bars:
-        return [open_corpus(corpus, stream, bars.corpus) for corpus in corpora]
+        return {corpus: open_corpus(corpus, stream, bars.corpus) for corpus in corpora}

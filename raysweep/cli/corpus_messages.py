@@ -67,6 +67,8 @@ def show_corpus(corpus: TokenizedCorpus, shard: str, heaviest: list[tuple[str, f
     show(table)
     for stream in manifest["shards"].get(shard, {}).get("mixture", ()):
         say(f"mixture: {escape(stream['source'])} with weight {stream['weight']:g}, {stream['tokens']:,} tokens")
+    if "malformed" not in manifest and "left_out" not in manifest:
+        say("no file and no document was left out as unreadable")
     if "malformed" in manifest:
         say(
             f"left out as malformed: {manifest['malformed']['documents']:,} documents, the first in "

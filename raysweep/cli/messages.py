@@ -15,6 +15,7 @@ from raysweep.store import lock
 from raysweep.store.measures import reports_without
 from raysweep.store.results import GPU_HOURS, results
 from raysweep.store.schemas import PLAN
+from raysweep.sweep.cost import CPU_CORE
 from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ MEASURED = (
 LONGEST_TABLE = 120
 
 
-def show_plan(plan: dict[str, Any]) -> None:
-    """`raysweep plan` for a person."""
+def show_plan(plan: dict[str, Any], cores: int | None = None) -> None:
+    """`raysweep plan` for a person; `cores` are this machine's, where training needs no GPU."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("cell", "N", "steps", "peak lr", "FLOP"):
         table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
@@ -75,7 +76,11 @@ def show_plan(plan: dict[str, Any]) -> None:
         by_size = f"{ends[0]} to {ends[-1]}" if len(set(of_sizes.values())) > 1 else ""
         devices.add_row(name, shown, *dollars, f"{device['utilisation']:.1%}", by_size)
     show(devices)
-    say("[dim]training alone; GPUs estimated from data sheets (raysweep/sweep/cost.py) unless measured[/]")
+    say("[dim]training alone; GPUs by their data sheets, the core by another machine's (docs/scale.md)[/]")
+    if cores is not None:
+        on_cores = plan["devices"][CPU_CORE]["hours"] * 3600 / cores
+        many = "1 core" if cores == 1 else f"{cores} cores"
+        say(f"about {duration(on_cores)} of training on the {many} of this machine; evaluations come on top")
     for item in plan["measure"]["items"]:
         # `blocks.0.mlp.up`, `blocks.1.mlp.up` -> `blocks.*.mlp.up (2)`
         families = Counter(re.sub(r"\.(\d+|final)(?=\.|$)", ".*", name) for name in item["matrices"])

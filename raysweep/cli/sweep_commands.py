@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from joblib import cpu_count
 
 from raysweep.cli import messages
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.cli.panel import SweepView
 from raysweep.cli.signals import StopOnSignal
+from raysweep.corpora.folder import listing
 from raysweep.errors import StoreError, UserError
+from raysweep.space.corpus import Corpus, Source
 from raysweep.space.hypothesis_columns import unknown_columns
 from raysweep.space.space import Space
 from raysweep.store import Store, lock
@@ -24,11 +28,15 @@ from raysweep.suites.read import is_suite
 from raysweep.sweep import cost
 from raysweep.sweep.events import Event, SweepSurveyed
 from raysweep.sweep.survey import Survey, cells_missing_weights, survey
+from raysweep.text import abbreviate
 
 if TYPE_CHECKING:
     from raysweep.sweep.runner import SweepResult
 
 logger = logging.getLogger(__name__)
+
+# Of English text and code, roughly.
+_BYTES_OF_A_TOKEN = 4
 
 _T = TypeVar("_T")
 
@@ -41,22 +49,48 @@ def plan(options: argparse.Namespace) -> int:
     calibrate = None if options.calibrate is None else Path(options.calibrate)
     space = load_space(options)
     answer = cost.plan(space, calibrate, prices)
-    for folder in _folders_not_here(space):
-        logger.warning("%s: no such folder here; the machine that runs the sweep reads text from it", folder)
     if options.json:
         print_json(answer)
     else:
-        messages.show_plan(answer)
+        messages.show_plan(answer, None if space.resources.train.gpus else cpu_count())
+    for warning in _of_the_text(space, options.space):  # After the table, which may be long.
+        logger.warning("%s", warning)
     return 0
 
 
-def _folders_not_here(space: Space) -> list[Path]:
-    """The folders of text that the search space names and that this machine does not have."""
-    corpora = dict.fromkeys(cell.corpus for cell in space.cells)
-    sources = [source for corpus in corpora for of_role in corpus.sources().values() for source in of_role]
+def _of_the_text(space: Space, file: str) -> Iterator[str]:
+    """What is known before a folder of text is read: that it is not here, or that it is small for the cells."""
+    longest: dict[Corpus, int] = {}
+    for cell in space.cells:
+        longest[cell.corpus] = max(longest.get(cell.corpus, 0), cell.steps * cell.tokens_per_step)
+    sources = [source for corpus in longest for of_role in corpus.sources().values() for source in of_role]
     sources += [source for one in space.evaluations if one.text is not None for source in one.text.on]
     folders = dict.fromkeys(Path(source.folder).expanduser() for source in sources if source.folder is not None)
-    return [folder for folder in folders if not folder.is_dir()]
+    for folder in folders:
+        if not folder.is_dir():
+            yield f"{folder}: no such folder here; the machine that runs the sweep reads text from it"
+    for corpus, tokens in longest.items():
+        size = _bytes_of_plain_text(corpus.sources().get("pretraining", ()))
+        if size is not None and size * corpus.fraction < tokens * _BYTES_OF_A_TOKEN:
+            yield (
+                f"corpus {corpus.name}: {abbreviate(size * corpus.fraction)}B of text are some "
+                f"{abbreviate(size * corpus.fraction / _BYTES_OF_A_TOKEN)} tokens, and the longest cell trains on "
+                f"{abbreviate(tokens)}: it would read them more than once. `raysweep corpus show {file}` counts them"
+            )
+
+
+def _bytes_of_plain_text(sources: Iterable[Source]) -> int | None:
+    """How large the files of folders are; None where that is not known, or some are compressed."""
+    size = 0
+    for source in sources:
+        try:
+            files = listing(Path(source.folder or "").expanduser(), source.files).files if source.folder else {}
+            size += sum(path.stat().st_size for path in files.values())
+        except (OSError, ValueError):  # `run` says what is wrong with it.
+            return None
+        if not files or not all(name.endswith((".txt", ".jsonl")) for name in files):
+            return None
+    return size or None
 
 
 def _of_suite() -> Any:

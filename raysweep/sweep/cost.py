@@ -1,14 +1,19 @@
 """What a sweep costs before it starts: its FLOPs, and the hours that they take on a device.
 
-A model this small waits for memory more than for arithmetic. A token's time on a GPU is taken to be
+A model this small waits for memory more than for arithmetic. A step's time is taken to be
 
-    bytes / (bandwidth x 0.85)  +  FLOP / (peak x 0.6)
+    a  +  b x bytes  +  c x FLOP
 
 Bytes are counted from the operations of a step under bfloat16 autocast (`tests/sweep/test_cost.py` counts them again): 12
 for each logit, 420 for each number of the width in the loss, 820 for each number of the width in each block, as if each
-operation read and wrote memory. FLOP are 6 N (Kaplan et al. 2020) and 6 x length x width for the causal attention of each
-block. 0.85 and 0.6 are guesses at what is reached of the data sheets' figures: no GPU was measured. `python -m
-benchmarks.gpu --output FILE` measures one, and `raysweep plan --calibrate FILE` takes that.
+operation read and wrote memory; in float32 twice as many. FLOP are 6 N (Kaplan et al. 2020) and 6 x length x width for the
+causal attention of each block.
+
+- **A GPU**: b is 1 / (bandwidth x 0.85) and c is 1 / (peak x 0.6). 0.85 and 0.6 are guesses at what is reached of the data
+  sheets' figures: no GPU was measured. `python -m benchmarks.gpu --output FILE` measures one, and `raysweep plan
+  --calibrate FILE` takes that. a is 0: what a step takes to launch is left out, and is most of it for the smallest batches.
+- **A CPU core**: a, b and c are fitted to the cells of results/ that one core of two of an AMD EPYC trained (`python -m
+  benchmarks.cpu_core`).
 """
 
 from __future__ import annotations
@@ -29,20 +34,24 @@ if TYPE_CHECKING:
 BYTES_PER_LOGIT, BYTES_OF_THE_LOSS, BYTES_OF_A_BLOCK = 12, 420, 820
 _OF_BANDWIDTH, _OF_PEAK = 0.85, 0.6
 
+CPU_CORE = "CPU core"
+
 
 @dataclass(frozen=True)
 class Device:
-    """A kind of device: seconds for each byte that a step moves, and for each FLOP."""
+    """A kind of device: seconds for each step, for each byte that it moves, and for each FLOP."""
 
     peak: float
     """FLOP/s, dense, of bfloat16 (of the CPU core float32)."""
     seconds_per_byte: float
     seconds_per_flop: float
+    """In its usual precision."""
     source: str
-    attention: bool = True
-    """Whether the attention's FLOP count, beside 6 N."""
     seconds_per_float32_flop: float | None = None
-    """Of cells whose `precision` is float32; None where nobody knows."""
+    """Of a GPU, for cells whose `precision` is float32; None where nobody knows."""
+    seconds_per_step: float = 0.0
+    gpu: bool = True
+    """Its usual precision is bfloat16 on a GPU, float32 on a CPU."""
 
     @classmethod
     def by_data_sheet(cls, peak: float, bandwidth: float, float32: float) -> Device:
@@ -54,19 +63,17 @@ class Device:
 
     def seconds(self, cell: Cell) -> float:
         """Seconds that training a cell takes one of them. Raises `UserError` where its precision was not measured."""
-        moved, flop, of_attention = per_token(cell)
-        flop += of_attention if self.attention else 0
         per_flop: float | None = self.seconds_per_flop
-        if cell.precision == "float32" and self.seconds_per_byte:
-            # Twice the bytes of bfloat16's, which `per_token` counts.
-            moved, per_flop = 2 * moved, self.seconds_per_float32_flop
+        if self.gpu and cell.precision == "float32":
+            per_flop = self.seconds_per_float32_flop
         if per_flop is None:
             raise UserError(f"{cell.id} trains in float32, and --calibrate measured bfloat16 alone: leave it out")
-        return cell.steps * cell.tokens_per_step * (moved * self.seconds_per_byte + flop * per_flop)
+        steps, moved, flop = work(cell, float32=cell.precision == "float32" or not self.gpu)
+        return steps * self.seconds_per_step + moved * self.seconds_per_byte + flop * per_flop
 
 
-# Peaks and bandwidths are of NVIDIA's data sheets. The CPU core is as `python -m benchmarks.training_step` found one of an
-# AMD EPYC: half of the rate of its matmuls.
+# Peaks and bandwidths are of NVIDIA's data sheets. The CPU core's peak is the rate of its matmuls
+# (`python -m benchmarks.training_step`).
 DEVICES = {
     "A100 40 GB": Device.by_data_sheet(312e12, 1.555e12, 19.5e12),
     "A100 80 GB": Device.by_data_sheet(312e12, 2.039e12, 19.5e12),
@@ -74,8 +81,20 @@ DEVICES = {
     "H200": Device.by_data_sheet(989e12, 4.8e12, 67e12),
     "L40S": Device.by_data_sheet(362e12, 0.864e12, 91.6e12),
     "L4": Device.by_data_sheet(121e12, 0.3e12, 30.3e12),
-    "CPU core": Device(95e9, 0.0, 1 / (95e9 * 0.5), "measured by 6 N", attention=False),
+    CPU_CORE: Device(95e9, 4.9e-11, 1.4e-11, "measured", seconds_per_step=5.9e-3, gpu=False),
 }
+
+
+def relative_seconds(cell: Cell, gpu: bool) -> float:
+    """A cell's training on an H100 or a CPU core, to compare cells with one another."""
+    return DEVICES["H100" if gpu else CPU_CORE].seconds(cell)
+
+
+def work(cell: Cell, float32: bool) -> tuple[float, float, float]:
+    """The steps of a cell's training, the bytes that they move and their FLOP."""
+    moved, flop, of_attention = per_token(cell)
+    tokens = cell.steps * cell.tokens_per_step
+    return cell.steps, tokens * moved * (2 if float32 else 1), tokens * (flop + of_attention)
 
 
 def per_token(cell: Cell) -> tuple[float, float, float]:
@@ -123,7 +142,8 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
         is from (`source`), and `dollars` where there is a price. `measure`: what the search space measures of its deepest
         cell, and its share of the FLOP (`raysweep.sweep.measure_cost`). `design`: how the cells were
         chosen where it was not by a grid alone, in words. `most_expensive`: the `id` and the `share` of all hours of the
-        five longest cells, on the first device.
+        five longest cells, on the first device. A device of --calibrate comes first, then the CPU core where cells train
+        without a GPU.
 
     Raises
     ------
@@ -135,7 +155,8 @@ def plan(space: Space, calibrate: Path | None = None, prices: dict[str, float] |
     >>> plan(raysweep.load("search_spaces/paper.yaml"))["totals"]["cells"]
     108
     """
-    devices = (calibrated(calibrate) if calibrate is not None else {}) | DEVICES
+    usual = DEVICES if space.resources.train.gpus else {CPU_CORE: DEVICES[CPU_CORE]} | DEVICES
+    devices = (calibrated(calibrate) if calibrate is not None else {}) | usual
     for name in prices or {}:
         if name not in devices:
             raise UserError(f"--price {name}: no such device; {allowed(name, devices)}")

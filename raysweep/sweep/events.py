@@ -24,6 +24,8 @@ class SweepSurveyed(_Event):
     space: str
     store: str
     survey: Survey
+    gpu: bool = False
+    """Whether cells train on GPUs."""
 
 
 @dataclass(frozen=True)

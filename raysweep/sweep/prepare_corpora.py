@@ -50,7 +50,7 @@ def prepare_corpora(
         _check_states(cells, opened, measure)
         for evaluation in fitting:
             evaluation.check_corpus(opened, length)
-    for said in _shortfalls(left, evaluations, built):
+    for said in shortfalls([state.cell for state in left], evaluations, built):
         log.warning("%s", said)
     corpora_record.record(store, {corpus.key: opened.fingerprint for corpus, opened in built.items()})
     return built
@@ -75,12 +75,13 @@ def _check_states(cells: list[Cell], corpus: TokenizedCorpus, measure: list[Meas
         )  # fmt: skip
 
 
-def _shortfalls(
-    left: list[CellState], evaluations: list[Evaluation], built: dict[Corpus, TokenizedCorpus]
+def shortfalls(
+    of_cells: Iterable[Cell], evaluations: list[Evaluation], built: dict[Corpus, TokenizedCorpus]
 ) -> Iterator[str]:
     """What the corpora have less of than was asked for: training text, validation, evaluation text."""
+    of_cells = list(of_cells)
     for corpus, opened in built.items():
-        cells = [state.cell for state in left if state.cell.corpus == corpus]
+        cells = [cell for cell in of_cells if cell.corpus == corpus]
         name = f"corpus {corpus.name}"
         without = [evaluation for evaluation in evaluations if not evaluation.fits(cells[0])]
         if malformed := opened.manifest.get("malformed"):

@@ -181,7 +181,7 @@ def _complete(
         store.running = True
         if on_event is not None:
             bus.subscribe(on_event)
-        bus(SweepSurveyed(space.name, store.location, before))
+        bus(SweepSurveyed(space.name, store.location, before, space.resources.train.gpus > 0))
         if before.left:
             with preserved_environment(), recorded(store, space.name), live_rows(store, bus), suppress(_Stopped):
                 _train(before, space, store, bus, lock, stop or threading.Event(), train)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysweep.sweep.cost import relative_seconds
 from raysweep.sweep.events import (
     CellFailed,
     CellFinished,
@@ -53,6 +54,8 @@ class RunState:
     """The cells that were left when the sweep began, and the tokens of each."""
     untrained: set[str] = field(default_factory=set)
     """Those of them that were not trained."""
+    seconds_per_token: dict[str, float] = field(default_factory=dict)
+    """Of those, by `cost.relative_seconds`: a token takes longer in a larger model, and in a smaller batch."""
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Cell -> since when, and what it reported last; `starting` until the first report of one that is to be trained."""
     training: set[str] = field(default_factory=set)
@@ -80,6 +83,9 @@ class RunState:
                 self.tokens_before = sum(tokens[s.cell.id] for s in event.survey.states if s.trained)
                 self.planned = {s.cell.id: tokens[s.cell.id] for s in left}
                 self.untrained = {s.cell.id for s in left if not s.trained}
+                self.seconds_per_token = {
+                    s.cell.id: relative_seconds(s.cell, event.gpu) / tokens[s.cell.id] for s in left if not s.trained
+                }
             case ClusterConnected():
                 self.dashboard = event.dashboard
             case Waiting():
@@ -155,18 +161,28 @@ class RunState:
         }
 
     def pace(self, now: float | None = None) -> Pace:
-        """How far training is and how fast it goes at a time (by default now), in seconds since 1970."""
+        """How far training is and how fast it goes at a time (by default now), in seconds since 1970.
+
+        The seconds left are those that the cells' tokens would take by `cost.relative_seconds`, over how many of those
+        pass in a second here. Evaluations count by what they have slowed training so far.
+        """
         now = time.time() if now is None else now
         elapsed = 0.0 if self._training_since is None else now - self._training_since
-        trained = sum(tokens - self._first_tokens[cell] for cell, tokens in list(self._last_tokens.items()))
-        reached = sum(list(self._last_tokens.values()))
+        reached = dict(list(self._last_tokens.items()))
         if elapsed < SETTLED:
             # The first reports come after few tokens and a long start; what the workers measure tells more.
-            rate = sum(cell.get("tokens_per_second", 0.0) for cell in list(self.running.values()))
+            rates = {id: cell.get("tokens_per_second", 0.0) for id, cell in list(self.running.items())}
         else:
-            rate = trained / elapsed
-        left, planned = self.tokens_left_before - reached, self.tokens_planned
-        return Pace(rate, left / rate if rate > 0 else None, self.tokens_trained / planned if planned else 1.0)
+            rates = {cell: (tokens - self._first_tokens[cell]) / elapsed for cell, tokens in reached.items()}
+        weights = self.seconds_per_token
+        left = sum(weights[cell] * (self.planned[cell] - reached.get(cell, 0)) for cell in self.untrained)
+        passing = sum(weights.get(cell, 0.0) * rate for cell, rate in rates.items())
+        planned = self.tokens_planned
+        return Pace(
+            sum(rates.values()),
+            left / passing if passing > 0 else None,
+            self.tokens_trained / planned if planned else 1.0,
+        )
 
     def record(self) -> dict[str, Any]:
         """What `raysweep status` is told of a running sweep, as JSON has it."""

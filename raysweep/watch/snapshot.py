@@ -231,7 +231,7 @@ def _pace(driver: dict[str, Any] | None, now: Survey, begun: bool) -> str:
     elif progress.get("tokens_per_second"):
         said.append(f"{abbreviate(progress['tokens_per_second'])} tokens/s")
         if progress.get("seconds_left") is not None:
-            said.append(f"about {duration(progress['seconds_left'])} of training left")
+            said.append(f"about {duration(progress['seconds_left'])} left")
     return ", ".join(said)
 
 

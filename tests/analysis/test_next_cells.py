@@ -18,6 +18,7 @@ from raysweep.space.cell import Cell
 from raysweep.space.read import load, load_with_count
 from raysweep.space.space import Space
 from raysweep.space.write import MARK, check_target, write_with_cells
+from raysweep.sweep import cost
 
 GRID: dict[str, Any] = {
     "name": "grid",
@@ -50,9 +51,14 @@ def found(sweep: sweep_data.SweepData) -> list[claims.Tested]:
     return claims.tested(sweep, pd.DataFrame(), None)
 
 
-def times(space: Space, per_flop: float = 1e-15) -> pd.DataFrame:
+def seconds(cell: Cell) -> float:
+    """Of training: a machine on which steps cost something, tokens something more, and larger models more again."""
+    return 3 * cost.DEVICES["CPU core"].seconds(cell)
+
+
+def times(space: Space) -> pd.DataFrame:
     """An evaluation of 36 s for each cell beside its training."""
-    rows = [{"cell": c.id, "stage": "train", "seconds": c.flops * per_flop} for c in space.cells]
+    rows = [{"cell": c.id, "stage": "train", "seconds": seconds(c)} for c in space.cells]
     return pd.DataFrame(rows + [{"cell": c.id, "stage": "in_distribution", "seconds": 36.0} for c in space.cells])
 
 
@@ -126,7 +132,7 @@ def test_cells_are_combinations_of_what_was_tested_and_cost_what_those_did(tmp_p
             assert cell.batch_size in (64, 128, 256)
             assert cell.weight_decay in (0.01, 0.1, 0.5)
             assert cell.final_learning_rate_fraction in (0.0, 0.01, 0.1)
-        hours = sum(cell.flops * 1e-15 + 36 for cell in need.cells) / 3600
+        hours = sum(seconds(cell) + 36 for cell in need.cells) / 3600
         assert need.cost.core_hours == pytest.approx(hours)
         assert need.cost.gpu_hours == 0
         if need.tested.hypothesis.id == 1:
@@ -140,7 +146,7 @@ def test_cells_are_combinations_of_what_was_tested_and_cost_what_those_did(tmp_p
             half = need.tested.hypothesis.id == 3
             assert {cell.size.label for cell in need.cells} == ({"4M", "8M"} if half else {"4M", "8M", "16M", "28M"})
             assert len(need.cells) == need.number - need.today
-    assert plan.spent.core_hours == pytest.approx(sum(c.flops * 1e-15 + 36 for c in space.cells) / 3600)
+    assert plan.spent.core_hours == pytest.approx(sum(seconds(c) + 36 for c in space.cells) / 3600)
     # Within the hours given the cheapest, and no more.
     cheapest = min((n for n in plan.needs if n.cells), key=lambda need: need.cost.core_hours)
     little = planned(space, sweep, budget=cheapest.cost.core_hours * 1.001)

@@ -42,7 +42,7 @@ def test_a_new_study_is_a_sweep_with_hypotheses_and_commands_that_are_there(tmp_
     schema = json.loads(files["raysweep.schema.json"])
     assert list(jsonschema.Draft202012Validator(schema).iter_errors(YamlFile(folder / "tail-2.yaml").content)) == []
     commands = [line.split("  ")[0].split() for line in files["README.md"].splitlines() if line.startswith("raysweep ")]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for _, *arguments in commands:
         build_parser().parse_args(arguments)
     planned = raysweep(folder, "plan", "tail-2.yaml")

@@ -8,6 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from traffic import Traffic, as_on_a_gpu
 
+from benchmarks import cpu_core
 from raysweep.cli.main import main
 from raysweep.errors import UserError
 from raysweep.model import kernels, loss, olmo
@@ -19,6 +20,8 @@ from raysweep.sweep import cost
 ROOT = Path(__file__).parents[2]
 PAPER = read.load(ROOT / "search_spaces/paper.yaml")
 SIZES = {cell.size.label: cell for cell in PAPER.cells}
+# What `cost.py` says that its constants are fitted to.
+STUDIES = ("mini", "interventions", "mini-rate", "saturation")
 
 
 def counted(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
@@ -51,9 +54,9 @@ def counted(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("block", ["sequential", "parallel"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["4M", "28M", "75M"])
 def test_bytes_are_those_of_the_operations(size: str, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step of every size of the paper, without data, at its real shapes."""
+    """A step of the paper's models, without data, at their real shapes: the smallest, the largest and one between."""
     cell = SIZES[size].model_copy(update={"block": block})
     of_blocks, of_loss = counted(cell, monkeypatch)
     moved, _, _ = cost.per_token(cell)
@@ -67,6 +70,43 @@ def test_seconds_by_hand() -> None:
     moved = 12 * 50_304 + (420 + 820 * 6) * 64
     flop = 6 * (6 * 10 * 64**2 + 50_304 * 64 + 13 * 64) + 6 * 2048 * 64 * 6
     assert device.seconds(cell) == pytest.approx(cell.steps * cell.tokens_per_step * (moved * 1e-12 + flop * 2e-14))
+
+
+def test_seconds_of_a_core_by_hand() -> None:
+    """It trains in float32, which moves twice the bytes, and each step costs something by itself."""
+    device = cost.Device(1e11, 1e-10, 1e-11, "x", seconds_per_step=0.25, gpu=False)
+    few, many = SIZES["4M"], SIZES["4M"].model_copy(update={"batch_size": SIZES["4M"].batch_size // 4})
+    assert many.steps == pytest.approx(4 * few.steps, rel=1e-5)
+    moved = 12 * 50_304 + (420 + 820 * 6) * 64
+    flop = 6 * (6 * 10 * 64**2 + 50_304 * 64 + 13 * 64) + 6 * 2048 * 64 * 6
+    of_tokens = few.steps * few.tokens_per_step * (2 * moved * 1e-10 + flop * 1e-11)
+    assert device.seconds(few) == pytest.approx(of_tokens + 0.25 * few.steps)
+    assert device.seconds(many) == pytest.approx(of_tokens + 0.25 * 4 * few.steps, rel=1e-5)
+    assert device.seconds(few.model_copy(update={"precision": "float32"})) == device.seconds(few)
+
+
+def test_the_core_s_constants_are_what_the_published_cells_took() -> None:
+    """Fitted again, to cells whose seconds are known, and to those of results/."""
+    cells = [cell for folder in STUDIES for cell, _ in cpu_core.trained(ROOT / "results" / folder)]
+    planted = cost.Device(1e11, 3e-11, 2e-11, "x", seconds_per_step=0.01, gpu=False)
+    again = cpu_core.fitted([(cell, planted.seconds(cell)) for cell in cells])
+    for name in ("seconds_per_step", "seconds_per_byte", "seconds_per_flop"):
+        assert getattr(again, name) == pytest.approx(getattr(planted, name), rel=1e-6)
+    published = cpu_core.fitted([one for folder in STUDIES for one in cpu_core.trained(ROOT / "results" / folder)])
+    ours = cost.DEVICES["CPU core"]
+    assert ours.seconds_per_step == pytest.approx(published.seconds_per_step, rel=0.1)
+    assert ours.seconds_per_byte == pytest.approx(published.seconds_per_byte, rel=0.1)
+    assert ours.seconds_per_flop == pytest.approx(published.seconds_per_flop, rel=0.1)
+
+
+def test_without_a_gpu_the_core_comes_first_and_a_small_batch_takes_longer() -> None:
+    space = read.load(ROOT / "search_spaces/demo.yaml")
+    found = cost.plan(space)
+    assert next(iter(found["devices"])) == "CPU core"
+    assert next(iter(cost.plan(PAPER)["devices"])) == "A100 40 GB"
+    shares = {one["id"]: one["share"] for one in found["most_expensive"]}
+    seconds = {cell.id: cost.DEVICES["CPU core"].seconds(cell) for cell in space.cells}
+    assert shares == pytest.approx({cell: seconds[cell] / sum(seconds.values()) for cell in shares})
 
 
 def test_small_models_reach_less_of_a_gpu_than_large_ones() -> None:
@@ -133,3 +173,23 @@ def test_a_folder_that_is_not_here_is_said(tmp_path: Path, caplog: pytest.LogCap
         (tmp_path / "texts").mkdir(exist_ok=True)
     assert f"{tmp_path / 'texts'}: no such folder here" in said[0]
     assert "no such folder" not in said[1]
+
+
+@pytest.mark.parametrize(("size", "short"), [(1_000_000, True), (8_000_000, False)])
+def test_text_that_is_too_little_for_the_cells_is_said_before_it_is_read(
+    size: int, short: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The longest cell trains on 1M tokens, for which some 4 MB are needed."""
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/one.txt").write_bytes(b"a" * size)
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "name: mine\nbase: {size: {width: 16}, batch_size: 4, tokens: 1e6, sequence_length: 128, corpus: "
+        f"{{name: mine, tokenizer: bpe, vocabulary: 512, pretraining: {{folder: {tmp_path / 'texts'}}}}}}}\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(file)])
+    assert not ended.value.code
+    said = "corpus mine: 1MB of text are some 250k tokens, and the longest cell trains on 1M"
+    assert (said in caplog.text) is short

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from tiny import make_cell
 
+from raysweep.sweep import cost
 from raysweep.sweep.events import (
     CellFailed,
     CellFinished,
@@ -88,13 +89,27 @@ def test_the_rate_is_what_workers_say_at_first_and_what_was_trained_later() -> N
     state.apply(report(NEW.id, 8, at=10.0))  # It resumed at 1,024 tokens.
     early = state.pace(now=20.0)
     assert (early.tokens_per_second, early.share) == (10.0, 0.75)
-    assert early.seconds_left == (4096 - 1024) / 10.0
+    assert early.seconds_left == pytest.approx((4096 - 1024) / 10.0)
     state.apply(report(NEW.id, 24, at=100.0))
     # 16 steps of 128 tokens in the 90 s since the first report.
     settled = state.pace(now=100.0)
     assert settled.tokens_per_second == pytest.approx(16 * 128 / 90)
     assert settled.seconds_left == pytest.approx(1024 / (16 * 128 / 90))
     assert state.tokens_trained == 8192 + 3072
+
+
+def test_time_left_counts_that_small_batches_take_longer() -> None:
+    """Two cells of as many tokens; the one that is left has four times the steps."""
+    large, small = make_cell(seed=1), make_cell(seed=2, batch_size=DONE.batch_size // 4)
+    assert small.steps == 4 * large.steps
+    state = RunState()
+    state.apply(SweepSurveyed("tiny", "/store", Survey([CellState(one, "new") for one in (large, small)]), at=0.0))
+    for step, at in ((0, 10.0), (large.steps, 110.0)):
+        state.apply(CellReported(large.id, step, large.steps, step * large.tokens_per_step, 1.0, {}, at=at))
+    longer = cost.relative_seconds(small, gpu=False) / cost.relative_seconds(large, gpu=False)
+    assert longer > 2
+    left = state.pace(now=110.0).seconds_left
+    assert left == pytest.approx(100 * longer)
 
 
 def test_cells_end_once_and_what_failed_is_known() -> None:
