@@ -27,6 +27,7 @@ $(DONE): pyproject.toml constraints.txt
 	"$$python" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+	@echo "installed. Next: source $(VENV)/bin/activate, then raysweep doctor"
 
 demo: $(DONE)
 	@$(BIN)/raysweep run search_spaces/demo.yaml

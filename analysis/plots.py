@@ -60,12 +60,21 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
         )
         drawing.label(ax, sweep.label(metric), sweep.label(column))
     drawing.hide(axes[len(sizes) :])
-    handles = [drawing.dot(colours[b], "o", f"batch {b:,}") for b in batches]
+    # A bar of colour: a round one would look like a weight decay's mark.
+    handles = [Line2D([], [], lw=6, solid_capstyle="butt", color=colours[b], label=f"batch {b:,}") for b in batches]
     if len(decays) > 1:
         handles += [drawing.dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
     if few.any():
         hollow = Line2D(
-            [], [], ls="", marker="o", mfc="none", mec="#777777", mew=1.1, ms=6, label="at most half the median steps"
+            [],
+            [],
+            ls="",
+            marker="o",
+            mfc="none",
+            mec="#777777",
+            mew=1.1,
+            ms=6,
+            label="hollow: at most half the median steps",
         )
         handles.append(hollow)
     found = drawing.correlation(sweep, cells, metric, column)

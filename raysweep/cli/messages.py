@@ -392,7 +392,9 @@ def cell_line(cell: dict[str, Any], short: bool = False) -> str:
     if cell.get("starting"):
         line += "  starting"
     elif not short and "steps" in cell:
-        line += f"  step {cell['step']}/{cell['steps']}  {abbreviate(cell['tokens_per_second'])} tokens/s"
+        step, steps = cell["step"], cell["steps"]
+        speed = f"step {step}/{steps}  {abbreviate(cell['tokens_per_second'])} tokens/s"
+        line += "  trained, evaluating" if step == steps else f"  {speed}"
     if "validation_loss" in cell:
         line += f"  val. loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
     return line

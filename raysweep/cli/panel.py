@@ -130,8 +130,8 @@ class SweepView:
             table.add_row(
                 cell["cell"],
                 ProgressBar(total=steps or 1, completed=step or 0, width=12),
-                f"{step}/{steps}" if steps else "starting",
-                abbreviate(cell["tokens_per_second"]) if step else "",
+                "evaluating" if steps and step == steps else f"{step}/{steps}" if steps else "starting",
+                abbreviate(cell["tokens_per_second"]) if step and step != steps else "",
                 f"{cell['validation_loss']:.3f}" if "validation_loss" in cell else "",
                 f"{cell['effective_rank_W']:.3f}" if "effective_rank_W" in cell else "",
             )

@@ -70,7 +70,7 @@ class ProgressBars:
         now = time.monotonic()
         if part not in self._said:
             self._said[part] = now
-            self._console.print(f"{part}: {total:,.0f}", soft_wrap=True)
+            self._console.print(f"{part} ...", soft_wrap=True)
         elif now - self._said[part] > LINE_EVERY:
             self._said[part] = now
             share = f"{100 * done / total:.0f}%" if total else ""

@@ -16,7 +16,9 @@ function showState(state) {
     part.style.flexGrow = n / total;
     return part;
   }));
-  document.getElementById("counts").textContent = Object.entries(counts).map(([name, n]) => `${n.toLocaleString("en-US")} ${name}`).join(", ") + ` of ${total.toLocaleString("en-US")} cells` + (state.evaluations.planned ? `; ${state.evaluations.done.toLocaleString("en-US")} of ${state.evaluations.planned.toLocaleString("en-US")} evaluations` : "");
+  // The bar's legend: each number has the colour of its part.
+  const said = Object.entries(counts).flatMap(([name, n], i) => [i ? ", " : "", make("span", { className: "state " + name.replaceAll(" ", "_") }, `${n.toLocaleString("en-US")} ${name}`)]);
+  document.getElementById("counts").replaceChildren(...said, ` of ${total.toLocaleString("en-US")} cells` + (state.evaluations.planned ? `; ${state.evaluations.done.toLocaleString("en-US")} of ${state.evaluations.planned.toLocaleString("en-US")} evaluations` : ""));
   document.getElementById("pace").textContent = state.pace;
   const link = document.getElementById("dashboard");
   link.hidden = !state.dashboard;

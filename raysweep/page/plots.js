@@ -37,7 +37,7 @@ function layout(x, y, more = {}) {
   const style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
   const axis = (title, log) => ({ title: { text: escaped(title) }, zeroline: false, gridcolor: line, linecolor: line, type: log ? "log" : "linear", automargin: true });
   const narrow = innerWidth < 640;
-  return { margin: { l: narrow ? 48 : 70, r: 16, t: 16, b: 56 }, xaxis: axis(x, more.logX), yaxis: axis(y, more.logY), hovermode: "closest", font: { size: 13, color: ink, family: "system-ui, sans-serif" },
+  return { margin: { l: narrow ? 48 : 70, r: 16, t: 40, b: 56 }, xaxis: axis(x, more.logX), yaxis: axis(y, more.logY), hovermode: "closest", font: { size: 13, color: ink, family: "system-ui, sans-serif" },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", legend: narrow ? { orientation: "h", y: -0.25 } : { orientation: "v" }, showlegend: true, uirevision: more.revision };
 }
 const hasWebGL = Boolean(document.createElement("canvas").getContext("webgl"));
@@ -169,8 +169,8 @@ function drawParallel(order) {
   const having = order.filter(cell => !Number.isNaN(sweep.rows[outcome][cell])), cells = having.slice(0, MOST_LINES);
   const dimensions = [...settings, outcome].map(name => {
     const values = sweep.rows[name], levels = [...new Set(cells.map(cell => values[cell]))].sort((a, b) => isNumber(name) ? a - b : String(a).localeCompare(String(b)));
-    // Few levels stand at equal distances; a number that is not there has a place of its own.
-    if (levels.length <= MOST_LEVELS || !isNumber(name)) {
+    // Few levels of a setting stand at equal distances; a number that is not there has a place of its own.
+    if (name !== outcome && (levels.length <= MOST_LEVELS || !isNumber(name))) {
       const place = new Map(levels.map((level, k) => [Object.is(level, NaN) ? "none" : level, k]));
       return { name, label: escaped(short(name).slice(0, innerWidth < 640 ? 16 : 28)), values: cells.map(cell => place.get(Number.isNaN(values[cell]) ? "none" : values[cell])), tickvals: [...place.values()], ticktext: [...place.keys()].map(level => shown(level).slice(0, 18)) };
     }

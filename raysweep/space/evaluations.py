@@ -159,7 +159,7 @@ def settings_class(value: Any) -> type[Evaluation]:
         return own
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(
-            f"{task!r} is not an evaluation task; {allowed(task, TASKS)}, or one of your own as package.module:function"
+            f"{task!r} is neither an evaluation task nor a package.module:function of your own; {allowed(task, TASKS)}"
         )
     settings: type[Evaluation] = task_module(task).Settings
     return settings

@@ -230,6 +230,8 @@ def _pace(driver: dict[str, Any] | None, now: Survey, begun: bool) -> str:
         said.append(f"waiting: {progress['waiting']}")
     elif progress.get("tokens_per_second"):
         said.append(f"{abbreviate(progress['tokens_per_second'])} tokens/s")
+        if progress.get("share") is not None:
+            said.append(f"{progress['share']:.0%} of the tokens trained")
         if progress.get("seconds_left") is not None:
             said.append(f"about {duration(progress['seconds_left'])} left")
     return ", ".join(said)

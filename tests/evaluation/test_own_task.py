@@ -185,7 +185,7 @@ def test_a_loop_that_never_ends_is_ended(subject: Subject) -> None:
 
 
 def test_a_name_that_is_no_task_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'los' is not an evaluation task; .*did you mean 'loss'"):
+    with pytest.raises(ValueError, match=r"'los' is neither an evaluation task nor .*did you mean 'loss'"):
         evaluation({"task": "los"})
     with pytest.raises(ValidationError):
         evaluation({"task": "loss", "name": "x"})
