@@ -18,7 +18,7 @@ from scipy.optimize import linprog
 from raysweep.exchange.published import read_published
 from raysweep.space.cell import Cell
 from raysweep.store.store import TRAIN
-from raysweep.sweep.cost import Device, work
+from raysweep.sweep.cost import CPU_CORE, DEVICES, Device, work
 
 Trained = list[tuple[Cell, float]]
 """Cells, and the seconds that they took."""
@@ -30,10 +30,12 @@ def trained(folder: Path) -> Trained:
     train = published.space.resources.train
     if train.gpus or train.cpus * train.workers != 1:
         return []
+    # One that diverged ended before its last step.
+    done = {row["id"] for row in published.results.to_pylist() if row["status"] == "done"}
     seconds = {
         row["cell"]: row["seconds"]
         for row in published.timings.to_pylist()
-        if row["stage"] == TRAIN and row["starts"] == 1
+        if row["stage"] == TRAIN and row["starts"] == 1 and row["cell"] in done
     }
     return [(cell, seconds[cell.id]) for cell in published.space.cells if cell.id in seconds]
 
@@ -51,7 +53,7 @@ def fitted(cells: Trained) -> Device:
         b_eq=np.ones(count),
     ).x[:terms]
     step, byte, flop = (found / scale).tolist()
-    return Device(95e9, byte, flop, "fitted", seconds_per_step=step, gpu=False)
+    return Device(DEVICES[CPU_CORE].peak, byte, flop, "fitted", seconds_per_step=step, gpu=False)
 
 
 def main() -> None:

@@ -52,10 +52,14 @@ def show(options: argparse.Namespace) -> int:
     for corpus in corpora.values():
         heaviest = sampling.heaviest(corpus, shard)
         corpus_messages.show_corpus(corpus, shard, heaviest, sampling.documents(corpus, shard))
-    from raysweep.sweep.prepare_corpora import shortfalls
+    from raysweep.sweep.prepare_corpora import shortfalls  # With PyTorch.
 
-    for said in shortfalls(space.cells, list(space.evaluations), corpora):
-        logger.warning("%s", said)
+    for one, corpus in corpora.items():
+        try:
+            for said in shortfalls(space.cells, list(space.evaluations), {one: corpus}):
+                logger.warning("%s", said)
+        except UserError as error:  # Which ends a sweep, and not this.
+            logger.warning("%s", error)
     return 0
 
 

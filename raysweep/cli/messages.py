@@ -15,7 +15,6 @@ from raysweep.store import lock
 from raysweep.store.measures import reports_without
 from raysweep.store.results import GPU_HOURS, results
 from raysweep.store.schemas import PLAN
-from raysweep.sweep.cost import CPU_CORE
 from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
@@ -48,8 +47,15 @@ MEASURED = (
 LONGEST_TABLE = 120
 
 
-def show_plan(plan: dict[str, Any], cores: int | None = None) -> None:
-    """`raysweep plan` for a person; `cores` are this machine's, where training needs no GPU."""
+def show_time_here(seconds: float | None, cores: int) -> None:
+    """How long training takes on this machine, where that is known."""
+    if seconds is not None:
+        many = "1 core" if cores == 1 else f"{cores} cores"
+        say(f"about {duration(seconds)} of training on the {many} of this machine; evaluations come on top")
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """`raysweep plan` for a person."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("cell", "N", "steps", "peak lr", "FLOP"):
         table.add_column(heading, justify="left" if heading == "cell" else "right", no_wrap=True)
@@ -76,11 +82,7 @@ def show_plan(plan: dict[str, Any], cores: int | None = None) -> None:
         by_size = f"{ends[0]} to {ends[-1]}" if len(set(of_sizes.values())) > 1 else ""
         devices.add_row(name, shown, *dollars, f"{device['utilisation']:.1%}", by_size)
     show(devices)
-    say("[dim]training alone; GPUs by their data sheets, the core by another machine's (docs/scale.md)[/]")
-    if cores is not None:
-        on_cores = plan["devices"][CPU_CORE]["hours"] * 3600 / cores
-        many = "1 core" if cores == 1 else f"{cores} cores"
-        say(f"about {duration(on_cores)} of training on the {many} of this machine; evaluations come on top")
+    say("[dim]training alone; GPUs are estimated from data sheets unless measured, the core from another machine[/]")
     for item in plan["measure"]["items"]:
         # `blocks.0.mlp.up`, `blocks.1.mlp.up` -> `blocks.*.mlp.up (2)`
         families = Counter(re.sub(r"\.(\d+|final)(?=\.|$)", ".*", name) for name in item["matrices"])
@@ -391,10 +393,10 @@ def cell_line(cell: dict[str, Any], short: bool = False) -> str:
     line = str(cell["cell"])
     if cell.get("starting"):
         line += "  starting"
-    elif not short and "steps" in cell:
-        step, steps = cell["step"], cell["steps"]
-        speed = f"step {step}/{steps}  {abbreviate(cell['tokens_per_second'])} tokens/s"
-        line += "  trained, evaluating" if step == steps else f"  {speed}"
+    elif not short:
+        step, steps = cell.get("step"), cell.get("steps")
+        trains = steps is not None and step < steps
+        line += f"  step {step}/{steps}  {abbreviate(cell['tokens_per_second'])} tokens/s" if trains else "  evaluating"
     if "validation_loss" in cell:
         line += f"  val. loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
     return line

@@ -127,11 +127,12 @@ class SweepView:
             )
         for cell in list(self.state.running.values()):
             step, steps = cell.get("step"), cell.get("steps")
+            trains = steps is not None and step < steps
             table.add_row(
                 cell["cell"],
                 ProgressBar(total=steps or 1, completed=step or 0, width=12),
-                "evaluating" if steps and step == steps else f"{step}/{steps}" if steps else "starting",
-                abbreviate(cell["tokens_per_second"]) if step and step != steps else "",
+                "starting" if cell.get("starting") else f"{step}/{steps}" if trains else "evaluating",
+                abbreviate(cell["tokens_per_second"]) if trains and step else "",
                 f"{cell['validation_loss']:.3f}" if "validation_loss" in cell else "",
                 f"{cell['effective_rank_W']:.3f}" if "effective_rank_W" in cell else "",
             )

@@ -18,8 +18,8 @@ from raysweep.errors import UserError
 log = logging.getLogger("raysweep")
 
 LOST = (
-    "a process of the local Ray cluster died (killed, out of memory, or by a signal to the whole process group? `timeout` "
-    "needs --foreground); nothing that was finished is lost: run the same command again"
+    "a process of the local Ray cluster died: was it killed, was memory short, or did a signal go to the whole process "
+    "group (use `timeout --foreground`)? Nothing that was finished is lost: run the same command again"
 )
 DELETED = (
     "the folder of the local Ray cluster, {}, was deleted while it ran; nothing that was finished is lost: run the same "

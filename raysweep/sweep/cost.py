@@ -11,7 +11,7 @@ causal attention of each block.
 
 - **A GPU**: b is 1 / (bandwidth x 0.85) and c is 1 / (peak x 0.6). 0.85 and 0.6 are guesses at what is reached of the data
   sheets' figures: no GPU was measured. `python -m benchmarks.gpu --output FILE` measures one, and `raysweep plan
-  --calibrate FILE` takes that. a is 0: what a step takes to launch is left out, and is most of it for the smallest batches.
+  --calibrate FILE` takes that. a is 0: what a step takes to launch is left out, and may be most of a step of a small batch.
 - **A CPU core**: a, b and c are fitted to the cells of results/ that one core of two of an AMD EPYC trained (`python -m
   benchmarks.cpu_core`).
 """
@@ -88,6 +88,18 @@ DEVICES = {
 def relative_seconds(cell: Cell, gpu: bool) -> float:
     """A cell's training on an H100 or a CPU core, to compare cells with one another."""
     return DEVICES["H100" if gpu else CPU_CORE].seconds(cell)
+
+
+def wall_clock(space: Space, cores: int) -> float | None:
+    """Seconds that training takes on so many CPU cores: at least those of the longest cell, at least those of all together
+    over how many train at a time. None where cells need GPUs, or more cores than there are."""
+    train = space.resources.train
+    of_a_cell = train.cpus * train.workers
+    at_a_time = int(cores // of_a_cell) if of_a_cell else cores
+    if train.gpus or not at_a_time:
+        return None
+    seconds = [DEVICES[CPU_CORE].seconds(cell) / max(of_a_cell, 1) for cell in space.cells]
+    return max(sum(seconds) / at_a_time, *seconds)
 
 
 def work(cell: Cell, float32: bool) -> tuple[float, float, float]:

@@ -23,7 +23,7 @@ class Gauges:
         self._tokens = self._gauge("tokens", "Tokens that cells have been trained on")
         self._planned = self._gauge("tokens_planned", "Tokens that all cells will have been trained on")
         self._rate = self._gauge("tokens_per_second", "Tokens per second of all cells together")
-        self._left = self._gauge("seconds_left", "Time until all cells are trained, at the present rate")
+        self._left = self._gauge("seconds_left", "Time until all cells are trained, as `raysweep status` says it")
         self._of_cell = {
             key: self._gauge(f"cell_{key}", text, "cell")
             for key, text in (

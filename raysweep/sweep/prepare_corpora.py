@@ -50,6 +50,12 @@ def prepare_corpora(
         _check_states(cells, opened, measure)
         for evaluation in fitting:
             evaluation.check_corpus(opened, length)
+    for corpus, opened in built.items():
+        if malformed := opened.manifest.get("malformed"):
+            log.warning(
+                "corpus %s is without %s malformed documents (skip_malformed), the first in %s", corpus.name,
+                f"{malformed['documents']:,}", first_malformed(opened.manifest),
+            )  # fmt: skip
     for said in shortfalls([state.cell for state in left], evaluations, built):
         log.warning("%s", said)
     corpora_record.record(store, {corpus.key: opened.fingerprint for corpus, opened in built.items()})
@@ -84,11 +90,6 @@ def shortfalls(
         cells = [cell for cell in of_cells if cell.corpus == corpus]
         name = f"corpus {corpus.name}"
         without = [evaluation for evaluation in evaluations if not evaluation.fits(cells[0])]
-        if malformed := opened.manifest.get("malformed"):
-            yield (
-                f"{name} is without {malformed['documents']:,} malformed documents (skip_malformed), the first in "
-                f"{first_malformed(opened.manifest)}"
-            )
         for evaluation in without:
             yield f"{name} has no {evaluation.corpus_role}: {evaluation.label} is left out for its cells"
         epochs = {

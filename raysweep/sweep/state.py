@@ -55,7 +55,7 @@ class RunState:
     untrained: set[str] = field(default_factory=set)
     """Those of them that were not trained."""
     seconds_per_token: dict[str, float] = field(default_factory=dict)
-    """Of those, by `cost.relative_seconds`: a token takes longer in a larger model, and in a smaller batch."""
+    """Of the cells that were left, by `cost.relative_seconds`: a token takes longer in a larger model or a smaller batch."""
     running: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Cell -> since when, and what it reported last; `starting` until the first report of one that is to be trained."""
     training: set[str] = field(default_factory=set)
@@ -84,7 +84,7 @@ class RunState:
                 self.planned = {s.cell.id: tokens[s.cell.id] for s in left}
                 self.untrained = {s.cell.id for s in left if not s.trained}
                 self.seconds_per_token = {
-                    s.cell.id: relative_seconds(s.cell, event.gpu) / tokens[s.cell.id] for s in left if not s.trained
+                    s.cell.id: relative_seconds(s.cell, event.gpu) / tokens[s.cell.id] for s in left
                 }
             case ClusterConnected():
                 self.dashboard = event.dashboard
@@ -147,7 +147,10 @@ class RunState:
     @property
     def tokens_trained(self) -> int:
         """Tokens that cells have been trained on, in this run and before."""
-        return self.tokens_before + sum(list(self._last_tokens.values()))
+        # One that trains again, since its weights were lost, counts as it did before.
+        return self.tokens_before + sum(
+            tokens for cell, tokens in list(self._last_tokens.items()) if cell in self.untrained
+        )
 
     def counts(self) -> dict[str, int]:
         """The cells of the search space, by state; those that were done before are done."""

@@ -5,6 +5,7 @@ Every row has the version that it last changed in, so that a page is sent what i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -229,10 +230,12 @@ def _pace(driver: dict[str, Any] | None, now: Survey, begun: bool) -> str:
     said = [f"running on {driver['host']} since {driver['started']}"]
     if progress.get("waiting"):
         said.append(f"waiting: {progress['waiting']}")
+    elif progress.get("share", 0.0) >= 1:
+        said.append("all cells are trained, evaluating")
     elif progress.get("tokens_per_second"):
         said.append(f"{abbreviate(progress['tokens_per_second'])} tokens/s")
-        if progress.get("share") is not None:
-            said.append(f"{progress['share']:.0%} of the tokens trained")
+        if "share" in progress:
+            said.append(f"{math.floor(100 * progress['share'])}% of the tokens trained")
         if progress.get("seconds_left") is not None:
             said.append(f"about {duration(progress['seconds_left'])} left")
     return ", ".join(said)

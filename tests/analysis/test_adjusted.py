@@ -1,5 +1,6 @@
 """Effects of sampled settings: against scikit-learn and refits, by simulation, and through a whole analysis."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,16 @@ def test_the_analysis_of_a_sampled_design(
     arguments = ["analyze", str(tmp_path / "space.yaml"), "--store", str(tmp_path / "store")]
     with pytest.raises(SystemExit, match=r"^0$"):
         main(
-            [*arguments, "--output", str(tmp_path / "report"), "--next", str(tmp_path / "next.yaml"), "--hours", "1e9"]
+            [
+                *arguments,
+                "--output",
+                str(tmp_path / "report"),
+                "--next",
+                str(tmp_path / "next.yaml"),
+                "--hours",
+                "1e9",
+                "--json",
+            ]
         )
     card = pd.read_csv(tmp_path / "report" / "claims.csv")
     assert list(card["verdict"]) == ["supported", "undecided", "undecided", "undecided"]
@@ -190,7 +200,9 @@ def test_the_analysis_of_a_sampled_design(
     assert more.cells[:24] == of.cells
     hours = sum(cell.flops for cell in more.cells[24:]) / 2e14 / 3600  # As `example` has it, which counts no steps.
     assert needs["core_hours"][2] == pytest.approx(hours, rel=0.02)
-    assert f"{int(number):,} cells, {int(number) - 24:,} of them new" in capsys.readouterr().out
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["next"] == {"file": str(tmp_path / "next.yaml"), "cells": number, "new": number - 24}
+    assert [one["verdict"] for one in answer["claims"]] == list(card["verdict"])
     effects = pd.read_csv(tmp_path / "report" / "effects.csv").set_index(["hyperparameter", "column"])
     assert (effects["comparisons"] == 0).all()
     # example.simulate: + 0.075 for each factor of two of the batch size, + 0.1 for each of ten of the decay.

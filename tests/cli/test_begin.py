@@ -48,6 +48,7 @@ def test_a_new_study_is_a_sweep_with_hypotheses_and_commands_that_are_there(tmp_
     planned = raysweep(folder, "plan", "tail-2.yaml")
     assert planned.returncode == 0, planned.stderr
     assert "18 cells" in planned.stdout
+    assert "of training on the" in planned.stdout
     for name, said in (("tail-2", "tail-2 is there already"), ("a b", "a b: a sweep is called by letters")):
         refused = raysweep(tmp_path, "new", "study", name)
         assert refused.returncode == 1

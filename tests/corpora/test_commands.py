@@ -57,9 +57,16 @@ def test_build_show_and_verify(space: Path, tmp_path: Path) -> None:
     assert "tokens, fingerprint" in built.stdout
     (manifest,) = json.loads(raysweep("corpus", "show", str(space), "--json").stdout)
     assert manifest["shards"]["pretraining/train"]["domains"]["question"]["documents"] > 700
-    shown = raysweep("corpus", "show", str(space), "--shard", "pretraining/test").stdout
+    longer = tmp_path / "longer.yaml"
+    longer.write_text(space.read_text().replace("tokens: 4096", "tokens: 100000000"))
+    shown = raysweep("corpus", "show", str(longer), "--shard", "pretraining/test").stdout
     assert manifest["fingerprint"] in shown
     assert "a document of pretraining/test" in shown
+    assert "no file and no document was left out as unreadable" in shown
+    tokens = manifest["shards"]["pretraining/train"]["tokens"]
+    sequences = 100_000_000 // 32 // 4 * 4  # Whole steps of four sequences.
+    times = sequences / ((tokens - 1) // 32)
+    assert f"1 of 1 cells read training text more than once, up to {times:.1f} times" in shown
     verified = raysweep("corpus", "verify", str(space))
     assert verified.returncode == 0
     assert "files as they were written" in verified.stdout

@@ -109,6 +109,18 @@ def test_without_a_gpu_the_core_comes_first_and_a_small_batch_takes_longer() -> 
     assert shares == pytest.approx({cell: seconds[cell] / sum(seconds.values()) for cell in shares})
 
 
+def test_time_on_a_machine_is_that_of_the_cells_that_train_together() -> None:
+    space = read.load(ROOT / "search_spaces/demo.yaml")
+    seconds = [cost.DEVICES["CPU core"].seconds(cell) for cell in space.cells]
+    assert cost.wall_clock(space, 2) == pytest.approx(sum(seconds) / 2)
+    # More cores than cells do not help, and no cell is shorter than itself.
+    assert cost.wall_clock(space, 1000) == max(seconds)
+    wide = space.resources.model_copy(update={"train": space.resources.train.model_copy(update={"cpus": 2})})
+    two_each = space.model_copy(update={"resources": wide})
+    assert cost.wall_clock(two_each, 3) == pytest.approx(sum(seconds) / 2)
+    assert cost.wall_clock(two_each, 1) is None
+
+
 def test_small_models_reach_less_of_a_gpu_than_large_ones() -> None:
     found = cost.plan(PAPER)["devices"]["H100"]
     shares = list(found["utilisation_of_sizes"].values())

@@ -112,6 +112,16 @@ def test_time_left_counts_that_small_batches_take_longer() -> None:
     assert left == pytest.approx(100 * longer)
 
 
+def test_a_cell_that_trains_again_counts_once() -> None:
+    """Its weights were lost: it was trained before, and its tokens with it."""
+    state = begun()
+    before = state.tokens_trained
+    state.apply(report(TRAINED.id, 16, at=10.0))
+    state.apply(report(TRAINED.id, 32, at=100.0))
+    assert state.tokens_trained == before
+    assert state.pace(now=100.0).share == before / state.tokens_planned
+
+
 def test_cells_end_once_and_what_failed_is_known() -> None:
     state = begun()
     state.apply(CellStarted(TRAINED.id))

@@ -79,7 +79,8 @@ def test_every_cell_stands_where_it_stands(store: Store) -> None:
     failed = {"cell": IDS[3], "stage": "train", "error": "no room"}
     store.write_table(store.failure_file(IDS[3], "train"), [failed], FAILURES)
     running = {IDS[2]: {"step": 4, "steps": 32}, IDS[4]: {"starting": True}}
-    with lock.Lock(store, lambda: {"running": running, "tokens_per_second": 1e4, "seconds_left": 90, "dashboard": "d"}):
+    told = {"running": running, "tokens_per_second": 1e4, "seconds_left": 90, "share": 0.996, "dashboard": "d"}
+    with lock.Lock(store, lambda: told):
         time.sleep(lock.BEAT + 0.5)
         shown = Reader(SPACE, store).read()
     assert states(shown) == ["done", "stopped", "training", "failed", "starting", "waiting"]
@@ -87,7 +88,7 @@ def test_every_cell_stands_where_it_stands(store: Store) -> None:
     assert shown.counts == {"done": 1, "training": 1, "starting": 1, "failed": 1, "stopped": 1, "waiting": 1}
     assert (shown.evaluations, shown.finished, shown.dashboard) == ({"planned": 6, "done": 1}, 1, "d")
     assert shown.failures == [(IDS[3], "train", "no room")]
-    assert shown.pace.endswith("10k tokens/s, about 2 min of training left") or "10k tokens/s" in shown.pace
+    assert shown.pace.endswith(", 10k tokens/s, 99% of the tokens trained, about 1m30s left")
     # Of a cell in training the last report; of one that has not begun nothing.
     np.testing.assert_array_equal(
         shown.content.cells["validation_loss"].to_numpy(float), [3.0, 3.5, 7.0, np.nan, np.nan, np.nan]
