@@ -20,8 +20,9 @@ from raysweep.analysis.sweep_data import SweepData
 
 def u(
     sweep: SweepData, column: str, over: str, inverted: bool = False
-) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]]]:
-    """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end.
+) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]], int]:
+    """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end;
+    and for how many the bottom is taken to be the middle.
 
     The bottom, or the top if `inverted`, is where the mean of the other sizes with the same tokens is lowest, between the
     ends; the middle where there are none. The lowest of a slice's own values is below the ends by chance.
@@ -29,7 +30,7 @@ def u(
     slices = [
         cells.dropna(subset=[column]).groupby(over, as_index=False).first() for cells in sweep.over_seeds.slices(over)
     ]
-    falling, rising = [], []
+    falling, rising, middles = [], [], 0
     for cells in slices:
         if len(cells) < 3:
             continue
@@ -42,14 +43,17 @@ def u(
         ]
         means = pd.concat(others).groupby(over)["centred"].mean() if others else pd.Series(dtype=float)
         means = means[means.index.isin(between)]
-        bottom = (means.idxmax() if inverted else means.idxmin()) if len(means) else between.iloc[len(between) // 2]
+        if len(means):
+            bottom = means.idxmax() if inverted else means.idxmin()
+        else:
+            bottom, middles = between.iloc[len(between) // 2], middles + 1
         low, deep, high = (
             float(cells[column][cells[over] == at].iloc[0])
             for at in (cells[over].iloc[0], bottom, cells[over].iloc[-1])
         )
         falling.append((np.array([0.0, 1.0]), np.array([low, deep])))
         rising.append((np.array([0.0, 1.0]), np.array([deep, high])))
-    return falling, rising
+    return falling, rising, middles
 
 
 def shared_choice(sweep: SweepData, column: str, over: str) -> float:

@@ -63,11 +63,12 @@ def at(m: Measured) -> Iterator[Finding]:
 def turn(m: Measured) -> Iterator[Finding]:
     over, column = words(m.spec.over), m.column(m.spec.of)
     inverted = m.spec.inverted
-    first, second = u(m.tests.sweep, column, m.spec.over, inverted) if column in m.tests.cells else ([], [])
+    there = column in m.tests.cells
+    first, second, middles = u(m.tests.sweep, column, m.spec.over, inverted) if there else ([], [], 0)
     turn = "top" if inverted else "bottom"
-    where = (
-        "where the other sizes have it" if m.tests.cells["parameters"].nunique() > 1 else "taken to be in the middle"
-    )
+    where = "taken to be in the middle" if middles else "where the other sizes have it"
+    if 0 < middles < len(first):
+        where = f"where the other sizes have it, and of {middles} of {len(first)} comparisons taken to be in the middle"
     ends, pairs = (
         (f"lowest {over} to the {turn} ({where})", first)
         if (m.spec.part == "rise") == inverted

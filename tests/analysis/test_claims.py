@@ -129,8 +129,8 @@ def test_a_u_is_found_wherever_its_bottom_is(simulated: SweepData, main_regressi
     """At batch 64, not in the middle of 32 to 512; with noise, of which no slice's bottom is chosen by its own."""
     noise = 0.01 * np.random.default_rng(0).standard_normal(108)
     bent = changed(simulated, in_distribution_loss=3 + 0.1 * np.log2(simulated.cells["batch_size"] / 64) ** 2 + noise)
-    falling, rising = hypothesis_statistics.u(bent, "in_distribution_loss", "batch_size")
-    assert len(falling) == len(rising) == 12
+    falling, rising, middles = hypothesis_statistics.u(bent, "in_distribution_loss", "batch_size")
+    assert (len(falling), len(rising), middles) == (12, 12, 0)
     drops = np.array([y[1] - y[0] for _, y in falling])
     assert drops.mean() == pytest.approx(-0.1, abs=4 * 0.01 * np.sqrt(2 / 12))
     assert np.mean([y[1] - y[0] for _, y in rising]) == pytest.approx(0.9, abs=4 * 0.01 * np.sqrt(2 / 12))

@@ -267,6 +267,20 @@ def test_an_upside_down_u(simulated: SweepData) -> None:
     assert fall.effect == "isotropy of W, from the top to the highest batch size"
 
 
+def test_where_no_other_size_shows_the_turn_that_is_said(simulated: SweepData) -> None:
+    """One size has other tokens than the others, or all have."""
+    smallest = simulated.cells["parameters"].min()
+    several = simulated.cells["parameters"].unique()
+    alone = simulated.cells["tokens"] + (simulated.cells["parameters"] == smallest)
+    each = simulated.cells["tokens"] + np.searchsorted(np.sort(several), simulated.cells["parameters"])
+    for tokens, said in (
+        (alone, "where the other sizes have it, and of 2 of 12 comparisons taken to be in the middle"),
+        (each, "taken to be in the middle"),
+    ):
+        found = of(planted(simulated, tokens=tokens), "turn", of="in_distribution_loss", over="batch_size", part="fall")
+        assert found.effect.endswith(f"to the bottom ({said})")
+
+
 def test_what_a_test_needs_of_a_sweep(simulated: SweepData) -> None:
     spec = {"of": "forgetting_python_loss", "with": "loss"}
     few = replace(simulated, fine_tuning_steps={"finetune_python": 32, "finetune_math": 500})
