@@ -47,13 +47,6 @@ MEASURED = (
 LONGEST_TABLE = 120
 
 
-def show_time_here(seconds: float | None, cores: int) -> None:
-    """How long training takes on this machine, where that is known."""
-    if seconds is not None:
-        many = "1 core" if cores == 1 else f"{cores} cores"
-        say(f"about {duration(seconds)} of training on the {many} of this machine; evaluations come on top")
-
-
 def show_plan(plan: dict[str, Any]) -> None:
     """`raysweep plan` for a person."""
     table = Table(box=None, pad_edge=False, header_style="bold")

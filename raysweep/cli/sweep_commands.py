@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from raysweep.cli import messages
+from raysweep.cli.console import say
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import load_space, open_store, print_json
 from raysweep.cli.panel import SweepView
@@ -26,7 +27,7 @@ from raysweep.suites.read import is_suite
 from raysweep.sweep import cost
 from raysweep.sweep.events import Event, SweepSurveyed
 from raysweep.sweep.survey import Survey, cells_missing_weights, survey
-from raysweep.text import abbreviate
+from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
     from raysweep.sweep.runner import SweepResult
@@ -53,7 +54,10 @@ def plan(options: argparse.Namespace) -> int:
         from joblib import cpu_count  # As `run` asks, and it takes a moment.
 
         messages.show_plan(answer)
-        messages.show_time_here(cost.wall_clock(space, cpu_count()), cpu_count())
+        cores, seconds = cpu_count(), cost.wall_clock(space, cpu_count())
+        if seconds is not None:
+            many = "1 core" if cores == 1 else f"{cores} cores"
+            say(f"about {duration(seconds)} of training on the {many} of this machine; evaluations come on top")
     for warning in _of_the_text(space, options.space):  # After the table, which may be long.
         logger.warning("%s", warning)
     return 0

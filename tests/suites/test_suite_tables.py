@@ -176,7 +176,7 @@ def test_what_is_wrong_in_a_table_is_said_with_its_place(change: tuple[str, str]
         ),
         (
             "suite: mine.yaml\nevaluations: [in_distribtion]\n",
-            r"ask\.yaml:3: evaluations\[0\]: 'in_distribtion' is not",
+            r"ask\.yaml:3: evaluations\[0\]: 'in_distribtion' is neither",
         ),
         ("suite: mine.yaml\nmeasure: [{of: [gradients.*]}]\n", r"ask\.yaml:3: measure\[0\]\.of: .* no gradients"),
         ("suite: mine.yaml\nmeasure: [{of: unembedding, when: [1.0]}]\n", r"ask\.yaml:3: measure\[0\]\.when"),

@@ -89,7 +89,7 @@ def test_a_running_sweep_shows_itself(browser: Any, study: Path) -> None:
         page.select_option("#filters li select >> nth=0", "weight_decay")
         page.fill("#filters li input", "0.3")
         page.wait_for_function("document.getElementById('shown').textContent == '2 of 4 cells'")
-        page.wait_for_selector(".state.training", timeout=120_000)
+        page.wait_for_selector("#cells .state.training", timeout=120_000)
         page.locator("#curves").scroll_into_view_if_needed()
 
         # A curve grows while the page is left alone.
@@ -165,11 +165,11 @@ def test_the_page_has_all_of_a_sweep(browser: Any, study: Path, address: str) ->
 
 def test_a_store_that_goes_away_is_said_and_its_return_seen(browser: Any, study: Path, address: str) -> None:
     page = opened(browser, address)
-    page.wait_for_selector(".state.done")
+    page.wait_for_selector("#cells .state.done")
     os.rename(study / "store", study / "elsewhere")
     page.wait_for_selector("#problem:not([hidden])", timeout=30_000)
     assert "is not there" in page.locator("#problem").text_content()
-    assert page.locator(".state.done").count() == 2
+    assert page.locator("#cells .state.done").count() == 2
     os.rename(study / "elsewhere", study / "store")
     page.wait_for_selector("#problem", state="hidden", timeout=30_000)
     assert page.said == []
