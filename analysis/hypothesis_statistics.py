@@ -21,11 +21,11 @@ from raysweep.analysis.sweep_data import SweepData
 def u(
     sweep: SweepData, column: str, over: str, inverted: bool = False
 ) -> tuple[list[tuple[Array, Array]], list[tuple[Array, Array]], int]:
-    """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end;
-    and for how many the bottom is taken to be the middle.
+    """For each slice over a hyperparameter, the column at its lowest value and at the bottom, and at the bottom and the end.
 
     The bottom, or the top if `inverted`, is where the mean of the other sizes with the same tokens is lowest, between the
-    ends; the middle where there are none. The lowest of a slice's own values is below the ends by chance.
+    ends; the middle where there are none, and the third answer is the number of such slices. The lowest of a slice's own
+    values is below the ends by chance.
     """
     slices = [
         cells.dropna(subset=[column]).groupby(over, as_index=False).first() for cells in sweep.over_seeds.slices(over)

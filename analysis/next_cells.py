@@ -253,16 +253,13 @@ class _Costs:
         self._resources: Resources = space.resources
         by_id = {cell.id: cell for cell in finished}
         rows = timings[timings["cell"].isin(by_id)]
-        rows = rows.assign(
-            size=[by_id[cell].size.label for cell in rows["cell"]],
-            planned=[self._planned(by_id[cell]) for cell in rows["cell"]],
-        )
+        rows = rows.assign(size=[by_id[cell].size.label for cell in rows["cell"]])
         training, others = rows[rows["stage"] == TRAIN], rows[rows["stage"] != TRAIN]
         if not len(training):
             raise UserError("there are no timings of finished cells, by which the cost of others could be told")
         self.spent = self._cost(float(training["seconds"].sum()), float(others["seconds"].sum()))
         """What training and evaluating the finished cells took."""
-        rate = training["seconds"] / training["planned"]
+        rate = training["seconds"] / [self._planned(by_id[cell]) for cell in training["cell"]]
         self._rates, self._rate = rate.groupby(training["size"]).median(), float(rate.median())
         of_cells = others.groupby(["size", "cell"])["seconds"].sum()
         self._evaluations = of_cells.groupby("size").median()

@@ -65,18 +65,8 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     if len(decays) > 1:
         handles += [drawing.dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
     if few.any():
-        hollow = Line2D(
-            [],
-            [],
-            ls="",
-            marker="o",
-            mfc="none",
-            mec="#777777",
-            mew=1.1,
-            ms=6,
-            label="hollow: at most half the median steps",
-        )
-        handles.append(hollow)
+        said = "hollow: at most half the median steps"
+        handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec="#777777", mew=1.1, ms=6, label=said))
     found = drawing.correlation(sweep, cells, metric, column)
     return drawing.finish(figure, drawing.direction(found, words(metric), outcome(task), ", over all sizes"), handles)
 

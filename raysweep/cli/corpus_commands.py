@@ -56,7 +56,7 @@ def show(options: argparse.Namespace) -> int:
 
     for one, corpus in corpora.items():
         try:
-            for said in shortfalls(space.cells, list(space.evaluations), {one: corpus}):
+            for said in shortfalls(space.cells, space.evaluations, {one: corpus}):
                 logger.warning("%s", said)
         except UserError as error:  # Which ends a sweep, and not this.
             logger.warning("%s", error)

@@ -381,15 +381,20 @@ def heading(name: str) -> str:
     return short.get(name, name.replace("_", " "))
 
 
+def trains(cell: dict[str, Any]) -> bool:
+    """Whether a running cell has reported, and not yet its last step."""
+    return "steps" in cell and bool(cell["step"] < cell["steps"])
+
+
 def cell_line(cell: dict[str, Any], short: bool = False) -> str:
     """A running or finished cell in one line."""
     line = str(cell["cell"])
     if cell.get("starting"):
         line += "  starting"
+    elif not short and trains(cell):
+        line += f"  step {cell['step']}/{cell['steps']}  {abbreviate(cell['tokens_per_second'])} tokens/s"
     elif not short:
-        step, steps = cell.get("step"), cell.get("steps")
-        trains = steps is not None and step < steps
-        line += f"  step {step}/{steps}  {abbreviate(cell['tokens_per_second'])} tokens/s" if trains else "  evaluating"
+        line += "  evaluating"
     if "validation_loss" in cell:
         line += f"  val. loss {cell['validation_loss']:.3f}  effective rank {cell['effective_rank_W']:.3f}"
     return line

@@ -126,8 +126,7 @@ class SweepView:
                 overflow="fold",
             )
         for cell in list(self.state.running.values()):
-            step, steps = cell.get("step"), cell.get("steps")
-            trains = steps is not None and step < steps
+            step, steps, trains = cell.get("step"), cell.get("steps"), messages.trains(cell)
             table.add_row(
                 cell["cell"],
                 ProgressBar(total=steps or 1, completed=step or 0, width=12),

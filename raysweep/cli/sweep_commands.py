@@ -54,7 +54,8 @@ def plan(options: argparse.Namespace) -> int:
         from joblib import cpu_count  # As `run` asks, and it takes a moment.
 
         messages.show_plan(answer)
-        cores, seconds = cpu_count(), cost.wall_clock(space, cpu_count())
+        cores = cpu_count()
+        seconds = cost.wall_clock(space, cores)
         if seconds is not None:
             many = "1 core" if cores == 1 else f"{cores} cores"
             say(f"about {duration(seconds)} of training on the {many} of this machine; evaluations come on top")
@@ -75,12 +76,16 @@ def _of_the_text(space: Space, file: str) -> Iterator[str]:
         if not folder.is_dir():
             yield f"{folder}: no such folder here; the machine that runs the sweep reads text from it"
     for corpus, tokens in longest.items():
-        size = _bytes_of_plain_text(corpus.sources().get("pretraining", ()))
-        if size is not None and size * corpus.fraction < tokens * _BYTES_OF_A_TOKEN:
+        whole = _bytes_of_plain_text(corpus.sources().get("pretraining", ()))
+        if whole is None:
+            continue
+        size = whole * corpus.fraction
+        there = size / _BYTES_OF_A_TOKEN
+        if there < tokens:
             yield (
-                f"corpus {corpus.name}: {abbreviate(size * corpus.fraction, letters='kMGT')}B of text are some "
-                f"{abbreviate(size * corpus.fraction / _BYTES_OF_A_TOKEN)} tokens, and the longest cell trains on "
-                f"{abbreviate(tokens)}: it may read them more than once. `raysweep corpus show {file}` counts them"
+                f"corpus {corpus.name}: {abbreviate(size, letters='kMGT')}B of text are some {abbreviate(there)} tokens, "
+                f"and the longest cell trains on {abbreviate(tokens)}: it may read them more than once. "
+                f"`raysweep corpus show {file}` counts them"
             )
 
 
@@ -88,8 +93,10 @@ def _bytes_of_plain_text(sources: Iterable[Source]) -> int | None:
     """How large the files of folders are; None where that is not known, or some are compressed."""
     size = 0
     for source in sources:
+        if source.folder is None:
+            return None
         try:
-            files = listing(Path(source.folder or "").expanduser(), source.files).files if source.folder else {}
+            files = listing(Path(source.folder).expanduser(), source.files).files
             size += sum(path.stat().st_size for path in files.values())
         except (OSError, ValueError):  # `run` says what is wrong with it.
             return None

@@ -91,8 +91,11 @@ def relative_seconds(cell: Cell, gpu: bool) -> float:
 
 
 def wall_clock(space: Space, cores: int) -> float | None:
-    """Seconds that training takes on so many CPU cores: at least those of the longest cell, at least those of all together
-    over how many train at a time. None where cells need GPUs, or more cores than there are."""
+    """Seconds that training takes on so many CPU cores.
+
+    Those of all cells over how many train at a time, or those of the longest cell where that is more. None where cells
+    need GPUs, or more cores than there are.
+    """
     train = space.resources.train
     of_a_cell = train.cpus * train.workers
     at_a_time = int(cores // of_a_cell) if of_a_cell else cores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from raysweep.corpora.build import open_corpus
 from raysweep.corpora.manifest import first_malformed
@@ -82,10 +82,9 @@ def _check_states(cells: list[Cell], corpus: TokenizedCorpus, measure: list[Meas
 
 
 def shortfalls(
-    of_cells: Iterable[Cell], evaluations: list[Evaluation], built: dict[Corpus, TokenizedCorpus]
+    of_cells: Sequence[Cell], evaluations: Sequence[Evaluation], built: dict[Corpus, TokenizedCorpus]
 ) -> Iterator[str]:
     """What the corpora have less of than was asked for: training text, validation, evaluation text."""
-    of_cells = list(of_cells)
     for corpus, opened in built.items():
         cells = [cell for cell in of_cells if cell.corpus == corpus]
         name = f"corpus {corpus.name}"

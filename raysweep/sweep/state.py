@@ -171,7 +171,7 @@ class RunState:
         """
         now = time.time() if now is None else now
         elapsed = 0.0 if self._training_since is None else now - self._training_since
-        reached = dict(list(self._last_tokens.items()))
+        reached = self._last_tokens.copy()
         if elapsed < SETTLED:
             # The first reports come after few tokens and a long start; what the workers measure tells more.
             rates = {id: cell.get("tokens_per_second", 0.0) for id, cell in list(self.running.items())}
