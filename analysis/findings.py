@@ -218,7 +218,7 @@ def of_mean(name: str, rule: str, values: Array) -> Finding:
 def of_effect(name: str, rule: str, measured: Effect) -> Finding:
     if not math.isfinite(measured.low):
         reason = f"{measured.slices} comparisons at equal settings allow too few permutations for a 95% interval"
-        return Finding(name, rule, measured.value, n=measured.n, reason=reason)
+        return Finding(name, rule, measured.value, n=measured.n, comparisons=measured.slices, reason=reason)
     return Finding(name, rule, measured.value, measured.low, measured.high, measured.n, comparisons=measured.slices,
         squares=measured.squares,
     )  # fmt: skip

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import pandas as pd
 
@@ -20,6 +21,7 @@ from raysweep.analysis.measured import chosen
 from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.power import MOST, POWER, decides, needed, standard_error
 from raysweep.analysis.sweep_data import SweepData
+from raysweep.analysis.trends import FEWEST_PAIRS
 from raysweep.analysis.untested import Keep, Untested
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
@@ -30,8 +32,8 @@ from raysweep.store.store import TRAIN
 from raysweep.sweep.cost import relative_seconds
 
 COLUMNS = (
-    "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "seeds", "new_cells", "gpu_hours",
-    "core_hours", "reason",
+    "claim", "effect", "rule", "value", "low", "high", "units", "today", "needed", "gives", "seeds", "new_cells",
+    "gpu_hours", "core_hours", "reason",
 )  # fmt: skip
 
 # More seeds of every cell than this are not offered.
@@ -71,6 +73,8 @@ class Need:
     """Their number now."""
     number: int
     """Their number that decides it in four of five sweeps; 0 where there is none."""
+    gives: Literal["verdict", "interval"] = "verdict"
+    """`interval` where it has none today: with so many it has one, of which nobody knows whether it decides."""
     cells: tuple[Cell, ...] = ()
     """What is to be trained for it."""
     count: int = 0
@@ -88,8 +92,9 @@ class Need:
         return {
             "claim": self.tested.hypothesis.id, "effect": found.effect, "rule": found.rule, "value": found.value,
             "low": found.low, "high": found.high, "units": self.units, "today": self.today, "needed": self.number or None,
-            "seeds": self.seeds or None, "new_cells": len(self.cells) if not self.reason else None,
-            "gpu_hours": self.cost.gpu_hours, "core_hours": self.cost.core_hours, "reason": self.reason,
+            "gives": self.gives if self.number else None, "seeds": self.seeds or None,
+            "new_cells": len(self.cells) if not self.reason else None, "gpu_hours": self.cost.gpu_hours,
+            "core_hours": self.cost.core_hours, "reason": self.reason,
         }  # fmt: skip
 
 
@@ -165,10 +170,14 @@ def _need(
     def without(reason: str, number: int = 0) -> Need:
         return Need(one, units, today, number, reason=reason)
 
-    if test is None or not (math.isfinite(found.low) and math.isfinite(found.high)):
+    gives: Literal["verdict", "interval"] = "verdict"
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        number = needed(found, today)
+    elif over is not None and sampled is None and 0 < found.comparisons < FEWEST_PAIRS:
+        number, gives = FEWEST_PAIRS, "interval"
+    else:
         return without(found.reason or "it has no interval")
-    number = needed(found, today)
-    if number is None:
+    if test is None or number is None:
         return without(f"no number would: the estimate lies on the bound (more than {MOST} times today's)")
     if sampled is not None and larger is not None:
         # The finished points are to those planned as the new ones will be.
@@ -180,7 +189,7 @@ def _need(
             new = tuple(cell for cell in larger(count) if cell.id not in there)
         except UserError as error:
             return without(f"{count:,} points would be needed: {error}", number)
-        return Need(one, units, today, number, new, count, cost=costs.of(new))
+        return Need(one, units, today, number, gives, new, count, cost=costs.of(new))
     if getattr(getattr(test, test.kind), "equal_steps", False):
         return without(f"{number} {units} at equal steps: add token budgets with their batch sizes by hand", number)
     groups = (
@@ -196,7 +205,7 @@ def _need(
             number,
         )
     new = tuple({cell.id: cell for group in taken for cell in group}.values())
-    return Need(one, units, today, number, new, cost=costs.of(new))
+    return Need(one, units, today, number, gives, new, cost=costs.of(new))
 
 
 def _with_seeds(
@@ -208,7 +217,9 @@ def _with_seeds(
     of them lower that part, and leave the rest.
     """
     found, test = need.tested.finding, need.tested.test
-    if need.units == "points" or test is None or test.kind not in ("trend", "at") or found.comparisons < 2:
+    if need.gives == "interval" or need.units == "points" or found.comparisons < 2:
+        return need
+    if test is None or test.kind not in ("trend", "at"):
         return need
     of = getattr(test, test.kind).of
     deviation = deviations.get(design.tasks.get(design.main_task, "") if of == "loss" else of)
@@ -291,8 +302,16 @@ class _Costs:
 
 def said(plan: Next) -> str:
     """What the new cells are for, in a sentence."""
-    claims = ", ".join(dict.fromkeys(str(need.tested.hypothesis.id) for need in plan.chosen))
+    decided, measured = ([need for need in plan.chosen if need.gives == gives] for gives in ("verdict", "interval"))
+    first = f"{len(measured)} of {len(plan.needs)} undecided tests ({_claims(measured)}) a first interval"
+    cells = f"{len(plan.cells):,} more cells, about {plan.cost}"
+    if not decided:
+        return f"{cells}, would give {first}, whatever it will say"
     return (
-        f"{len(plan.cells):,} more cells, about {plan.cost}, would decide {len(plan.chosen)} of {len(plan.needs)} undecided "
-        f"tests (of claims {claims}) in {POWER:.0%} of sweeps each, if today's estimates are the truth"
+        f"{cells}, would decide {len(decided)} of {len(plan.needs)} undecided tests ({_claims(decided)}) in {POWER:.0%} of "
+        f"sweeps each, if today's estimates are the truth{f'; and give {first}' if measured else ''}"
     )
+
+
+def _claims(needs: list[Need]) -> str:
+    return "of claims " + ", ".join(dict.fromkeys(str(need.tested.hypothesis.id) for need in needs))

@@ -292,7 +292,7 @@ def load(store: Store, space: Space) -> SweepData:
         len(space.cells),
         measures=_asked(pa.concat_tables(measures).to_pandas(), space),
         units=_units(table),
-        **_said_of(space, declarations.read(store, space.name)),
+        **said_of_space(space, declarations.read(store, space.name)),
     )
 
 
@@ -307,7 +307,7 @@ def published(folder: PublishedResults) -> SweepData:
         planned,
         measures=_asked(folder.measures.to_pandas(), folder.space),
         units=_units(folder.results),
-        **_said_of(folder.space, folder.declared),
+        **said_of_space(folder.space, folder.declared),
     )
 
 
@@ -319,7 +319,7 @@ def _asked(measures: pd.DataFrame, space: Space) -> pd.DataFrame:
     return measures[np.array(kept, dtype=bool)]
 
 
-def _said_of(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
+def said_of_space(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any]:
     """What the search space says of the results: how they were evaluated, and what was claimed of them."""
     hypotheses = space.hypotheses or paper_hypotheses()
     fitting = {one.label: space.cells_of(one) for one in space.evaluations}

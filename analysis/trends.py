@@ -28,6 +28,8 @@ Array = npt.NDArray[np.float64]
 PERMUTATIONS = 20_000
 """All permutations are taken where there are no more than these, else so many at random."""
 
+FEWEST_PAIRS = 6
+"""Comparisons of two values from which there is an interval: of their 2^6 permutations 2.5% are more than one."""
 
 TURN = 1.5
 """A column turns if the largest difference between two values is this many times that of the straight line."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from raysweep.cli import messages
+from raysweep.cli import design_messages, messages
 from raysweep.cli.console import say
 from raysweep.cli.exit_status import INTERRUPTED
 from raysweep.cli.options import load_space, open_store, print_json
@@ -22,7 +22,7 @@ from raysweep.errors import StoreError, UserError
 from raysweep.space.corpus import Corpus, Source
 from raysweep.space.hypothesis_columns import unknown_columns
 from raysweep.space.space import Space
-from raysweep.store import Store, lock
+from raysweep.store import Store, declarations, lock
 from raysweep.suites.read import is_suite
 from raysweep.sweep import cost
 from raysweep.sweep.events import Event, SweepSurveyed
@@ -30,6 +30,7 @@ from raysweep.sweep.survey import Survey, cells_missing_weights, survey
 from raysweep.text import abbreviate, duration
 
 if TYPE_CHECKING:
+    from raysweep.analysis.design_check import WithoutVerdict
     from raysweep.sweep.runner import SweepResult
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ def plan(options: argparse.Namespace) -> int:
     calibrate = None if options.calibrate is None else Path(options.calibrate)
     space = load_space(options)
     answer = cost.plan(space, calibrate, prices)
+    if undecidable := _without_verdict(space):
+        answer["without_verdict"] = [vars(test) for test in undecidable]
     if options.json:
         print_json(answer)
     else:
@@ -59,9 +62,20 @@ def plan(options: argparse.Namespace) -> int:
         if seconds is not None:
             many = "1 core" if cores == 1 else f"{cores} cores"
             say(f"about {duration(seconds)} of training on the {many} of this machine; evaluations come on top")
+        if undecidable:
+            design_messages.show_without_verdict(undecidable)
     for warning in _of_the_text(space, options.space):  # After the table, which may be long.
         logger.warning("%s", warning)
     return 0
+
+
+def _without_verdict(space: Space) -> list[WithoutVerdict]:
+    """The declared tests that these cells cannot decide."""
+    if space.hypotheses is None:
+        return []
+    from raysweep.analysis.design_check import without_verdict  # With pandas and scipy.
+
+    return without_verdict(space)
 
 
 def _of_the_text(space: Space, file: str) -> Iterator[str]:
@@ -148,6 +162,9 @@ def run(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
+    # Before the first cell, when it can still be changed.
+    if not declarations.read(store, space.name) and (undecidable := _without_verdict(space)):
+        logger.warning("%s", design_messages.before_training(undecidable, options.space))
     with _page(options, store), StopOnSignal() as signals:
         watched = watch(lambda on_event: runner.run(space, store, on_event, signals.stop), signals)
         status = conclude(watched, space, store, _again("run", options, store))

@@ -40,7 +40,7 @@ def measured(of: Space, y: np.ndarray[Any, Any]) -> sweep_data.SweepData:
     """The sweep with these losses, and no other numbers."""
     cells = pd.DataFrame([cell.describe() for cell in of.cells]).assign(status="done", in_distribution_loss=y)
     trajectories = pd.DataFrame({"cell": [], "step": []})
-    return sweep_data.from_tables("x", cells, trajectories, **sweep_data._said_of(of, []))
+    return sweep_data.from_tables("x", cells, trajectories, **sweep_data.said_of_space(of, []))
 
 
 def test_against_scikit_learn_and_leaving_points_out(tmp_path: Path) -> None:

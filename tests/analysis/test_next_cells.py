@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raysweep.analysis import claims, example, power, sweep_data
-from raysweep.analysis.next_cells import Next, next_cells
+from raysweep.analysis.next_cells import Next, next_cells, said
 from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.cli.main import main
 from raysweep.errors import UserError
@@ -44,7 +44,7 @@ def simulated(space: Space, seed: int) -> sweep_data.SweepData:
     rows = [cell.describe() | example.simulate(cell, rng) | {"status": "done"} for cell in space.cells]
     kept = ("effective_rank_W", "in_distribution_loss")
     frame = pd.DataFrame(rows)[[*space.cells[0].describe(), "status", *kept]]
-    return sweep_data.from_tables("x", frame, pd.DataFrame({"cell": []}), **sweep_data._said_of(space, []))
+    return sweep_data.from_tables("x", frame, pd.DataFrame({"cell": []}), **sweep_data.said_of_space(space, []))
 
 
 def found(sweep: sweep_data.SweepData) -> list[claims.Tested]:
@@ -166,6 +166,27 @@ def test_why_nothing_would(tmp_path: Path) -> None:
     assert reasons[0] == "no number would: the estimate lies on the bound (more than 100 times today's)"
     assert reasons[1] == "no cell has cosine of W"
     assert reasons[2].endswith("more configurations are needed, and the values that were tested make 80: test others")
+
+
+def test_a_test_with_too_few_comparisons_gets_the_first_interval(tmp_path: Path) -> None:
+    """Two values, four sizes: of 2^4 permutations none can be left out. With six comparisons one of 2^6 can."""
+    half = {
+        "trend": {"of": "effective_rank_W", "over": "weight_decay", "from": "middle", "to": "highest"},
+        "expect": "> 0",
+    }
+    at = {"at": {"of": "effective_rank_W", "over": "batch_size", "value": 128, "than": "lower"}, "expect": "> 0"}
+    space = load(written(tmp_path, [half, at]))
+    sweep = simulated(space, 1)
+    assert {one.finding.verdict for one in found(sweep)} == {"undecided"}
+    plan = planned(space, sweep, noise=0.01, budget=1e9)
+    assert [(need.today, need.number, need.gives) for need in plan.needs] == [(4, 6, "interval")] * 2
+    assert said(plan).endswith(
+        "would give 2 of 2 undecided tests (of claims 1, 2) a first interval, whatever it will say"
+    )
+    larger = space.model_copy(update={"cells": (*space.cells, *plan.cells)})
+    for one in found(simulated(larger, 1)):
+        assert math.isfinite(one.finding.low)
+        assert one.finding.comparisons >= 6
 
 
 def test_planned_cells_are_not_new_and_two_values_are_a_comparison_already(tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""Which declared tests a design leaves without a verdict, whatever its cells will show: asked before they are trained.
+
+The tests are made on random numbers in place of results. What then has no interval has too few cells that are equal in all
+else, or does not meet what the test needs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pandas as pd
+
+from raysweep.analysis.claims import expanded
+from raysweep.analysis.findings import FEWEST_CONFIGURATIONS, Finding, Tests
+from raysweep.analysis.hypothesis_tests import findings
+from raysweep.analysis.measured import Measured
+from raysweep.analysis.noise import seed_noise
+from raysweep.analysis.sweep_data import SweepData, from_tables, said_of_space
+from raysweep.space.hypotheses import Hypotheses, Test
+from raysweep.space.hypothesis_columns import columns_named
+from raysweep.space.space import Space
+
+# They take seconds, and need nothing of a design but enough cells.
+_SLOW = ("correlation", "attenuation", "closer", "line", "added_r2", "spread")
+
+_ALWAYS = ("validation_loss", "in_distribution_loss", "effective_rank_W", "effective_rank_H", "isotropy_W")
+
+
+@dataclass(frozen=True)
+class WithoutVerdict:
+    """A declared test that no result of these cells can decide."""
+
+    claim: str
+    test: str
+    reason: str
+
+
+def without_verdict(space: Space) -> list[WithoutVerdict]:
+    """The declared tests of a search space that its cells cannot decide; none where it declares no hypotheses.
+
+    Of a hypothesis for each of several columns, those that are not known before training are one test, with `*` in its name.
+    """
+    if space.hypotheses is None:
+        return []
+    whole = _with_random_results(space, space.hypotheses)
+    sweep = whole.design
+    tests = Tests(sweep, pd.DataFrame(), seed_noise(whole))
+    found = []
+    for hypothesis in space.hypotheses.hypotheses:
+        for test in expanded(hypothesis, sweep):
+            for finding in [test] if isinstance(test, Finding) else _findings(tests, test):
+                if not math.isfinite(finding.low):
+                    found.append(WithoutVerdict(str(hypothesis.id), finding.effect, finding.reason))
+    return found
+
+
+def _findings(tests: Tests, test: Test) -> list[Finding]:
+    if test.kind not in _SLOW:
+        return findings(tests, test)
+    measured = Measured(tests, test)
+    reason = measured.unmet
+    configurations = len(np.unique(measured.tests.sweep.configurations))
+    if not reason and configurations < FEWEST_CONFIGURATIONS:
+        reason = f"{configurations} configurations; at least {FEWEST_CONFIGURATIONS} of a kind are needed"
+    name = measured.called(f"{test.kind} of {' and '.join(measured.columns)}")
+    return [Finding(name, measured.rule, reason=reason)] if reason else []
+
+
+def _with_random_results(space: Space, hypotheses: Hypotheses) -> SweepData:
+    """Every planned cell as if it were done, with a random number under each name that a test asks for."""
+    cells = pd.DataFrame([cell.describe() for cell in space.cells])
+    rng = np.random.default_rng(0)
+    for column in dict.fromkeys([*_ALWAYS, *_columns(space, hypotheses)]):
+        if column not in cells:
+            cells[column] = rng.normal(5.0, 1.0, len(cells))
+    falling = [
+        {"cell": cell.id, "step": step, "validation_loss": 5.0 - step} for cell in space.cells for step in (1, 2)
+    ]
+    sweep = from_tables(space.name, cells.assign(status="done"), pd.DataFrame(falling), **said_of_space(space, []))
+    return replace(sweep, hypotheses=hypotheses)
+
+
+def _columns(space: Space, hypotheses: Hypotheses) -> list[str]:
+    """What the tests name; of `for_each`, the losses that the evaluations have, or else the pattern itself."""
+    labels = [evaluation.label for evaluation in space.evaluations]
+    losses = [f"{label}_loss" for label in labels]
+    losses += [f"{label.replace('finetune_', 'forgetting_')}_loss" for label in labels if label.startswith("finetune_")]
+    columns = []
+    for hypothesis in hypotheses.hypotheses:
+        pattern = hypothesis.for_each
+        each = [] if pattern is None else [loss for loss in losses if fnmatchcase(loss, pattern)] or [pattern]
+        named = [column for test in hypothesis.tests for column in columns_named(test)]
+        columns += [*each, *(column.replace("{each}", one) for column in named for one in each or [""])]
+    return columns
