@@ -175,7 +175,7 @@ def _write(loaded: sweep.SweepData, output: Path, step: Step) -> AnalysisSummary
         summary.summary(loaded, card, tests, made, shown, further, held), encoding="utf-8"
     )
     tables.write(made, output / "tables")
-    drawn = figures.draw(loaded, drawings, step=lambda done, of: step("figures", done, of))
+    drawn = figures.draw(loaded, drawings, statistics, of_layers, step=lambda done, of: step("figures", done, of))
     drawn.to_csv(drawings / "figures.csv", index=False)
 
     page = report.render(

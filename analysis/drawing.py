@@ -168,7 +168,8 @@ def apart(values: list[float], ax: Axes) -> set[float]:
 
 
 def grid(count: int, widest: int = 3) -> tuple[int, int]:
-    columns = min(count, widest)
+    """Rows and columns for so many panels; four make a square."""
+    columns = 2 if count == 4 and widest < 4 else min(count, widest)
     return -(-count // columns), columns
 
 

@@ -19,7 +19,7 @@ from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from PIL import Image
 
-from raysweep.analysis import drawing, over_training, plots
+from raysweep.analysis import drawing, layer_plots, over_training, plots
 from raysweep.analysis.columns import COSINE, ISOTROPY, PAPER_METRICS, PAPER_TASKS, RANK, outcome
 from raysweep.analysis.hypothesis_statistics import deviation
 from raysweep.analysis.sampled_plots import sampled
@@ -50,8 +50,10 @@ class Entry:
         return f"figure_{self.number:02d}_{self.name}" if self.number is not None else f"further_{self.name}"
 
 
-def catalogue(sweep: SweepData) -> list[Entry]:
-    """The paper's figures in their order, then the further ones of this sweep."""
+def catalogue(
+    sweep: SweepData, regressions: pd.DataFrame | None = None, layers: pd.DataFrame | None = None
+) -> list[Entry]:
+    """The paper's figures in their order, then the further ones of this sweep; of layers, where their tables are given."""
     main = sweep.main_task
     entries = [
         Entry(2, "loss_and_effective_rank", partial(plots.loss_by_size, task=main, metric=RANK)),
@@ -74,6 +76,10 @@ def catalogue(sweep: SweepData) -> list[Entry]:
     for task in sweep.tasks:
         if task not in _OF_TASKS:
             entries.append(Entry(None, f"{task}_and_metrics", partial(_task, task=task, metrics=sweep.metrics)))
+    if layers is not None and regressions is not None:
+        for metric in layer_plots.metrics(layers):
+            drawn = partial(layer_plots.added, layers=layers, regressions=regressions, metric=metric)
+            entries.append(Entry(None, f"layers_{metric}", drawn))
     if not sweep.is_untreated.all():
         entries.append(Entry(None, "interventions", plots.moved_rank, every_cell=True))
     if len(sweep.models):
@@ -85,11 +91,12 @@ def catalogue(sweep: SweepData) -> list[Entry]:
 
 
 def draw(
-    sweep: SweepData, folder: Path, jobs: int = -1, step: Callable[[int, int], None] = lambda done, of: None
-) -> pd.DataFrame:
+    sweep: SweepData, folder: Path, regressions: pd.DataFrame, layers: pd.DataFrame, jobs: int = -1,
+    step: Callable[[int, int], None] = lambda done, of: None,
+) -> pd.DataFrame:  # fmt: skip
     """Draw every figure of the catalogue into a folder; the rows say what was drawn, with the columns `COLUMNS`."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = catalogue(sweep)
+    entries = catalogue(sweep, regressions, layers)
     step(0, len(entries))
     rows = []
     pool = Parallel(n_jobs=jobs, return_as="generator")

@@ -232,7 +232,9 @@ def test_a_sweep_that_is_not_finished_is_analysed_as_far_as_it_is(
     quantized = next((tmp_path / "store" / "evaluations").glob("quantized-*"))
     (quantized / f"{space.cells[0].id}.parquet").unlink()
     store = Store(str(tmp_path / "store"))
-    monkeypatch.setattr(figures, "catalogue", lambda found: [e for e in CATALOGUE(found) if e.number in (2, 4, 6, 24)])
+    monkeypatch.setattr(
+        figures, "catalogue", lambda found, *tables: [e for e in CATALOGUE(found) if e.number in (2, 4, 6, 24)]
+    )
     steps: list[tuple[str, int, int]] = []
     answer = analyze.analyze_sweep(
         sweep.load(store, space).where("steps > 0"), tmp_path / "report", lambda *step: steps.append(step)

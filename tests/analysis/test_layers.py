@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import layers
+from raysweep.analysis import layer_plots, layers
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE, of_whole_model, place
 from raysweep.analysis.sweep_data import SweepData
@@ -46,6 +46,30 @@ def test_it_is_found_in_its_layer_alone(planted: SweepData) -> None:
     values = planted.cells[column("gini", "blocks.1.mlp.up")]
     assert found.loc["1", "mean"] == pytest.approx(values.mean())
     assert found.loc["1", "sd"] == pytest.approx(values.std())
+
+
+def test_the_figure_shows_every_layer_beside_w_and_names_the_largest(planted: SweepData) -> None:
+    found = layers.layers(planted, draws=400)
+    statistics = pd.DataFrame([
+        {"task": task, "metric": "gini_unembedding", "statistic": "predictive_r2", "value": value}
+        for task, value in (("in_distribution", 0.021), ("other", 0.9))
+    ])  # fmt: skip
+    assert layer_plots.metrics(found) == ["gini"]
+    figure = layer_plots.added(planted, found, statistics, "gini")
+    (panel,) = [ax for ax in figure.axes if ax.get_visible()]
+    (dots,) = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    assert list(np.asarray(dots.get_ydata())) == list(found["added_r2"])
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "1", "2", "3"]
+    (of_w,) = [line for line in panel.get_lines() if line.get_linestyle() == "--"]
+    assert set(np.asarray(of_w.get_ydata())) == {0.021}
+    title = figure.get_suptitle().replace("\n", " ")
+    assert title.startswith(
+        "Of the layers the gini of blocks.2.mlp.up adds most to predictions of the in-distribution loss: R²"
+    )
+    assert title.endswith("; that of W adds +0.02")
+    noise = found[found["layer"] != "2"].assign(added_low=-0.1)
+    without = layer_plots.added(planted, noise, statistics.iloc[:0], "gini").get_suptitle().replace("\n", " ")
+    assert without == "No layer's gini clearly adds to predictions of the in-distribution loss"
 
 
 def test_what_is_of_the_whole_model_takes_part_in_regressions(planted: SweepData) -> None:
