@@ -162,15 +162,21 @@ def run(options: argparse.Namespace) -> int:
 
     space = load_space(options)
     store = open_store(options, space)
-    # Before the first cell, when it can still be changed.
-    if not declarations.read(store, space.name) and (undecidable := _without_verdict(space)):
-        logger.warning("%s", design_messages.before_training(undecidable, options.space))
+    _warn_before_training(space, store, options.space)
     with _page(options, store), StopOnSignal() as signals:
         watched = watch(lambda on_event: runner.run(space, store, on_event, signals.stop), signals)
         status = conclude(watched, space, store, _again("run", options, store))
     if status == 0:
         messages.next_commands(options.space, store)
     return status
+
+
+def _warn_before_training(space: Space, store: Store, file: str) -> None:
+    """Of tests that the cells cannot decide, while they can still be changed: before these hypotheses are declared."""
+    if space.hypotheses is None or declarations.read(store, space.name):
+        return
+    if undecidable := _without_verdict(space):
+        logger.warning("%s", design_messages.before_training(undecidable, file))
 
 
 @contextmanager

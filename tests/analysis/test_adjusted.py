@@ -165,7 +165,7 @@ def test_the_analysis_of_a_sampled_design(
     of = space(tmp_path, sample={"count": 24, "seed": 1}, hypotheses="own.hypotheses.yaml")
     whole = figures.catalogue
     monkeypatch.setattr(
-        figures, "catalogue", lambda sweep: [entry for entry in whole(sweep) if entry.number in (8, 16, 20)]
+        figures, "catalogue", lambda sweep, *tables: [entry for entry in whole(sweep) if entry.number in (8, 16, 20)]
     )
     store = Store(str(tmp_path / "store"))
     example.fill(store, of)

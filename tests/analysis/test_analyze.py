@@ -182,7 +182,7 @@ def test_only_our_own_files_are_replaced(example_folder: Path, tmp_path: Path, m
         "figure,name,file,title,reason\n2,x,figure_02_before.png,,\n3,y,,,none\n"
     )
     load = sweep.load
-    monkeypatch.setattr(figures, "catalogue", lambda found: [])
+    monkeypatch.setattr(figures, "catalogue", lambda found, *tables: [])
     monkeypatch.setattr(sweep, "load", lambda store, space: few_cells(load(store, space)))
     analyze.analyze_sweep(sweep.load(Store(str(example_folder / "store")), example.space()), tmp_path)
     assert all(path.exists() for path in mine)

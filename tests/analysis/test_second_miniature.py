@@ -52,7 +52,8 @@ def sentences() -> Iterator[str]:
     one_seed = CELLS[CELLS["seed"] == CELLS["seed"].min()]
     raw = stats.spearmanr(one_seed["effective_rank_W"], one_seed["in_distribution_loss"]).statistic
     assert raw == pytest.approx(regression("raw_spearman")["value"], abs=1e-9)
-    yield f"Over all models the correlation of rank and loss is {raw:.2f}."
+    within = value_of("1", "Spearman within sizes of effective rank of W and in-distribution loss")
+    yield f"Over all models the correlation of rank and loss is {raw:.2f}, and within sizes it is {within:.2f}."
     partial = regression("partial_spearman")
     assert partial["low"] < 0 < partial["high"]
     yield f"With all settings held equal it is {partial['value']:.2f}, and its interval holds zero."
