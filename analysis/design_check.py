@@ -7,6 +7,7 @@ else, or does not meet what the test needs.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -19,11 +20,11 @@ from raysweep.analysis.hypothesis_tests import findings
 from raysweep.analysis.measured import Measured
 from raysweep.analysis.noise import seed_noise
 from raysweep.analysis.sweep_data import SweepData, from_tables, said_of_space
-from raysweep.space.hypotheses import Hypotheses, Test
+from raysweep.space.hypotheses import Hypotheses, Hypothesis, Test
 from raysweep.space.hypothesis_columns import columns_named
 from raysweep.space.space import Space
 
-# They take seconds, and need nothing of a design but enough cells.
+# They take seconds: of them only what they need is looked at, and whether there are enough configurations.
 _SLOW = ("correlation", "attenuation", "closer", "line", "added_r2", "spread")
 
 _ALWAYS = ("validation_loss", "in_distribution_loss", "effective_rank_W", "effective_rank_H", "isotropy_W")
@@ -47,10 +48,13 @@ def without_verdict(space: Space) -> list[WithoutVerdict]:
         return []
     whole = _with_random_results(space, space.hypotheses)
     sweep = whole.design
+    planned = {*_ALWAYS, *space.cells[0].describe()}
     tests = Tests(sweep, pd.DataFrame(), seed_noise(whole))
     found = []
     for hypothesis in space.hypotheses.hypotheses:
-        for test in expanded(hypothesis, sweep):
+        # What other hypotheses name may not be measured, and is nothing that this one is about.
+        measured = sweep.cells[[c for c in sweep.cells if c in planned or c in _columns_of(space, hypothesis)]]
+        for test in expanded(hypothesis, replace(sweep, cells=measured)):
             for finding in [test] if isinstance(test, Finding) else _findings(tests, test):
                 if not math.isfinite(finding.low):
                     found.append(WithoutVerdict(str(hypothesis.id), finding.effect, finding.reason))
@@ -61,12 +65,24 @@ def _findings(tests: Tests, test: Test) -> list[Finding]:
     if test.kind not in _SLOW:
         return findings(tests, test)
     measured = Measured(tests, test)
+    sweep = measured.tests.sweep
+    sizes = sweep.cells["parameters"]
+    # A correlation at one size, or the difference of those at two, is over the cells of these alone.
+    kinds = [sizes == (sizes.min() if size == "smallest" else sizes.max()) for size in _sizes(measured)] or [sizes > 0]
+    numbers = [len(np.unique(sweep.configurations[kind])) for kind in kinds]
     reason = measured.unmet
-    configurations = len(np.unique(measured.tests.sweep.configurations))
-    if not reason and configurations < FEWEST_CONFIGURATIONS:
-        reason = f"{configurations} configurations; at least {FEWEST_CONFIGURATIONS} of a kind are needed"
+    if not reason and len(kinds) == 2 and sizes.nunique() == 1:
+        reason = "all cells are of one size"
+    if not reason and min(numbers) < FEWEST_CONFIGURATIONS:
+        reason = f"{sum(numbers)} configurations; at least {FEWEST_CONFIGURATIONS} of a kind are needed"
     name = measured.called(f"{test.kind} of {' and '.join(measured.columns)}")
     return [Finding(name, measured.rule, reason=reason)] if reason else []
+
+
+def _sizes(measured: Measured) -> list[str]:
+    """`smallest` or `largest`, of a correlation at one size or of the difference of two."""
+    ends = (getattr(measured.spec, name, None) for name in ("size", "minus_size"))
+    return [end for end in ends if end is not None]
 
 
 def _with_random_results(space: Space, hypotheses: Hypotheses) -> SweepData:
@@ -85,13 +101,16 @@ def _with_random_results(space: Space, hypotheses: Hypotheses) -> SweepData:
 
 def _columns(space: Space, hypotheses: Hypotheses) -> list[str]:
     """What the tests name; of `for_each`, the losses that the evaluations have, or else the pattern itself."""
+    return [column for hypothesis in hypotheses.hypotheses for column in _columns_of(space, hypothesis)]
+
+
+def _columns_of(space: Space, hypothesis: Hypothesis) -> list[str]:
     labels = [evaluation.label for evaluation in space.evaluations]
     losses = [f"{label}_loss" for label in labels]
     losses += [f"{label.replace('finetune_', 'forgetting_')}_loss" for label in labels if label.startswith("finetune_")]
-    columns = []
-    for hypothesis in hypotheses.hypotheses:
-        pattern = hypothesis.for_each
-        each = [] if pattern is None else [loss for loss in losses if fnmatchcase(loss, pattern)] or [pattern]
-        named = [column for test in hypothesis.tests for column in columns_named(test)]
-        columns += [*each, *(column.replace("{each}", one) for column in named for one in each or [""])]
-    return columns
+    pattern = hypothesis.for_each
+    each = [] if pattern is None else [loss for loss in losses if fnmatchcase(loss, pattern)]
+    if pattern is not None and not each:
+        each = [re.sub(r"\[(.)[^]]*\]", r"\1", pattern)]  # `[eu]` does not match itself, `*` does.
+    named = [column for test in hypothesis.tests for column in columns_named(test)]
+    return [*each, *(column.replace("{each}", one) for column in named for one in each or [""])]

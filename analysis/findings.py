@@ -45,6 +45,8 @@ class Finding:
     """Whether the interval is that of a correlation, squared with its sign (`statistics.added_r2_interval`)."""
     comparisons: int = 0
     """The slices that it is over, of an effect of a hyperparameter at equal settings; 0 of others."""
+    enough: int = 0
+    """`Effect.enough`, of such an effect without an interval."""
     squares: float = math.nan
     """`Effect.squares`, of such an effect."""
 
@@ -215,10 +217,22 @@ def of_mean(name: str, rule: str, values: Array) -> Finding:
     return Finding(name, rule, value, value - reach, value + reach, n=len(values))
 
 
+def too_few(comparisons: int) -> str:
+    """Why an effect has no interval."""
+    few = (
+        "1 comparison at equal settings allows"
+        if comparisons == 1
+        else f"{comparisons} comparisons at equal settings allow"
+    )
+    return f"{few} too few permutations for a 95% interval"
+
+
 def of_effect(name: str, rule: str, measured: Effect) -> Finding:
     if not math.isfinite(measured.low):
-        reason = f"{measured.slices} comparisons at equal settings allow too few permutations for a 95% interval"
-        return Finding(name, rule, measured.value, n=measured.n, comparisons=measured.slices, reason=reason)
+        return Finding(
+            name, rule, measured.value, n=measured.n, comparisons=measured.slices, enough=measured.enough,
+            reason=too_few(measured.slices),
+        )  # fmt: skip
     return Finding(name, rule, measured.value, measured.low, measured.high, measured.n, comparisons=measured.slices,
         squares=measured.squares,
     )  # fmt: skip

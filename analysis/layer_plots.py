@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from raysweep.analysis import drawing
 from raysweep.analysis.columns import outcome, words
 from raysweep.analysis.drawing import signed
+from raysweep.analysis.layers import depth
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.space.measure import column
 
@@ -27,6 +28,7 @@ def metrics(layers: pd.DataFrame) -> list[str]:
 def added(sweep: SweepData, layers: pd.DataFrame, regressions: pd.DataFrame, metric: str) -> Figure:
     """`layers` and `regressions` are the tables of `layers.layers` and `regressions.regressions`."""
     rows = layers[layers["metric"] == metric].dropna(subset=["added_r2"])
+    rows = rows.sort_values("layer", key=lambda names: names.map(depth), kind="stable")
     parts = list(dict.fromkeys(rows["part"]))
     down, across = drawing.grid(len(parts), widest=4)
     figure, axes = drawing.figure(down, across)
@@ -69,11 +71,12 @@ def _of_W(regressions: pd.DataFrame, task: str, names: set[str]) -> float | None
 
 
 def _title(rows: pd.DataFrame, of_W: float | None, metric: str, task: str) -> str:
-    most = rows.loc[rows["added_r2"].idxmax()]
+    clear = rows[rows["added_low"] > 0]
+    most = (clear if len(clear) else rows).sort_values("added_r2").iloc[-1]
     ends = f"[{signed(most['added_low'])}, {signed(most['added_high'])}]"
     beside = "" if of_W is None else f"; that of W adds {signed(of_W)}"
     predictions = f"predictions of the {outcome(task)}"
-    if not most["added_low"] > 0:
+    if not len(clear):
         return f"No layer's {words(metric)} clearly adds to {predictions}{beside}"
     return (
         f"Of the layers the {words(metric)} of {most['matrix']} adds most to {predictions}: R² {signed(most['added_r2'])} "

@@ -73,7 +73,7 @@ def explorer(sweep: SweepData, table: pd.DataFrame) -> dict[str, Any] | None:
     steps_of = sweep.cells.set_index("id")["steps"]
     for (part, metric, cell), rows in layered.groupby(["part", "metric", "cell"], sort=False):
         wide = rows.pivot(index="layer", columns="step", values="value")
-        order = sorted(wide.index, key=_depth)
+        order = sorted(wide.index, key=depth)
         chosen = wide.columns[np.unique(np.linspace(0, len(wide.columns) - 1, MOST_STEPS).round().astype(int))]
         series.setdefault(part, {}).setdefault(metric, {})[cell] = {
             "layers": order,
@@ -85,7 +85,7 @@ def explorer(sweep: SweepData, table: pd.DataFrame) -> dict[str, Any] | None:
     correlations = {
         f"{part}|{metric}": [
             {"layer": r["layer"], "value": r["partial_spearman"], "low": r["partial_low"], "high": r["partial_high"]}
-            for r in sorted(rows.to_dict("records"), key=lambda r: _depth(r["layer"]))
+            for r in sorted(rows.to_dict("records"), key=lambda r: depth(r["layer"]))
             if np.isfinite(r["partial_spearman"])
         ]
         for (part, metric), rows in table.groupby(["part", "metric"], sort=False)
@@ -93,7 +93,8 @@ def explorer(sweep: SweepData, table: pd.DataFrame) -> dict[str, Any] | None:
     return {"series": series, "correlations": {k: _no_nan(v) for k, v in correlations.items() if v}}
 
 
-def _depth(layer: str) -> float:
+def depth(layer: str) -> float:
+    """`final` is the deepest."""
     return np.inf if layer == "final" else float(layer)
 
 

@@ -1,9 +1,9 @@
 """What would decide the tests that are undecided: how many more cells, at what cost, and a search space of the cheapest.
 
 For each test `power` gives the number of comparisons, configurations or points that decide it at today's estimate and noise.
-What is lacking is made of combinations of the values that were tested (`untested`), or, of a sampled design, of further
-points. Costs are by the finished cells of a size: how their training compares with what `raysweep plan` says, and how long
-their evaluations took.
+A test with too few comparisons for an interval gets as many as an interval takes. What is lacking is made of combinations
+of the values that were tested (`untested`), or, of a sampled design, of further points. Costs are by the finished cells of a
+size: how their training compares with what `raysweep plan` says, and how long their evaluations took.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from raysweep.analysis.measured import chosen
 from raysweep.analysis.noise import standard_deviations
 from raysweep.analysis.power import MOST, POWER, decides, needed, standard_error
 from raysweep.analysis.sweep_data import SweepData
-from raysweep.analysis.trends import FEWEST_PAIRS
 from raysweep.analysis.untested import Keep, Untested
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
@@ -72,9 +71,9 @@ class Need:
     today: int
     """Their number now."""
     number: int
-    """Their number that decides it in four of five sweeps; 0 where there is none."""
+    """Their number that gives what `gives` says; 0 where there is none."""
     gives: Literal["verdict", "interval"] = "verdict"
-    """`interval` where it has none today: with so many it has one, of which nobody knows whether it decides."""
+    """A `verdict` in four of five sweeps; or an `interval` where there is none today, whatever it then decides."""
     cells: tuple[Cell, ...] = ()
     """What is to be trained for it."""
     count: int = 0
@@ -84,6 +83,11 @@ class Need:
     cost: Cost = Cost()
     reason: str = ""
     """Why there are no cells for it; empty where there are."""
+
+    @property
+    def needed(self) -> str:
+        """In words."""
+        return f"{self.number:,} {self.units}{' for an interval' if self.gives == 'interval' else ''}"
 
     @property
     def row(self) -> dict[str, object]:
@@ -105,7 +109,7 @@ class Next:
     needs: list[Need]
     """One for each undecided test."""
     chosen: list[Need]
-    """Those that `cells` decide: the cheapest, within the budget."""
+    """Those that `cells` are for: the cheapest, within the budget."""
     cells: list[Cell]
     """The new cells, none twice."""
     count: int
@@ -173,8 +177,8 @@ def _need(
     gives: Literal["verdict", "interval"] = "verdict"
     if math.isfinite(found.low) and math.isfinite(found.high):
         number = needed(found, today)
-    elif over is not None and sampled is None and 0 < found.comparisons < FEWEST_PAIRS:
-        number, gives = FEWEST_PAIRS, "interval"
+    elif over is not None and sampled is None and 0 < found.comparisons < found.enough:
+        number, gives = found.enough, "interval"
     else:
         return without(found.reason or "it has no interval")
     if test is None or number is None:

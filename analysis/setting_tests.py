@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from raysweep.analysis.columns import words
-from raysweep.analysis.findings import Finding, of_effect
+from raysweep.analysis.findings import Finding, of_effect, too_few
 from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
 from raysweep.analysis.intervention_effects import comparisons, swapped
 from raysweep.analysis.measured import Measured, chosen
@@ -19,6 +19,9 @@ from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and
 
 FEWEST_SLOPES = 6
 """Comparisons of one hyperparameter from which their mean change has an interval."""
+
+FEWEST_SLOPES_OF_SIZES = 5
+"""Comparisons at three sizes and more from which the change with size has one: of 5! / 2! permutations 2.5% are one."""
 
 
 def trend(m: Measured) -> Iterator[Finding]:
@@ -107,7 +110,9 @@ def trend_by_size(m: Measured) -> Iterator[Finding]:
     if len(np.unique(sizes)) < 3:
         yield Finding(name, m.rule, reason=f"{words(over)} was varied at fewer than 3 sizes")
     else:
-        yield replace(of_effect(name, m.rule, effect([(sizes, changes)])), comparisons=len(sizes))
+        found = of_effect(name, m.rule, effect([(sizes, changes)]))
+        reason = too_few(len(sizes)) if found.reason else ""
+        yield replace(found, comparisons=len(sizes), enough=FEWEST_SLOPES_OF_SIZES, reason=reason)
 
 
 def strongest(m: Measured) -> Iterator[Finding]:

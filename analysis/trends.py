@@ -28,8 +28,8 @@ Array = npt.NDArray[np.float64]
 PERMUTATIONS = 20_000
 """All permutations are taken where there are no more than these, else so many at random."""
 
-FEWEST_PAIRS = 6
-"""Comparisons of two values from which there is an interval: of their 2^6 permutations 2.5% are more than one."""
+FEWEST_PERMUTATIONS = 40
+"""Of so many different ones 2.5% are one: with fewer no interval leaves any out."""
 
 TURN = 1.5
 """A column turns if the largest difference between two values is this many times that of the straight line."""
@@ -45,6 +45,8 @@ class Effect:
     n: int
     """Cells in the slices."""
     slices: int
+    enough: int = 0
+    """So many slices, of as many values each, have an interval."""
     squares: float = math.nan
     """Of the contrast about its mean in each slice, summed: of errors of deviation s the effect has s / sqrt(squares)."""
 
@@ -164,7 +166,16 @@ def effect(slices: Iterable[tuple[Array, Array]], seed: int = 0, permutations: i
     spared = math.floor(0.025 * len(shuffled)) - silent
     ordered = np.sort(ends)
     low, high = (float(ordered[spared]), float(ordered[-1 - spared])) if spared >= 0 else (-math.inf, math.inf)
-    return Effect(xy / xx, low, high, sum(len(x) for x, _ in centred), len(centred), xx)
+    return Effect(xy / xx, low, high, sum(len(x) for x, _ in centred), len(centred), _enough(centred), xx)
+
+
+def _enough(slices: list[tuple[Array, Array]]) -> int:
+    """Permutations that move no x say nothing: a slice of values, t of them equal, has n! / t! that differ."""
+    differing = []
+    for x, _ in slices:
+        _, equal = np.unique(x, return_counts=True)
+        differing.append(math.lgamma(len(x) + 1) - sum(math.lgamma(count + 1) for count in equal))
+    return math.ceil(math.log(FEWEST_PERMUTATIONS) / (sum(differing) / len(differing)) - 1e-9)
 
 
 def _all(slices: list[tuple[Array, Array]]) -> Array:

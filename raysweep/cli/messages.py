@@ -346,7 +346,7 @@ def show_next(plan: Next) -> None:
     within = {id(need) for need in plan.chosen}
     for need in sorted((one for one in plan.needs if one.cells), key=lambda one: one.cost.order):
         about = need.tested
-        row = (f"{about.hypothesis.id}", about.finding.effect, f"{need.today:,}", f"{need.number:,} {need.units}")
+        row = (f"{about.hypothesis.id}", about.finding.effect, f"{need.today:,}", need.needed)
         style = "" if id(need) in within else "dim"
         table.add_row(*map(escape, row), f"{len(need.cells):,}", str(need.cost), style=style)
     if table.rows:

@@ -31,6 +31,9 @@ TESTS: list[dict[str, Any]] = [
     {"correlation": {"of": "effective_rank_W", "with": "loss"}},
     {"correlation": {"of": "effective_rank_W", "with": "finetune_python_loss"}, "needs": {"fine_tuning_steps": 200}},
     {"trend": {"of": "isotropy_W", "over": "weight_decay"}, "needs": {"decay_within": 0.15}},
+    {"correlation": {"of": "effective_rank_W", "with": "loss", "size": "smallest"}},
+    {"correlation": {"of": "effective_rank_W", "with": "loss", "size": "smallest", "minus_size": "largest"}},
+    {"at": {"of": "loss", "over": "batch_size", "value": 256, "than": "lower"}},
 ]
 
 
@@ -71,9 +74,9 @@ def test_it_is_what_the_analysis_leaves_without_an_interval(
         found = claims.tested(sweep.design, pd.DataFrame(), seed_noise(sweep))
         without = {str(one.hypothesis.id): one.finding.reason for one in found if not math.isfinite(one.finding.low)}
         assert told == without
-    # Six sizes, and what is asked is there: all but the rate, which was not varied, and tokens, which were not either.
+    # Six sizes, and what is asked is there: all but tokens and the rate, which were not varied, and eight cells of one size.
     if len(sizes) == 6:
-        assert set(told) == {"2", "3"}
+        assert set(told) == {"2", "3", "12", "13"}
     assert told["3"].startswith("no two cells")
 
 
@@ -96,8 +99,22 @@ def test_plan_shows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     answer = json.loads(plan(capsys, str(file), "--json"))
     assert answer["without_verdict"] == [vars(test) for test in told]
     assert before_training(told, "own.yaml").startswith(
-        f"{len(told)} declared tests (of claims 1, 2, 3, 4, 5, 6, 10) can"
+        f"{len(told)} declared tests (of claims 1, 2, 3, 4, 5, 6, 10, 12, 13) can"
     )
+
+
+def test_a_pattern_is_about_what_the_evaluations_give(tmp_path: Path) -> None:
+    """Math is not fine-tuned on: that another hypothesis names it makes no test of it."""
+    file = space_of(tmp_path, ["4M", "8M", "16M", "28M", "40M", "75M"], 1e9, [1, 2])
+    tests = [{"trend": {"of": "{each}", "over": "weight_decay"}, "expect": "> 0"}]
+    named = [{"correlation": {"of": "effective_rank_W", "with": "forgetting_math_loss"}, "expect": "< 0"}]
+    hypotheses = [
+        {"id": "each", "says": "it", "for_each": "forgetting_*_loss", "tests": tests},
+        {"id": "named", "says": "it", "tests": named},
+        {"id": "later", "says": "it", "for_each": "stable_rank_[eu]*", "tests": tests},
+    ]
+    (tmp_path / "own.hypotheses.yaml").write_text(yaml.safe_dump({"hypotheses": hypotheses}), encoding="utf-8")
+    assert without_verdict(load(file)) == []
 
 
 def test_without_declared_hypotheses_nothing_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

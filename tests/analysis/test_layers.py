@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import layer_plots, layers
+from raysweep.analysis import figures, layer_plots, layers
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE, of_whole_model, place
 from raysweep.analysis.sweep_data import SweepData
@@ -70,6 +70,22 @@ def test_the_figure_shows_every_layer_beside_w_and_names_the_largest(planted: Sw
     noise = found[found["layer"] != "2"].assign(added_low=-0.1)
     without = layer_plots.added(planted, noise, statistics.iloc[:0], "gini").get_suptitle().replace("\n", " ")
     assert without == "No layer's gini clearly adds to predictions of the in-distribution loss"
+
+
+def test_the_figure_has_layers_by_depth_and_names_one_that_is_clear(planted: SweepData) -> None:
+    row = {"part": "blocks.*.mlp.up", "metric": "gini", "added_high": 0.3}
+    rows = [
+        row | {"matrix": f"blocks.{layer}.mlp.up", "layer": layer, "added_r2": value, "added_low": low}
+        for layer, value, low in (("0", 0.01, -0.1), ("10", 0.05, -0.01), ("2", 0.04, 0.01), ("final", 0.0, -0.1))
+    ]
+    statistics = pd.DataFrame(columns=["task", "metric", "statistic", "value"])
+    figure = layer_plots.added(planted, pd.DataFrame(rows), statistics, "gini")
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "2", "10", "final"]
+    assert "the gini of blocks.2.mlp.up adds most" in figure.get_suptitle().replace("\n", " ")
+    found = layers.layers(planted, draws=400)
+    entries = [one for one in figures.catalogue(planted, statistics, found) if one.name.startswith("layers_")]
+    assert [entry.stem for entry in entries] == ["further_layers_gini"]
+    assert entries[0].draw(planted).get_suptitle().startswith("Of the layers")
 
 
 def test_what_is_of_the_whole_model_takes_part_in_regressions(planted: SweepData) -> None:

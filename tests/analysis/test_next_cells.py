@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from raysweep.analysis import claims, example, power, sweep_data
+from raysweep.analysis import claims, example, power, sweep_data, trends
 from raysweep.analysis.next_cells import Next, next_cells, said
 from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.cli.main import main
@@ -187,6 +187,19 @@ def test_a_test_with_too_few_comparisons_gets_the_first_interval(tmp_path: Path)
     for one in found(simulated(larger, 1)):
         assert math.isfinite(one.finding.low)
         assert one.finding.comparisons >= 6
+
+
+@pytest.mark.parametrize("values", [[0.0, 1.0], [0.0, 0.5, 1.0], [1.0, 0.0, 0.0], [0.0, 0.25, 0.5, 0.75, 1.0]])
+def test_so_many_comparisons_are_enough_and_one_fewer_is_not(values: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    x = np.array(values)
+
+    def of(slices: int) -> trends.Effect:
+        return trends.effect([(x, rng.normal(size=len(x))) for _ in range(slices)], permutations=10**6)
+
+    enough = of(1).enough
+    assert math.isfinite(of(enough).low)
+    assert enough == 1 or not math.isfinite(of(enough - 1).low)
 
 
 def test_planned_cells_are_not_new_and_two_values_are_a_comparison_already(tmp_path: Path) -> None:
