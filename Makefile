@@ -47,9 +47,11 @@ mini-report: $(DONE)
 	@$(BIN)/raysweep analyze results/mini --output results/mini/report
 	@$(BIN)/raysweep analyze results/mini --where 'steps >= 2048' --output results/mini/long
 
-# Two processes, a file at a time: tests of one file share sweeps.
+# Whole sweeps alone, since Ray's workers give way to everything else. Then two processes, a file at a time: tests of one file
+# share sweeps.
 test: $(DONE)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest tests/sweep/test_sweep.py
+	@$(BIN)/python -m pytest --ignore tests/sweep/test_sweep.py --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(DONE)
 	@$(BIN)/python -m pytest -m gpu -rs

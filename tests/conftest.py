@@ -22,15 +22,6 @@ torch.set_num_threads(1)
 os.environ.pop("RAYSWEEP_STORE", None)
 
 
-# They take a minute and more: begun last, they would keep one process busy while the other waits.
-_LONGEST = ("test_sweep.py", "test_analyze.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first."""
-    items.sort(key=lambda item: item.path.name not in _LONGEST)
-
-
 @pytest.fixture(scope="session")
 def corpus() -> TokenizedCorpus:
     """Two percent of the installed text, in the machine's own cache: built by the first test run on a machine."""
