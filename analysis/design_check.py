@@ -53,8 +53,9 @@ def without_verdict(space: Space) -> list[WithoutVerdict]:
     found = []
     for hypothesis in space.hypotheses.hypotheses:
         # What other hypotheses name may not be measured, and is nothing that this one is about.
-        measured = sweep.cells[[c for c in sweep.cells if c in planned or c in _columns_of(space, hypothesis)]]
-        for test in expanded(hypothesis, replace(sweep, cells=measured)):
+        kept = planned.union(_columns_of(space, hypothesis))
+        of_it = replace(sweep, cells=sweep.cells[[column for column in sweep.cells if column in kept]])
+        for test in expanded(hypothesis, of_it):
             for finding in [test] if isinstance(test, Finding) else _findings(tests, test):
                 if not math.isfinite(finding.low):
                     found.append(WithoutVerdict(str(hypothesis.id), finding.effect, finding.reason))
