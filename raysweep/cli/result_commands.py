@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from raysweep.cli.options import load_space, located_store, open_store, print_js
 from raysweep.cli.results_table import in_order, show_columns, table_file, with_columns, write_table
 from raysweep.errors import UserError
 from raysweep.files import local_path
+from raysweep.space.hypothesis_columns import unknown_columns
 from raysweep.store import Store, sessions
 from raysweep.store.results import nothing_finished
 from raysweep.store.results import results as results_table
@@ -19,6 +21,8 @@ from raysweep.suites.read import is_suite
 
 if TYPE_CHECKING:
     from raysweep.analysis.analyze import AnalysisSummary
+
+logger = logging.getLogger(__name__)
 
 
 def results(options: argparse.Namespace) -> int:
@@ -138,6 +142,9 @@ def analyze(options: argparse.Namespace) -> int:
     if not options.json:
         messages.show_claims(card)
         messages.show_analysed(summary, "cells", output)
+    measured = summary.design
+    for said in unknown_columns(measured.hypotheses, measured.cells.columns) if measured.hypotheses else ():
+        logger.warning("a test is undecided: %s", said)
     if options.next is not None:
         answer["next"] = _write_next(options, summary, store, output)
     if options.json:

@@ -148,7 +148,7 @@ def test_seeds_and_kinds_that_were_sampled(tmp_path: Path) -> None:
 
 
 def test_the_analysis_of_a_sampled_design(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted effects have their signs; the page and the summary say how the cells were chosen and compared."""
     hypotheses = {"hypotheses": [
@@ -160,6 +160,8 @@ def test_the_analysis_of_a_sampled_design(
             {"trend": {"of": "loss", "over": "batch_size", "equal_steps": True}, "expect": "> 0"}]},
         {"id": 3, "says": "more decay, more loss", "tests": [
             {"trend": {"of": "loss", "over": "weight_decay"}, "expect": "> 0"}]},
+        {"id": 5, "says": "mistyped", "tests": [
+            {"trend": {"of": "cosine_w", "over": "weight_decay"}, "expect": "> 0"}]},
     ]}  # fmt: skip
     (tmp_path / "own.hypotheses.yaml").write_text(yaml.safe_dump(hypotheses), encoding="utf-8")
     of = space(tmp_path, sample={"count": 24, "seed": 1}, hypotheses="own.hypotheses.yaml")
@@ -184,7 +186,7 @@ def test_the_analysis_of_a_sampled_design(
             ]
         )
     card = pd.read_csv(tmp_path / "report" / "claims.csv")
-    assert list(card["verdict"]) == ["supported", "undecided", "undecided", "undecided"]
+    assert list(card["verdict"]) == ["supported", "undecided", "undecided", "undecided", "undecided"]
     assert card["reason"][2] == "batch size was sampled: no two cells have equal steps and all else"
     assert card["effect"][0].endswith("weight decay, adjusted for the other settings")
     assert card["reason"][1] == (
@@ -192,7 +194,7 @@ def test_the_analysis_of_a_sampled_design(
     )
     # The next points: as many as the third claim needs, or none would do.
     needs = pd.read_csv(tmp_path / "report" / "next.csv")
-    assert list(needs["claim"]) == [2, 4, 3]
+    assert list(needs["claim"]) == [2, 4, 3, 5]
     number = needs["needed"][2]
     assert number > 24
     more = load(tmp_path / "next.yaml")
@@ -200,6 +202,7 @@ def test_the_analysis_of_a_sampled_design(
     assert more.cells[:24] == of.cells
     hours = sum(cell.flops for cell in more.cells[24:]) / 2e14 / 3600  # As `example` has it, which counts no steps.
     assert needs["core_hours"][2] == pytest.approx(hours, rel=0.02)
+    assert caplog.messages == ["a test is undecided: hypothesis 5: no column cosine_w; did you mean 'cosine_W'?"]
     answer = json.loads(capsys.readouterr().out)
     assert answer["next"] == {"file": str(tmp_path / "next.yaml"), "cells": number, "new": number - 24}
     assert [one["verdict"] for one in answer["claims"]] == list(card["verdict"])
