@@ -148,7 +148,10 @@ def test_seeds_and_kinds_that_were_sampled(tmp_path: Path) -> None:
 
 
 def test_the_analysis_of_a_sampled_design(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The planted effects have their signs; the page and the summary say how the cells were chosen and compared."""
     hypotheses = {"hypotheses": [
