@@ -129,9 +129,9 @@ def next_cells(
 ) -> Next:  # fmt: skip
     """What would decide the undecided ones of `tested`, and the cheapest of it.
 
-    `noise` is what `analysis.noise.seed_noise` gives, `timings` are rows of `schemas.TIMINGS`. `budget` is in hours of what
-    cells train on, GPUs or cores; by default what the sweep took so far. `larger` gives the cells of a sampled space with
-    another `count`.
+    `noise` is what `analysis.noise.seed_noise` gives. `timings` are the rows of `schemas.TIMINGS` of every finished cell,
+    also of those outside the design. `budget` is in hours of what cells train on, GPUs or cores; by default what the sweep
+    took so far. `larger` gives the cells of a sampled space with another `count`.
     """
     ids = set(design.cells["id"])
     cells = [cell for cell in space.cells if cell.id in ids]
@@ -235,6 +235,8 @@ def _with_seeds(
     for number in range(there + 1, _MOST_SEEDS + 1):
         if decides(found, math.sqrt(rest + of_seeds * there / number), found.comparisons):
             new = tuple(untested.seeds(cells, number))
+            if not new:  # They are planned, and not finished.
+                return need
             cost = costs.of(new)
             if need.cells and need.cost.order <= cost.order:
                 return replace(need, seeds=number)
@@ -272,8 +274,9 @@ class _Costs:
         training, others = rows[rows["stage"] == TRAIN], rows[rows["stage"] != TRAIN]
         if not len(training):
             raise UserError("there are no timings of finished cells, by which the cost of others could be told")
-        self.spent = self._cost(float(training["seconds"].sum()), float(others["seconds"].sum()))
-        """What training and evaluating the finished cells took."""
+        trained = timings["stage"] == TRAIN
+        self.spent = self._cost(float(timings["seconds"][trained].sum()), float(timings["seconds"][~trained].sum()))
+        """What training and evaluating took, of interventions and seeds beyond the design too."""
         rate = training["seconds"] / [self._planned(by_id[cell]) for cell in training["cell"]]
         self._rates, self._rate = rate.groupby(training["size"]).median(), float(rate.median())
         of_cells = others.groupby(["size", "cell"])["seconds"].sum()

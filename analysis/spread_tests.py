@@ -81,6 +81,11 @@ def apart(m: Measured) -> Iterator[Finding]:
     if noise_of is None or noise_at is None:
         yield Finding(name, m.rule, reason="fewer than three seeds of a configuration: their noise is not known")
         return
+    if any(deviation == 0 for deviation, _ in noise_of.values()):
+        yield Finding(
+            name, m.rule, n=len(cells), reason="seeds of a configuration do not differ in it: there is no noise"
+        )
+        return
     groups = sweep.configurations[cells.index]
     distance = distances(cells, groups, of, at, noise_of, noise_at)
     value = float(distance(statistics.sample(len(cells)))[0])

@@ -35,10 +35,11 @@ class Untested:
             self._sizes.setdefault(cell.size.label, []).append(cell)
 
     def seeds(self, cells: list[Cell], number: int) -> list[Cell]:
-        """These cells with further seeds, until each has so many."""
+        """What is not planned of these cells with further seeds, until each has so many."""
         further = range(self._seeds[-1] + 1, self._seeds[-1] + 1 + number - len(self._seeds))
         first = [cell for cell in cells if cell.seed == self._seeds[0]]
-        return [cell.model_copy(update={"seed": seed}) for seed in further for cell in first]
+        every = [cell.model_copy(update={"seed": seed}) for seed in further for cell in first]
+        return [cell for cell in every if cell.id not in self._planned]
 
     @property
     def seeds_there(self) -> int:

@@ -203,6 +203,7 @@ def _write_next(
     from raysweep.exchange.published import SPACE, read_published
     from raysweep.space.read import load_published, load_to_read, load_with_count
     from raysweep.space.write import write_with_cells, write_with_count
+    from raysweep.store.results import finished
     from raysweep.store.results import timings as timings_of
     from raysweep.store.schemas import TIMINGS
 
@@ -213,7 +214,9 @@ def _write_next(
     if store is None:
         timings = read_published(Path(options.space)).timings.to_pandas()
     else:
-        timings = pd.DataFrame(timings_of(space, store, summary.design.cells["id"]), columns=TIMINGS.names)
+        done = finished(store)
+        ids = [cell.id for cell in space.cells if cell.id in done]
+        timings = pd.DataFrame(timings_of(space, store, ids), columns=TIMINGS.names)
     plan = next_cells(
         space, summary.design, summary.tested, summary.noise, timings, options.hours,
         lambda count: load_with_count(file, count, code=store is not None).cells,

@@ -175,7 +175,13 @@ def _warn_before_training(space: Space, store: Store, file: str) -> None:
     """Of tests that the cells cannot decide, while they can still be changed: before these hypotheses are declared."""
     if space.hypotheses is None or declarations.read(store, space.name):
         return
-    if undecidable := _without_verdict(space):
+    try:
+        undecidable = _without_verdict(space)
+    except Exception as error:  # It is advice: nothing waits for it.
+        logger.warning("whether these cells can decide the declared tests could not be told: %s", error)
+        logger.debug("what happened", exc_info=True)
+        return
+    if undecidable:
         logger.warning("%s", design_messages.before_training(undecidable, file))
 
 

@@ -49,10 +49,11 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         if hypotheses is not None:
             with put_in_place(folder / hypotheses.name) as unfinished:
                 unfinished.write_bytes(hypotheses.read_bytes())
-        (folder / declarations.FILE).unlink(missing_ok=True)  # An earlier publication's.
         if declared:
             with put_in_place(folder / declarations.FILE) as unfinished:
                 unfinished.write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")
+        else:
+            (folder / declarations.FILE).unlink(missing_ok=True)  # An earlier publication's.
         for name, content in tables.items():
             if name in LATER and not content.num_rows:
                 (folder / f"{name}.parquet").unlink(missing_ok=True)

@@ -25,7 +25,6 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
     rows = {row["id"]: row for row in published.results.to_pylist()}
     parts = {name: by_cell(getattr(published, name)) for name in ("trajectories", "evaluations", "timings")}
     values, spectra = by_cell(published.measures), by_cell(published.spectra)
-    settings_of_space = {(evaluation.label, settings_text(evaluation.identity)) for evaluation in space.evaluations}
     store.probe()
     with Lock(store):
         if store.read(PLANNED) is None:
@@ -41,12 +40,14 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
             declarations.write(store, [*declarations.read(store), *published.declared])
         done = finished(store)
         complete = lacked = 0
-        for cell in [cell.id for cell in space.cells if cell.id in rows]:
+        for planned in [cell for cell in space.cells if cell.id in rows]:
+            cell = planned.id
+            asked = {(one.label, settings_text(one.identity)) for one in space.evaluations_of(planned)}
             trajectory, metrics, timings = (part.get(cell, []) for part in parts.values())
             evaluations: dict[tuple[str, str], list[dict[str, Any]]] = {}
             for metric in metrics:
                 evaluations.setdefault((metric["task"], metric["settings"]), []).append(metric)
-            if not trajectory or (rows[cell]["status"] == "done" and not settings_of_space <= evaluations.keys()):
+            if not trajectory or (rows[cell]["status"] == "done" and not asked <= evaluations.keys()):
                 continue
             complete += 1
             if cell in done:

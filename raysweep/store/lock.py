@@ -9,6 +9,7 @@ elsewhere is alive if its beat changes while we watch. So the lock of a killed d
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ import psutil
 from raysweep.errors import StoreError, UserError
 from raysweep.store import Store
 from raysweep.store.schemas import SCHEMA_VERSION
+
+logger = logging.getLogger(__name__)
 
 FILE = "run.json"
 BEAT = 3.0
@@ -134,7 +137,10 @@ class Lock:
 
     def _write(self) -> None:
         self._record["beat"] += 1
-        self._record["progress"] = self._progress()
+        try:
+            self._record["progress"] = self._progress()
+        except Exception:  # Without a beat others would take the store over: no figure is worth that.
+            logger.debug("the progress of the sweep could not be told", exc_info=True)
         self._store.write(FILE, json.dumps(self._record, default=str).encode(), wait=False)
 
     def _beats(self, other: dict[str, Any]) -> bool:

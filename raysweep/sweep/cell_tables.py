@@ -26,10 +26,10 @@ def final_checkpoint(cell: Cell, store: Store) -> Checkpoint | None:
     return latest[1] if latest is not None and latest[1].state.ends(cell.steps) else None
 
 
-def write_cell_tables(cell: Cell, store: Store, gpus: float) -> None:
+def write_cell_tables(cell: Cell, store: Store, gpus: float, add: bool = False) -> None:
     """A cell's trajectory, timing and row, out of its final checkpoint; the row comes last and says it is done.
 
-    `gpus` is how many its workers had together.
+    `gpus` is how many its workers had together. With `add` what `raysweep measure` has found stays.
     """
     final = final_checkpoint(cell, store)
     if final is None:
@@ -37,7 +37,7 @@ def write_cell_tables(cell: Cell, store: Store, gpus: float) -> None:
     state = final.state
     last = state.rows[-1]
     store.write_table(store.trajectory_file(cell.id), state.rows, TRAJECTORIES)
-    measures.write(store, cell.id, state.measures, spectra_rows(final.spectra))
+    measures.write(store, cell.id, state.measures, spectra_rows(final.spectra), add)
     tokens = last["tokens"]
     write_timing(store, cell.id, TRAIN, state.seconds, tokens, state.starts, state.computed_by, gpus)
     row = cell.describe() | {

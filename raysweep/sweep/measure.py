@@ -226,7 +226,7 @@ def measure_cell(
     language_model = LanguageModel.of(cell, device)
     rows: list[dict[str, Any]] = []
     spectra: dict[str, torch.Tensor] = {}
-    damaged = []
+    damaged, read = set(), set()
     for name in names(store, store.run_directory(cell.id)):
         step = step_of(name)
         if step not in steps:
@@ -234,14 +234,16 @@ def measure_cell(
         try:
             kept = checkpoint.read(store, f"{store.run_directory(cell.id)}/{name}", optimizer=False)
         except checkpoint.Damaged:
-            damaged.append(step)
+            damaged.add(step)
             continue
+        read.add(step)
         language_model.olmo.load_state_dict(kept.model)
         more, singular_values = measures.at(step, language_model, Matrix(language_model.measured_unembedding))
         rows += more
         spectra |= singular_values
     table.write(store, cell.id, rows, spectra_rows(spectra), add=True)
-    return sum(not table.failed(row) for row in rows), damaged, measures.failures
+    # A checkpoint that was cut off while it was written may lie beside a whole one of the same step.
+    return sum(not table.failed(row) for row in rows), sorted(damaged - read), measures.failures
 
 
 def _at_the_end(cell: Cell, store: Store, device: torch.device) -> LanguageModel:

@@ -82,10 +82,11 @@ class RunState:
                 self.complete_before = len(event.survey.states) - len(left)
                 self.tokens_before = sum(tokens[s.cell.id] for s in event.survey.states if s.trained)
                 self.planned = {s.cell.id: tokens[s.cell.id] for s in left}
-                self.untrained = {s.cell.id for s in left if not s.trained}
                 self.seconds_per_token = {
                     s.cell.id: relative_seconds(s.cell, event.gpu) / tokens[s.cell.id] for s in left
                 }
+                # Last: the lock's thread asks for the pace of these at any time.
+                self.untrained = {s.cell.id for s in left if not s.trained}
             case ClusterConnected():
                 self.dashboard = event.dashboard
             case Waiting():

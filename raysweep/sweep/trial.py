@@ -18,7 +18,7 @@ from raysweep.cluster.environment import TRIAL
 from raysweep.errors import StoreError, UserError
 from raysweep.space.cell import Cell
 from raysweep.space.space import Space
-from raysweep.store import Store
+from raysweep.store import Store, measures
 from raysweep.store.store import TRAIN
 from raysweep.sweep.evaluate_cell import missing_evaluations, run_evaluations
 from raysweep.sweep.failures import record_failure, run_and_record
@@ -139,6 +139,9 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
         ),
     )
 
+    # Where a table was lost and no weights, what `raysweep measure` has found is of these weights.
+    kept = any(measures.keys(store, cell.id)) and _has_weights(cell, store)
+
     def fit() -> Any:
         remove_groups(cell.id)
         return trainer.fit()
@@ -146,4 +149,4 @@ def train_cell(cell: Cell, space: Space, store: Store, fingerprint: str, code: d
     result = retry_on_node_loss(fit, several_workers=resources.workers > 1)
     if result.return_value is not None:
         raise result.return_value
-    write_cell_tables(cell, store, resources.workers * resources.gpus)
+    write_cell_tables(cell, store, resources.workers * resources.gpus, add=kept)

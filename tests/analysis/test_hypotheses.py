@@ -238,6 +238,10 @@ def test_how_far_apart_models_of_one_loss_are_in_seeds(simulated: SweepData) -> 
     assert found.low < found.value < found.high
     (none,) = hypothesis_tests.findings(SweepTests(placed, pd.DataFrame()), test)
     assert none.reason == "fewer than three seeds of a configuration: their noise is not known"
+    between_seeds.loc[0, "standard_deviation"] = 0.0
+    (equal,) = hypothesis_tests.findings(SweepTests(placed, pd.DataFrame(), between_seeds), test)
+    assert equal.reason == "seeds of a configuration do not differ in it: there is no noise"
+    assert equal.verdict == "undecided"
 
 
 def test_the_mean_reciprocal_of_a_deviation_between_few_seeds() -> None:

@@ -12,6 +12,7 @@ import yaml
 from raysweep.analysis import claims, example, power, sweep_data, trends
 from raysweep.analysis.next_cells import Next, next_cells, said
 from raysweep.analysis.noise import NOISE_COLUMNS
+from raysweep.analysis.untested import Untested
 from raysweep.cli.main import main
 from raysweep.errors import UserError
 from raysweep.space.cell import Cell
@@ -152,6 +153,19 @@ def test_cells_are_combinations_of_what_was_tested_and_cost_what_those_did(tmp_p
     little = planned(space, sweep, budget=cheapest.cost.core_hours * 1.001)
     assert [need.tested.hypothesis.id for need in little.chosen] == [cheapest.tested.hypothesis.id]
     assert not planned(space, sweep, budget=1e-6).cells
+
+
+def test_what_is_there_beyond_the_design_is_spent_and_not_new(tmp_path: Path) -> None:
+    """Further seeds of a few cells count for the noise alone."""
+    space = load(written(tmp_path, [DECAY]))
+    further = [cell.model_copy(update={"seed": 6199}) for cell in space.cells[:3]]
+    whole = space.model_copy(update={"cells": (*space.cells, *further)})
+    seeds = Untested(list(space.cells), whole.cells).seeds(list(space.cells), 2)
+    assert {cell.id for cell in seeds} == {cell.model_copy(update={"seed": 6199}).id for cell in space.cells[3:]}
+    sweep = simulated(space, 1)
+    assert planned(whole, sweep).spent.core_hours == pytest.approx(
+        sum(seconds(cell) + 36 for cell in whole.cells) / 3600
+    )
 
 
 def test_why_nothing_would(tmp_path: Path) -> None:

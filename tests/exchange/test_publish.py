@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from raysweep.analysis import example
 from raysweep.analysis import sweep_data as sweep
@@ -97,6 +98,27 @@ def test_a_cell_that_lacks_an_evaluation_is_not_restored(folder: Path, tmp_path:
     lacking = replace(read, evaluations=pa.Table.from_pylist(kept, schema=read.evaluations.schema))
     assert restore(lacking, store) == (2, 2)
     assert [state.cell.id for state in survey(store, read.space).left][:2] == [first, read.space.cells[3].id]
+
+
+def test_a_cell_whose_corpus_has_no_text_for_an_evaluation_is_complete_without_it(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    text = {"folder": str(tmp_path / "texts")}
+    whole = {"name": "whole", "tokenizer": "bpe", "vocabulary": 1024, "pretraining": text, "out_of_distribution": text}
+    without = {"name": "without", "tokenizer": "bpe", "vocabulary": 1024, "pretraining": text}
+    base = {"size": {"width": 16}, "tokens": 1e5, "batch_size": 8, "sequence_length": 64}
+    file = tmp_path / "two.yaml"
+    content = {"name": "two", "base": base, "cross": {"corpus": [whole, without]}}
+    file.write_text(yaml.safe_dump(content | {"evaluations": ["in_distribution", "out_of_distribution"]}), "utf-8")
+    two, store = space.load(file), Store(str(tmp_path / "store"))
+    example.fill(store, two)
+    last = two.cells[1]
+    (unfit,) = [one for one in two.evaluations if one not in two.evaluations_of(last)]
+    store.delete(store.evaluation_file(last.id, unfit.label, unfit.identity))
+    assert not survey(store, two).left
+    published = publish(file, store, tmp_path / "published")
+    again = Store(str(tmp_path / "again"))
+    assert restore(published, again) == (2, 2)
+    assert not survey(again, two).left
 
 
 def test_a_store_of_another_corpus_is_not_restored_to(folder: Path, tmp_path: Path) -> None:

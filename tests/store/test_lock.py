@@ -84,6 +84,21 @@ def test_a_driver_elsewhere_is_alive_if_it_beats(tmp_path: Path, monkeypatch: py
         Lock(store).__enter__()
 
 
+def test_it_beats_where_its_progress_cannot_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT", 0.1)
+    store = Store(str(tmp_path))
+    told = iter([{"done": 3}])  # Then StopIteration.
+    with Lock(store, lambda: next(told)) as held:
+        first = lock._read(store)
+        time.sleep(0.5)
+        later = lock._read(store)
+        assert first is not None
+        assert later is not None
+        assert later["beat"] > first["beat"]
+        assert later["progress"] == {"done": 3}
+        assert not held.lost
+
+
 def test_one_that_others_took_for_dead_ends_and_leaves_the_store_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from raysweep.space.measure import Measurement
 from raysweep.space.read import load
 from raysweep.space.space import Space
 from raysweep.store import Store
-from raysweep.store.checkpoints import names, step_of
+from raysweep.store.checkpoints import names, new_name, step_of
 from raysweep.store.schemas import MEASURES
 from raysweep.sweep.cell_tables import write_cell_tables
 from raysweep.sweep.measure import measure
@@ -94,6 +94,8 @@ def test_it_is_what_training_writes(
     weights = Path(store.root) / store.run_directory(whole) / damaged / "model.safetensors"
     intact = weights.read_bytes()
     weights.write_bytes(intact[:-1] + bytes([intact[-1] ^ 1]))
+    # Killed while it was written, beside the one that was written then: that one is read.
+    (Path(store.root) / store.run_directory(whole) / new_name(4)).mkdir()
 
     found = measure(space, store)
     assert found.cells == 2

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from tiny import make_cell
 
+from raysweep.space.cell import Cell
 from raysweep.sweep import cost
 from raysweep.sweep.events import (
     CellFailed,
@@ -50,6 +51,20 @@ def test_what_was_done_before_is_counted_and_not_done_again() -> None:
     assert (state.tokens_before, state.tokens_left_before, state.tokens_planned) == (8192, 4096, 12288)
     assert state.counts() == {"done": 1, "running": 0, "starting": 0, "failed": 0, "waiting": 2}
     assert state.interrupted
+
+
+def test_its_pace_may_be_asked_for_while_it_takes_in_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the thread of the store's lock."""
+    state = RunState()
+    left = []
+
+    def asked_meanwhile(cell: Cell, gpu: bool) -> float:
+        left.append(state.pace(now=0.0))
+        return cost.relative_seconds(cell, gpu)
+
+    monkeypatch.setattr("raysweep.sweep.state.relative_seconds", asked_meanwhile)
+    state.apply(SweepSurveyed("tiny", "/store", SURVEY, at=0.0))
+    assert len(left) == 2
 
 
 def test_a_sweep_that_ends_waits_for_the_cells_in_training_and_for_no_others() -> None:

@@ -386,6 +386,21 @@ def test_a_row_that_is_gone_is_remade_alone(mended: tuple[Path, str], folder: Pa
 
 
 @pytest.mark.slow
+def test_what_was_measured_later_outlives_a_lost_table(mended: tuple[Path, str], folder: Path, ids: list[str]) -> None:
+    """The weights are there: only the table is written again."""
+    store, _ = mended
+    arguments = (str(folder / "more.yaml"), "--store", str(store))
+    done = command("measure", *arguments, "--of", "unembedding", "--metrics", "hoyer")
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = contents(store)
+    assert "hoyer" in pq.read_table(store / "measures" / f"{ids[1]}.parquet")["metric"].to_pylist()
+    (store / "trajectories" / f"{ids[1]}.parquet").write_bytes(b"")
+    done = command("run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(store) == before
+
+
+@pytest.mark.slow
 def test_a_published_cell_is_made_again_to_the_same_bits(
     undisturbed: tuple[Path, str], folder: Path, ids: list[str]
 ) -> None:
