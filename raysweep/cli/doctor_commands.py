@@ -98,7 +98,8 @@ def _compiler() -> _Answer:
 
 
 def _cores() -> _Answer:
-    usable, there = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    there = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there  # macOS has none.
     return "ok", f"{usable} of {there} may be used" if usable < there else f"{there}"
 
 

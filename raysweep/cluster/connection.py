@@ -27,6 +27,8 @@ from raysweep.errors import UserError, one_line
 START_ATTEMPTS = 4
 """Ray gives a cluster half a minute to start, which a machine that does much else may not manage."""
 
+logger = logging.getLogger(__name__)
+
 _Listener = Literal["cluster", "silent", "other"] | None
 
 
@@ -190,6 +192,11 @@ def _find() -> tuple[str | None, Path | None, _Listener]:
             address = file.read_text(encoding="utf-8").strip()
             listener = _listener(address) if address else None
             if listener in ("cluster", "silent"):
+                if file.stat().st_uid != os.getuid():
+                    # What is pickled here would run as somebody else, and what they answer as this user.
+                    said = "the Ray cluster at %s is another user's, and is not joined: set RAY_ADDRESS=%s to join it"
+                    logger.warning(said, address, address)
+                    continue
                 return address, file, listener
     return None, None, None
 

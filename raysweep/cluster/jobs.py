@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from raysweep.errors import UserError
 from raysweep.space.read import load
 from raysweep.store import Store
 from raysweep.store.lock import stop_holder
@@ -37,6 +38,12 @@ def start_job(client: JobSubmissionClient, file: str, store: str) -> dict[str, A
     space = load(file)
     running = running_job(client, store)
     if running is not None:
+        if file not in shlex.split(running.entrypoint):
+            # Its folder is named by what is in it.
+            raise UserError(
+                f"job {running.submission_id} runs another search space on {store}, or another version of this one: wait "
+                "for it, stop it, or use another --store"
+            )
         return {"job": running.submission_id, "new": False}
     job = client.submit_job(
         entrypoint=shlex.join([sys.executable, "-m", "raysweep.cli", "run", file, "--store", store]),

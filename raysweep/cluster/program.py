@@ -8,6 +8,9 @@ import subprocess
 
 from raysweep.errors import UserError, one_line
 
+WAIT = 120
+"""Seconds for an answer."""
+
 
 def run(
     program: str, *arguments: str, missing: str, given: str | None = None, environment: dict[str, str] | None = None
@@ -16,10 +19,13 @@ def run(
     path = shutil.which(program)
     if path is None:
         raise UserError(f"there is no {program} here: {missing}")
-    return subprocess.run(  # noqa: S603
-        [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=120,
-        env=os.environ | (environment or {}),
-    )  # fmt: skip
+    try:
+        return subprocess.run(  # noqa: S603
+            [path, *arguments], input=given, capture_output=True, text=True, check=False, timeout=WAIT,
+            env=os.environ | (environment or {}),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{program} gave no answer for {WAIT} s: try again") from None
 
 
 def refused(program: str, answer: subprocess.CompletedProcess[str]) -> UserError:

@@ -25,6 +25,14 @@ from raysweep.space.space import Space
 
 _LEAST_NOTICE = 60  # Half of it for checkpoints; Slurm takes KillWait, by default 30 s, to end the steps.
 
+_LEAST_WORK = 120  # Slurm may send its signal a minute early, and Ray takes half a minute to start.
+
+# As sbatch takes them: minutes, m:s, h:m:s, days-hours, and with minutes and seconds.
+_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
+_OF_NODES = re.compile(
+    r"--(constraint|gres|gpus|gpu-bind|mem|nodelist|exclude|cpus|cores|sockets|threads|exclusive)\b|-[Cwxc]"
+)
+
 JOB = re.compile(r"slurm:(\d+)")
 """What `--cluster` names a job by."""
 
@@ -49,7 +57,7 @@ class Request:
     notice: int = 300
     """Seconds before the time limit at which the sweep is stopped."""
     further: tuple[str, ...] = ()
-    """More options of sbatch, as it takes them."""
+    """More options of sbatch, as it takes them. With `elastic` those that say what a node has are for the workers."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,36 @@ def check(work: Work, request: Request) -> None:
         raise UserError("--elastic: add --cpus-per-node, so that a worker is a piece of a node")
     if not request.elastic and (request.sweep_time or request.sweep_partition):
         raise UserError("--sweep-time and --sweep-partition are for --elastic, where the sweep has a job of its own")
+    for option, limit in (("--time", request.time), ("--sweep-time", request.sweep_time)):
+        seconds = _seconds(limit) if limit else None
+        if seconds is not None and seconds < request.notice + _LEAST_WORK:
+            raise UserError(
+                f"{option} {limit} is {seconds} s, and the sweep stops {request.notice} s before its end (--notice): allow "
+                f"at least {request.notice + _LEAST_WORK} s, or lower --notice"
+            )
     cores = request.cpus_per_node
     for setting, one in work.needs.items():
         if cores is not None and cores < one.cpus:
             raise UserError(f"--cpus-per-node {cores} is less than {setting}.cpus {one.cpus}: nothing would fit")
+
+
+def _seconds(limit: str) -> int | None:
+    """The seconds of a time limit, written as sbatch takes it; None where it is no number.
+
+    Examples
+    --------
+    >>> _seconds("30"), _seconds("30:00"), _seconds("1:00:00"), _seconds("1-00"), _seconds("infinite")
+    (1800, 1800, 3600, 86400, None)
+    """
+    written = _LIMIT.fullmatch(limit)
+    if written is None:
+        return None
+    days, parts = written["days"], [int(part) for part in written["rest"].split(":")]
+    # With days the first is hours. Without them one number is minutes, and two are minutes and seconds.
+    if days is None and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = (*parts, 0, 0)[:3]
+    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
 
 
 def batch_script(work: Work, file: Path, store: str, request: Request) -> str:
@@ -96,7 +130,8 @@ def batch_script(work: Work, file: Path, store: str, request: Request) -> str:
         *(_of_sweep(work, request) if request.elastic else _of_workers(request, request.nodes)),
         *_of_all(request.notice, request.account),
         f"--output=raysweep-{work.name}-%j.log",
-        *request.further,
+        # What a node is to have is for the workers, which train.
+        *(one for one in request.further if not (request.elastic and _OF_NODES.match(one))),
     ]
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {option}" for option in options),
@@ -107,7 +142,8 @@ def batch_script(work: Work, file: Path, store: str, request: Request) -> str:
         programs=shlex.quote(str(Path(sys.executable).parent)),
         space=shlex.quote(str(file)),
         store=shlex.quote(store),
-        cores=0 if request.elastic else "$SLURM_CPUS_ON_NODE",
+        cores="0" if request.elastic else "$SLURM_CPUS_ON_NODE",
+        requeue=_REQUEUE,
         token=_KEY_OF_SUBMISSION if request.elastic else _KEY_MADE_HERE,
         address=_ADDRESS_FOR_WORKERS if request.elastic else "",
         end=_END_OF_WORKERS if request.elastic else "",
@@ -129,6 +165,7 @@ def worker_script(work: Work, request: Request, head: int) -> str:
         options="\n".join(f"#SBATCH {option}" for option in options),
         head=head,
         notice=request.notice,
+        requeue=_REQUEUE,
         programs=shlex.quote(str(Path(sys.executable).parent)),
     )
 
@@ -180,6 +217,11 @@ _SCRIPT = """\
 #
 # Written by `raysweep slurm`; yours to edit, and to submit with sbatch.
 
+# USR1: the time limit is {notice} s away. TERM: it is to end (`raysweep stop`, scancel --batch, preemption).
+again=
+trap 'again=1' USR1
+trap 'exit 143' TERM
+{requeue}
 export PATH={programs}:$PATH
 space={space}
 store={store}
@@ -197,14 +239,21 @@ RAY_ADDRESS=$(python -c 'import ray.util; print(ray.util.get_node_ip_address())'
 
 # Ray on every node, each in a step of its own until the job ends: one that is lost takes no other with it.
 export EVERY HEAD FIRST=$SLURMD_NODENAME DRIVER='{{"{driver}": 1}}'
-EVERY="ray start --block --disable-usage-stats --num-cpus={cores} --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
-EVERY="$EVERY --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 3)) --temp-dir=$RAY_TMPDIR/ray"
+EVERY="ray start --block --disable-usage-stats --min-worker-port=0 --max-worker-port=0 --temp-dir=$RAY_TMPDIR/ray"
+EVERY="$EVERY --dashboard-agent-listen-port=$((port + 3))"
 HEAD="--head --node-ip-address=${{RAY_ADDRESS%:*}} --port=$port --ray-client-server-port=$((port + 1))"
 HEAD="$HEAD --dashboard-port=$((port + 2))"
 steps=()
 nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
+cores=()   # of each node, from what Slurm writes as 32(x2),64
+for part in ${{SLURM_JOB_CPUS_PER_NODE//,/ }}; do
+  times=1
+  if [[ $part == *x* ]]; then times=${{part#*x}}; times=${{times%)}}; fi
+  for ((i = 0; i < times; i++)); do cores+=("${{part%%(*}}"); done
+done
 for node in $nodes; do
-  srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="$SLURM_CPUS_ON_NODE" --overlap bash -c '
+  srun --nodes=1 --ntasks=1 --nodelist="$node" --cpus-per-task="${{cores[${{#steps[@]}}]}}" --overlap bash -c '
+    EVERY="$EVERY --num-cpus={cores} --num-gpus=${{SLURM_GPUS_ON_NODE:-0}}"
     rm -rf "$RAY_TMPDIR"; mkdir -m 700 "$RAY_TMPDIR" || exit 1
     if [ "$SLURMD_NODENAME" = "$FIRST" ]; then $EVERY $HEAD --resources="$DRIVER"; exit; fi
     until $EVERY --address="$RAY_ADDRESS"; do sleep 5; done   # until the head is there
@@ -216,25 +265,35 @@ until ray status > /dev/null 2>&1; do
   sleep 1
 done
 {address}
-# The sweep. USR1: the time limit is {notice} s away. TERM: it is to end (`raysweep stop`, scancel --batch, preemption).
-again=
-stop() {{ raysweep stop "$space" --store "$store"; }}
-trap 'again=1; stop' USR1
-trap 'stop' TERM
 raysweep run "$space" --store "$store" &
 sweep=$!
+# One that only begins holds no store yet: `raysweep stop` does not find it, and it is told itself.
+stop() {{ raysweep stop "$space" --store "$store"; kill -TERM $sweep 2> /dev/null; }}
+trap 'again=1; stop' USR1
+trap 'stop' TERM
+if [ -n "$again" ]; then stop; fi
 while kill -0 $sweep 2> /dev/null; do wait $sweep; done   # which a signal interrupts
 wait $sweep
 status=$?
-# 130: stopped before it was done. The job waits in the queue again, and goes on from the store.
-if [ "$status" != 130 ]; then again=; fi
+# 130: stopped before it was done; 143: before it began. The job waits in the queue again, and goes on from the store.
+if [ "$status" != 130 ] && [ "$status" != 143 ]; then again=; fi
 {end}kill "${{steps[@]}}" 2> /dev/null
 wait
 for node in $nodes; do srun --nodes=1 --ntasks=1 --nodelist="$node" --overlap rm -rf "$RAY_TMPDIR" 2> /dev/null & done
 wait
 
-if [ -n "$again" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+if [ -n "$again" ]; then requeue "$SLURM_JOB_ID"; fi
 exit "$status"
+"""
+
+_REQUEUE = """\
+requeue() {   # Slurm may be too busy to answer, most of all when many jobs end.
+  for _ in {1..20}; do
+    if scontrol requeue "$1"; then return; fi
+    sleep 5
+  done
+  echo "job $1 was not queued again: submit it anew, and the sweep resumes"
+}
 """
 
 _KEY_MADE_HERE = """\
@@ -267,6 +326,7 @@ _WORKER = """\
 #
 # Written by `raysweep slurm --elastic`: a node for the sweep of job {head}, for as long as Slurm lends it.
 
+{requeue}
 export PATH={programs}:$PATH
 export RAY_TMPDIR=/tmp/rs$SLURM_JOB_ID TMPDIR=/tmp/rs$SLURM_JOB_ID
 export RAY_AUTH_MODE=token
@@ -297,7 +357,7 @@ while [ -z "$again" ] && ! over; do
 done
 rm -rf "$RAY_TMPDIR"
 # By both numbers: the first alone would be the whole array.
-if [ -n "$again" ]; then scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
+if [ -n "$again" ]; then requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"; fi
 """
 
 
@@ -307,7 +367,11 @@ def submit(script: str, folder: Path, token: str = "") -> int:
     A `token` travels in the environment of the job, which Slurm keeps for itself: it is in no file of ours and no argument.
     """
     answer = _ask("sbatch", "--parsable", f"--chdir={folder}", given=script, token=token)
-    return int(answer.partition(";")[0])
+    # The last line: sites greet first.
+    number = re.fullmatch(r"(\d+)(;.*)?", answer.rpartition("\n")[2].strip())
+    if number is None:
+        raise UserError(f"sbatch printed {answer!r}, and no number of a job at its end: see `squeue --me`")
+    return int(number[1])
 
 
 def states(which: int | str) -> list[dict[str, str]]:

@@ -71,7 +71,7 @@ def _short(space: Space, cell: Cell, folder: Path) -> Space:
             shorter["on"] = _excerpts(text.on, folder, text.name)
         evaluations.append(evaluation.model_copy(update=shorter))
     return Space(
-        name=f"{space.name}-rehearsal",
+        name=f"{space.name[:80]}-rehearsal",  # Of 100 characters at most.
         cells=(cell.model_copy(update=changes),),
         evaluations=tuple(evaluations),
         measure=tuple(_shorter(one, cell) for one in space.measure),

@@ -159,6 +159,25 @@ def test_what_answers_and_is_no_cluster(web_server: int, tmp_path: Path, monkeyp
     assert address() is None
 
 
+def test_a_cluster_that_another_user_started_is_not_joined_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("raysweep.cluster.connection.SILENCE", 0.2)
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listening = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray" / "ray_current_cluster").write_text(listening)
+        assert address() == listening
+        mine = os.getuid()
+        monkeypatch.setattr("os.getuid", lambda: mine + 1)
+        assert address() is None
+    assert caplog.messages == [
+        f"the Ray cluster at {listening} is another user's, and is not joined: set RAY_ADDRESS={listening} to join it"
+    ]
+
+
 @pytest.mark.slow
 def test_what_listens_and_says_nothing_is_neither_waited_for_nor_passed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
