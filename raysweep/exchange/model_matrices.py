@@ -7,7 +7,9 @@ matrix has as many columns as the model is wide, as those of raysweep's own mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ def measured(model: str, loaded: Any, states: Parts, measurements: Iterable[Meas
 
     Raises `UserError` where a name is of no matrix of the model.
     """
-    there = named_weights(model, loaded) | states
+    there = ChainMap(states, named_weights(model, loaded))
     rows = []
     for measurement in measurements:
         try:
@@ -42,32 +44,58 @@ def measured(model: str, loaded: Any, states: Parts, measurements: Iterable[Meas
     return rows
 
 
-def named_weights(model: str, loaded: Any) -> Parts:
+class NamedWeights(Mapping[str, torch.Tensor]):
+    """Weight matrices by name, each made when it is asked for: those of all heads together are far larger than the model."""
+
+    def __init__(self, made: dict[str, Callable[[], torch.Tensor]]) -> None:
+        self._made = made
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._made[name]().detach()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def named_weights(model: str, loaded: Any) -> NamedWeights:
     """Every weight matrix that has a name."""
     unembedding = loaded_unembedding(model, loaded)
     embedding = loaded.get_input_embeddings().weight
-    weights = {"embedding": embedding.detach(), "unembedding": unembedding.detach()}
+    weights = {"embedding": lambda: embedding, "unembedding": lambda: unembedding}
     of_model, parts_of = _blocks(loaded)
     config = loaded.config
     heads = int(getattr(config, "num_attention_heads", 0) or getattr(config, "n_heads", 0) or 1)
     of_keys = int(getattr(config, "num_key_value_heads", None) or getattr(config, "n_kv_heads", None) or heads)
     for i, block in enumerate(of_model):
-        parts = {name: tensor.detach() for name, tensor in parts_of(block, heads).items()}
-        weights |= {f"blocks.{i}.{name}": tensor for name, tensor in parts.items()}
+        of_block = partial(parts_of, block, heads)
+        weights |= {f"blocks.{i}.{name}": partial(_part, of_block, name) for name in of_block()}
         for head in range(heads):
-            own = _of_head(parts, head, heads, of_keys)
-            weights |= {f"blocks.{i}.heads.{head}.{name}": tensor for name, tensor in own.items()}
-    return weights
+            own = partial(_of_head, of_block, head, heads, of_keys)
+            weights |= {f"blocks.{i}.heads.{head}.{name}": partial(own, name) for name in _OF_HEAD}
+    return NamedWeights(weights)
 
 
-def _of_head(parts: Parts, head: int, heads: int, of_keys: int) -> Parts:
-    """One head's parts; where heads share keys and values, those that it reads."""
-    shared = head * of_keys // heads
-    query = parts["attention.query"].chunk(heads)[head]
-    key, value = (parts[f"attention.{name}"].chunk(of_keys)[shared] for name in ("key", "value"))
-    output = parts["attention.output"].chunk(heads)[head]
-    own = {"query": query, "key": key, "value": value, "output": output}
-    return own | {"ov": product(value, output), "qk": product(query, key)}
+def _part(of_block: Callable[[], Parts], name: str) -> torch.Tensor:
+    return of_block()[name]
+
+
+_OF_HEAD = ("query", "key", "value", "output", "ov", "qk")
+
+
+def _of_head(of_block: Callable[[], Parts], head: int, heads: int, of_keys: int, name: str) -> torch.Tensor:
+    """A matrix of one head; where heads share keys and values, of those that it reads."""
+    parts, shared = of_block(), head * of_keys // heads
+
+    def part(one: str) -> torch.Tensor:
+        number, which = (of_keys, shared) if one in ("key", "value") else (heads, head)
+        return parts[f"attention.{one}"].detach().chunk(number)[which]
+
+    if name == "ov":
+        return product(part("value"), part("output"))
+    return product(part("query"), part("key")) if name == "qk" else part(name)
 
 
 def _blocks(loaded: Any) -> tuple[Any, Callable[[Any, int], Parts]]:

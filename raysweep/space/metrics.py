@@ -29,7 +29,8 @@ OF_ONE = METRICS | {
 # Of a matrix and another of as many rows.
 OF_TWO = {"cka": "", "pwcca": ""}
 
-_LOSS = re.compile(r"_loss((?:_\w+)?)$")
+# Names of domains have more than letters.
+_LOSS = re.compile(r"_loss((?:_[\w.+#-]+)?)$")
 
 
 def per_byte(column: str) -> str | None:

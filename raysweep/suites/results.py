@@ -22,7 +22,7 @@ from raysweep.store.index import read_all
 from raysweep.store.results import evaluated
 from raysweep.store.schemas import MEASURES, REAL, REVISIONS
 from raysweep.suites.pins import check_asked, read_pinned, wanted
-from raysweep.suites.read import Joined, LoadedSuite
+from raysweep.suites.read import MEASURE, Joined, LoadedSuite
 from raysweep.suites.table import NUMBERS, PublishedModel
 
 log = logging.getLogger("raysweep")
@@ -143,7 +143,13 @@ class Measured:
         self.units: dict[str, str] = {}
         suite = loaded.suite
         self._evaluated = [evaluated(store, stage, asked) for stage, asked in suite.stages.items()]
-        self.measures = read_all(store, "measures", MEASURES) if suite.measure else {}
+        # What was measured before `measure` was changed is of other settings, until it is measured again.
+        current = evaluated(store, MEASURE, suite.measure_identity) if suite.measure else {}
+        self.measures = {
+            checkpoint: rows
+            for checkpoint, rows in read_all(store, "measures", MEASURES).items()
+            if checkpoint in current
+        }
         self._asked = {metric for one in suite.measure for metric in one.metrics}
 
     def of(self, checkpoint: str, step: int) -> dict[str, float]:

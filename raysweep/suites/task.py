@@ -166,7 +166,7 @@ def _stages(
             waiting(f"under the tokenizer of {checkpoint.model.id} and its like, {line}")
 
     def geometry() -> None:
-        row, spectrum = _geometry(checkpoint, model, len(tokenizer))
+        row, spectrum = _geometry(checkpoint, held["model"], len(tokenizer))
         row["files_sha256"] = files_sha256
         with suppress(UserError):  # Its W can be measured all the same; its evaluations say what is missing.
             row["tokenizer_sha256"] = sha256(*plain(tokenizer, checkpoint.id))
@@ -184,7 +184,7 @@ def _stages(
         store.write_table(store.evaluation_file(checkpoint.id, MEASURE, suite.measure_identity), [], EVALUATIONS)
         timed(MEASURE, time.monotonic() - started)
 
-    # A task may change the model, and one that fails leaves it so: the next has another.
+    # A task may change the model: fine-tuning does, and so may one's own and one that fails. The next has another.
     held = {"model": model}
 
     def evaluate(one: Evaluation) -> None:
@@ -192,7 +192,7 @@ def _stages(
             held["model"] = load_model(checkpoint.id, folder, device)[0]
         model = held.pop("model")
         _evaluate(one, model)
-        if one.task in TASKS:
+        if one.task in TASKS and not isinstance(one, FineTuning):
             held["model"] = model
 
     def _evaluate(one: Evaluation, model: LoadedModel) -> None:

@@ -148,7 +148,7 @@ def documents(built: TokenizedCorpus, shard: str, text_bytes: int) -> Iterator[s
             text = decode(ids.tolist(), skip_special_tokens=False)
             if cut := len(text.encode()) > left:
                 # As far as a blank: half a word is none.
-                text = text[: int(left)].rpartition(" ")[0]
+                text = text.encode()[: int(left)].decode(errors="ignore").rpartition(" ")[0]
             if text:
                 yield text
             left -= len(text.encode())

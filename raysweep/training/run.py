@@ -130,7 +130,7 @@ class Run:
                 losses += loss
                 state.step += 1
                 state.loss_steps += 1
-                if state.step in checks or (often and state.step % LEAST_OFTEN == 0):
+                if state.step in checks or state.step == steps or (often and state.step % LEAST_OFTEN == 0):
                     break
             # One look at the device, and one exchange between workers, per check rather than per step.
             state.loss_sum = self._mean_over_workers(float(losses))

@@ -169,7 +169,11 @@ def test_no_token_is_in_a_script() -> None:
         (make_space(), Request(gpus_per_node=1), "resources.train.gpus is 0: set it to use them"),
         (make_space(), Request(notice=10), "at least 60 s are needed"),
         (make_space(), Request(time="5:00"), r"--time 5:00 is 300 s, and the sweep stops 300 s before its end"),
-        (make_space(), Request(elastic=True, time="1:00:00", sweep_time="6"), r"--sweep-time 6 is 360 s"),
+        (
+            make_space(),
+            Request(elastic=True, cpus_per_node=4, time="1:00:00", sweep_time="6"),
+            r"--sweep-time 6 is 360 s",
+        ),
         (make_space(), Request(elastic=True), "--elastic: add --cpus-per-node"),
         (make_space(), Request(sweep_time="1:00"), "are for --elastic"),
         (make_space(cpus=4), Request(cpus_per_node=2), r"--cpus-per-node 2 is less than resources\.train\.cpus 4"),

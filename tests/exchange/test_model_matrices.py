@@ -45,6 +45,13 @@ def test_an_exported_cell_has_its_own_numbers(corpus: TokenizedCorpus, tmp_path:
     assert of_folder == trained
 
 
+def test_nothing_is_made_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of all heads are far larger than the model."""
+    monkeypatch.setattr("raysweep.exchange.model_matrices.product", lambda *parts: pytest.fail("made"))
+    (row,) = measured("m", neox(), {}, [Measurement(of=("unembedding",), metrics=("gini",))])
+    assert 0 < row["value"] < 1
+
+
 def neox() -> transformers.GPTNeoXForCausalLM:
     torch.manual_seed(0)
     return transformers.GPTNeoXForCausalLM(

@@ -194,6 +194,38 @@ def test_an_evaluation_never_sees_what_one_that_failed_left(
     assert found[0] == found[1]
 
 
+def test_an_evaluation_never_sees_what_a_finetuning_made(folder: Path, corpus: TokenizedCorpus) -> None:
+    tuned = {"task": "finetune_math", "tokens": 8 * 64 * 20, "batch_size": 8, "sequences": 20}
+    loss = {"task": "in_distribution", "sequences": 20}
+    found = []
+    for number, evaluations in enumerate(([tuned, loss], [loss, tuned])):
+        asked = {"sequence_length": 64, "measure": [], "evaluations": evaluations}
+        loaded = load_suite(suite_files.write(folder, [MODEL], mirror=str(folder / "mirror"), **asked))
+        store = begun(folder / f"store{number}")
+        (checkpoint,), _ = find(loaded, None, lambda *step: None, print)
+        assert complete(checkpoint, Work(loaded.suite, store.location, corpus.fingerprint, code()))["errors"] == {}
+        one = next(one for one in loaded.suite.evaluations if one.task == "in_distribution")
+        found.append(store.evaluation_rows(checkpoint.id, one.label, one.identity))
+    assert found[0] == found[1]
+
+
+def test_what_was_measured_under_other_settings_is_not_shown_for_what_is_asked(
+    folder: Path, corpus: TokenizedCorpus
+) -> None:
+    store, columns = begun(folder / "store"), []
+    for sequences in (32, 16):
+        measure = [{"of": "hidden.0", "metrics": ["effective_rank"], "sequences": sequences}]
+        asked = {"sequence_length": 64, "measure": measure, "evaluations": []}
+        loaded = load_suite(suite_files.write(folder, [MODEL], mirror=str(folder / "mirror"), **asked))
+        checkpoints, _ = find(loaded, store, lambda *step: None, print)
+        check_asked(store, loaded.suite, [one.id for one in checkpoints])
+        pin(store, [one.row for one in checkpoints])
+        if sequences == 32:
+            complete(checkpoints[0], Work(loaded.suite, store.location, corpus.fingerprint, code()))
+        columns.append("effective_rank_hidden_0" in results(loaded, store).column_names)
+    assert columns == [True, False]
+
+
 def test_a_published_model_is_trained_on_as_torch_would(folder: Path, corpus: TokenizedCorpus) -> None:
     """Against a loop of one's own, with transformers' model and torch's AdamW."""
     asked = {"task": "finetune_math", "tokens": 8 * 64 * 20, "batch_size": 8, "sequences": 20}

@@ -96,6 +96,31 @@ def test_documents_are_from_all_over_a_large_shard(corpus: TokenizedCorpus) -> N
     assert 0.35 < float(np.mean(places)) < 0.65
 
 
+class _Spelled:
+    """A built corpus whose tokens are code points, with 0 between documents."""
+
+    def __init__(self, texts: list[str]) -> None:
+        said = {"bytes": sum(len(text.encode()) for text in texts), "documents": len(texts)}
+        self.manifest = {"end_of_text": 0, "shards": {"s": said}}
+        self._tokens = np.concatenate([np.array([*map(ord, text), 0]) for text in texts])
+        self.tokenizer = self
+
+    def tokens(self, shard: str) -> np.ndarray:
+        return self._tokens
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, ids))
+
+
+def test_text_of_several_bytes_a_character_is_from_all_over_too() -> None:
+    texts = [f"{i:03} " + " ".join(["한국어로 쓴 글"] * 2_000) for i in range(128)]
+    asked = 640_000
+    found = list(documents(_Spelled(texts), "s", asked))  # type: ignore[arg-type]
+    assert len({text[:3] for text in found}) == 64
+    assert max(len(text.encode()) for text in found) <= asked / 64 + 30
+    assert sum(len(text.encode()) for text in found) == pytest.approx(asked, rel=0.01)
+
+
 def test_bytes_of_tokens_are_those_of_their_text(corpus: TokenizedCorpus) -> None:
     for tokenizer in (corpus.tokenizer, metaspace().backend_tokenizer):
         sizes = bytes_of_tokens(tokenizer, tokenizer.get_vocab_size())

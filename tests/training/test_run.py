@@ -289,3 +289,15 @@ def test_a_run_of_years_asks_for_checkpoints_as_often_as_others(corpus: Tokenize
     assert checkpointed is None
     assert asked == [100, 200, 300]
     assert run.checkpoint().state.step == 300
+
+
+def test_a_long_run_without_reports_ends_with_its_last_step(
+    corpus: TokenizedCorpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fine-tunings are, whose steps are no multiple of those after which a long one looks up."""
+    monkeypatch.setattr(train, "CHECKS", 1)
+    monkeypatch.setattr(train, "LEAST_OFTEN", 10)
+    run = Run(make_cell(tokens=25 * 128), corpus, reports=())
+    for _ in run.rows(pause=lambda step: True):
+        assert run.state.step <= 25
+    assert run.state.step == run.cell.steps == 25
