@@ -30,6 +30,8 @@ _LATE = 0.2
 # Lines that can be told apart in one panel.
 _MOST_LINES = 8
 
+NATS = "nats per token"
+
 NEAR_LINEAR = 0.9
 """R² from which a title calls a relation a line."""
 NO_LINE = 0.5
@@ -45,13 +47,14 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     rows, columns = drawing.grid(len(sizes))
     figure, axes = drawing.figure(rows, columns)
     few = few_steps(cells)
-    batches = sorted(cells["batch_size"].unique())
-    decays = sorted(cells["weight_decay"].unique())
+    # Of models that others trained both may not be known.
+    batches = sorted(cells["batch_size"].dropna().unique())
+    decays = sorted(cells["weight_decay"].dropna().unique())
     colours = dict(zip(batches, drawing.colours(len(batches)), strict=True))
     markers = dict(zip(decays, drawing.MARKERS, strict=False))
     for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
-        for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few]):
-            marker, colour = markers.get(decay, "o"), colours[batch]
+        for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few], dropna=False):
+            marker, colour = markers.get(decay, "o"), colours.get(batch, "#777777")
             face = {"mfc": "none", "mec": colour, "mew": 1.1} if short_run else {"mec": "white", "mew": 0.4}
             ax.plot(group[metric], group[column], marker, color=colour, alpha=0.9, **face)
         rho = drawing.spearman(of_size, metric, column)
@@ -62,6 +65,8 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     drawing.hide(axes[len(sizes) :])
     # A bar of colour: a round one would look like a weight decay's mark.
     handles = [Line2D([], [], lw=6, solid_capstyle="butt", color=colours[b], label=f"batch {b:,}") for b in batches]
+    if batches and cells["batch_size"].isna().any():
+        handles.append(Line2D([], [], lw=6, solid_capstyle="butt", color="#777777", label="batch not known"))
     if len(decays) > 1:
         handles += [drawing.dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
     if few.any():
@@ -122,7 +127,7 @@ def agreement(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
 def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
     """The rise in loss against a metric at the smallest, a middle and the largest size, and the loss against that before."""
     column = drawing.column(sweep, task)
-    rise = f"{column}_change"
+    rise, unit = f"{column}_change", sweep.units.get(column, NATS).partition(",")[0]
     cells = drawing.need(sweep, column, rise, metric)
     # On the very text of the loss after: the task of the loss itself may read more.
     cells = cells.assign(before=cells[column] - cells[rise])
@@ -138,16 +143,16 @@ def quantization(sweep: SweepData, task: str, metric: str = RANK) -> Figure:
             of_size[metric].to_numpy(float), of_size[rise].to_numpy(float), statistics.sample(len(of_size))
         )[0]
         drawing.caption(ax, f"{size}: Spearman {drawing.signed(rho)}")
-        drawing.label(ax, sweep.label(metric), "rise in loss (nats per token)")
+        drawing.label(ax, sweep.label(metric), f"rise in loss ({unit})")
     last = axes[len(shown)]
     drawing.scatter(last, sweep, cells, "before", column)
     ends = np.array([cells["before"].min(), cells["before"].max()])
     last.plot(ends, ends, color="#444444", lw=0.8, zorder=1)
     drawing.caption(last, "line: no loss by quantization")
-    drawing.label(last, "loss before (nats per token)", sweep.label(column))
+    drawing.label(last, f"loss before ({unit})", sweep.label(column))
     rises = {s: float(c[rise].mean()) for s, c in sizes.items()}
     worst = max(rises, key=lambda s: rises[s])
-    by = f"{rises[worst]:.3g} nats per token"
+    by = f"{rises[worst]:.3g} {unit}"
     title = f"{capital(outcome(task))} is on average furthest above the loss before at {worst} (by {by})"
     return drawing.finish(figure, title, drawing.size_legend(sweep.cells))
 
@@ -320,11 +325,12 @@ def hyperparameter(sweep: SweepData, name: str, columns: Sequence[str], equal_st
             size = one["size"].iloc[0]
             values = cells.loc[one.index, column]
             ax.plot(one[name], values, dash, marker=markers[size], color=colours[size], lw=1, ms=4, alpha=0.85)
-        drawing.scale(ax, sorted(cells[name].unique()))
+        drawing.scale(ax, sorted(cells[name].dropna().unique()))
         y = "scaled loss (1 = the size's best)" if column == "scaled_loss" else sweep.label(column)
         drawing.label(ax, sweep.label(name), y)
         found = trend(sweep, name, main if column == "scaled_loss" else column, equal_steps=equal_steps)
-        what, unit = ("loss, ", " nats") if column == "scaled_loss" else ("", "")
+        unit = sweep.units.get(main, NATS).partition(",")[0].removesuffix(" per token")
+        what, unit = ("loss, ", f" {unit}") if column == "scaled_loss" else ("", "")
         drawing.caption(ax, "" if found is None else f"{what}lowest to highest: {drawing.interval(found, unit)}")
     drawing.hide(axes[len(panels) :])
     first = columns[0] if columns else main

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from raysweep.analysis.columns import words
+from raysweep.analysis.columns import column_of_setting, words
 from raysweep.analysis.findings import Finding, of_effect, too_few
 from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
 from raysweep.analysis.intervention_effects import comparisons, swapped
@@ -25,12 +25,14 @@ FEWEST_SLOPES_OF_SIZES = 5
 
 
 def trend(m: Measured) -> Iterator[Finding]:
-    over = m.spec.over
+    over = column_of_setting(m.spec.over)
     whole = (m.spec.from_, m.spec.to) == ("lowest", "highest") and not m.spec.only_ends
     if whole and m.tests.sweep.is_sampled(over):
         column, name = m.column(m.spec.of), m.called(m.words(m.spec.of))
         if m.spec.equal_steps:
-            yield Finding(name, m.rule, reason=f"{words(over)} was sampled: no two cells have equal steps and all else")
+            yield Finding(
+                name, m.rule, reason=f"{words(m.spec.over)} was sampled: no two cells have equal steps and all else"
+            )
         else:
             yield m.tests.adjusted(over, column, name, m.rule)
         return
@@ -49,14 +51,19 @@ def trend(m: Measured) -> Iterator[Finding]:
 
 
 def at(m: Measured) -> Iterator[Finding]:
-    over, value = m.spec.over, m.spec.value
+    over, value = column_of_setting(m.spec.over), m.spec.value
     side = np.less_equal if m.spec.than == "lower" else np.greater_equal
     name = m.called(f"{m.words(m.spec.of)} at {value:g} minus at {m.spec.than} ones")
+    values = m.tests.cells.get(over, pd.Series(dtype=float)).dropna()
+    if not pd.api.types.is_numeric_dtype(values):
+        yield Finding(
+            name, m.rule, reason=f"{words(over)} is no number: it has {', '.join(sorted(map(str, values.unique())))}"
+        )
+        return
     finding = m.tests.trend(
         over, m.column(m.spec.of), name, m.rule, lambda values: (values == value).astype(float),
         lambda cells: cells[side(cells[over], value)],
     )  # fmt: skip
-    values = m.tests.cells.get(over, pd.Series(dtype=float)).dropna()
     if finding.reason and len(values) and value not in values.to_numpy():
         most = values.mode().iloc[0]
         finding = replace(finding, reason=f"no cell has {words(over)} {value:g}; most have {most:g}")
@@ -64,10 +71,10 @@ def at(m: Measured) -> Iterator[Finding]:
 
 
 def turn(m: Measured) -> Iterator[Finding]:
-    over, column = words(m.spec.over), m.column(m.spec.of)
-    inverted = m.spec.inverted
+    setting, column, inverted = column_of_setting(m.spec.over), m.column(m.spec.of), m.spec.inverted
+    over = words(setting)
     there = column in m.tests.cells
-    first, second, middles = u(m.tests.sweep, column, m.spec.over, inverted) if there else ([], [], 0)
+    first, second, middles = u(m.tests.sweep, column, setting, inverted) if there else ([], [], 0)
     turn = "top" if inverted else "bottom"
     where = "taken to be in the middle" if middles else "where the other sizes have it"
     if 0 < middles < len(first):
@@ -80,7 +87,7 @@ def turn(m: Measured) -> Iterator[Finding]:
     name = m.called(f"{m.words(m.spec.of)}, from the {ends}")
     if pairs:
         found = of_effect(name, m.rule, effect(pairs))
-        wider = shared_choice(m.tests.sweep, column, m.spec.over)
+        wider = shared_choice(m.tests.sweep, column, setting)
         low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
         yield replace(found, low=low, high=high)
     else:
@@ -104,7 +111,7 @@ def intervention(m: Measured) -> Iterator[Finding]:
 
 
 def trend_by_size(m: Measured) -> Iterator[Finding]:
-    over, column = m.spec.over, m.column(m.spec.of)
+    over, column = column_of_setting(m.spec.over), m.column(m.spec.of)
     name = m.called(f"change of {words(over)}'s effect on {m.words(m.spec.of)} per e-fold of size")
     sizes, changes = slopes(m.tests.sweep, over, column) if column in m.tests.cells else (np.array([]), np.array([]))
     if len(np.unique(sizes)) < 3:
@@ -116,7 +123,7 @@ def trend_by_size(m: Measured) -> Iterator[Finding]:
 
 
 def strongest(m: Measured) -> Iterator[Finding]:
-    of, over, sweep = m.column(m.spec.of), m.spec.over, m.tests.sweep
+    of, over, sweep = m.column(m.spec.of), column_of_setting(m.spec.over), m.tests.sweep
     per_decade = m.spec.per == "decade"
     per = "for each factor of ten in" if per_decade else "over the range of"
     name = m.called(f"mean |change| of {m.words(m.spec.of)} {per} {words(over)} minus {per} any other")

@@ -77,8 +77,15 @@ def compare(first: SweepData, second: SweepData, step: Callable[[str, int, int],
                 "reason_a": a["reason"], "reason_b": b["reason"],
             }
         )  # fmt: skip
-    both = tests[0].merge(
-        tests[1], on=["claim", "statement", "place", "effect", "rule"], how="outer", suffixes=("_a", "_b")
+    key = ["claim", "statement", "place", "effect", "rule"]
+    # Two tests may have one text, where they are about other cells: the first of one is the first of the other.
+    both = (
+        tests[0]
+        .assign(nth=tests[0].groupby(key).cumcount())
+        .merge(
+            tests[1].assign(nth=tests[1].groupby(key).cumcount()), on=[*key, "nth"], how="outer", suffixes=("_a", "_b")
+        )
+        .drop(columns="nth")
     )
     return Comparison(pd.DataFrame(rows, columns=COLUMNS), both)
 
@@ -129,9 +136,10 @@ def markdown(found: Comparison, first: SweepData, second: SweepData) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in found.card.to_dict("records"):
+        statement = row["statement"].replace("|", "\\|")
         a, b = (f"{row[f'effect_{side}']}: {row[side]} {row[f'reason_{side}']}".replace("|", "\\|") for side in "ab")
         lines.append(
-            f"| {row['claim']}. {row['statement']} | {row['agreement']} | {row['verdict_a']} | {row['verdict_b']} | {a} | "
+            f"| {row['claim']}. {statement} | {row['agreement']} | {row['verdict_a']} | {row['verdict_b']} | {a} | "
             f"{b} |"
         )
     return "\n".join(lines) + "\n"

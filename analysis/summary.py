@@ -43,6 +43,15 @@ def summary(
             f"""`raysweep analyze --where 'corpus == "{corpora[0]}"'` is about one.""",
             "",
         ]
+    if {"tokenizer", "vocabulary"} <= set(sweep.cells) and "tokenizer_sha256" not in sweep.cells:
+        tokenizers = sweep.cells[["tokenizer", "vocabulary"]].drop_duplicates()
+        if len(tokenizers) > 1:
+            parts += [
+                f"The cells have {len(tokenizers)} tokenizers, and a loss for each token is of other tokens under each. So "
+                "effects of the vocabulary on it, and correlations over all cells, compare unequal things. Bits per byte do "
+                "not.",
+                "",
+            ]
     if sweep.chosen:
         parts += [f"The cells: {sweep.chosen}.", ""]
     own = sweep.hypotheses != paper_hypotheses()
@@ -85,7 +94,7 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
             decided = (
                 f"{decided} ({row['reason']})" if math.isfinite(row["low"]) else f"{row['effect']}: {row['reason']}"
             )
-        says = row["statement"] + (f" ({row['place']})" if row["place"] else "")
+        says = _cell(row["statement"]) + (f" ({row['place']})" if row["place"] else "")
         lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {_cell(decided)} | {held} |")
     note = (
         "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "

@@ -189,7 +189,8 @@ class SweepData:
         if "seed" in self.cells and "seed" not in self.sampled:
             configurations = self.cells["seed"][kept].value_counts()
             common = configurations.index[configurations >= configurations.max() / 2]
-            kept = kept & self.cells["seed"].isin(common)
+            # Of models that others trained it may not be known.
+            kept = kept & (self.cells["seed"].isin(common) | self.cells["seed"].isna())
         if kept.all():
             return self
         design = self.of(kept)
@@ -347,7 +348,8 @@ def from_tables(
     # What a cell does without is a kind of its own.
     texts = [name for name in PLAN.names if name in kept and kept[name].notna().any() and kept[name].isna().any()]
     texts = [name for name in texts if not pd.api.types.is_numeric_dtype(kept[name])]
-    kept = kept.assign(**{name: kept[name].fillna("default") for name in texts})
+    # Switches that are not known of all models are among them.
+    kept = kept.assign(**{name: kept[name].replace({True: "yes", False: "no"}).fillna("default") for name in texts})
     # Kinds, and no numbers.
     switches = kept.select_dtypes(bool)
     kept = kept.assign(**{name: np.where(switches[name], "yes", "no") for name in switches})
@@ -362,7 +364,8 @@ def from_tables(
         kept = kept.assign(corpus=kept["corpus"].where(fingerprints <= 1, several))
     if {"learning_rate", "learning_rate_factor"} <= set(kept):
         # Rounded, so that two ways to compute one rate make one rate.
-        base = kept["learning_rate"] / kept["learning_rate_factor"]
+        # Models that others trained have no factor: their rate is the one before it.
+        base = kept["learning_rate"] / kept["learning_rate_factor"].fillna(1.0)
         kept = kept.assign(**{BASE_RATE: [float(f"{rate:.9g}") for rate in base]})
     return SweepData(
         name=name, cells=kept, trajectories=_finite(trajectories.reset_index(drop=True)),

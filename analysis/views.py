@@ -48,7 +48,8 @@ def views(sweep: SweepData) -> pd.DataFrame:
     has its reason beside it; sweeps without sizes or seeds in common have no rows of those views.
     """
     design, runs = sweep.design.over_seeds, sweep.of(sweep.is_untreated)
-    seeds = runs.cells["seed"].to_numpy(float) if "seed" in runs.cells else np.zeros(len(runs.cells))
+    # Which are equal is all that matters; published models have names of seeds.
+    seeds = pd.factorize(runs.cells["seed"])[0].astype(float) if "seed" in runs.cells else np.zeros(len(runs.cells))
     columns = [c for c in outcomes(sweep) if c not in sweep.metrics]
     layouts: dict[tuple[int, bytes], Any] = {}
 
@@ -79,7 +80,12 @@ def _sizes(sweep: SweepData, present: Mask) -> list[tuple[str, Indices]]:
     """The name of each size and its cells."""
     N, names = (sweep.cells[c].to_numpy() for c in ("parameters", "size"))
     members = [np.flatnonzero(present & (size == N)) for size in np.unique(N[present])]
-    return [(str(names[cells[0]]), cells) for cells in members]
+    called = [str(names[cells[0]]) for cells in members]
+    # Settings such as the vocabulary change the number of parameters, and not the name of a size.
+    return [
+        (name if called.count(name) == 1 else f"{name} ({N[cells[0]]:,.0f} parameters)", cells)
+        for name, cells in zip(called, members, strict=True)
+    ]
 
 
 def _without_size_and_setting(sweep: SweepData, present: Mask) -> tuple[Indices, Callable[[Array], Array], int] | None:

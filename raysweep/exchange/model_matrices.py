@@ -7,7 +7,6 @@ matrix has as many columns as the model is wide, as those of raysweep's own mode
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -28,18 +27,18 @@ def measured(model: str, loaded: Any, states: Parts, measurements: Iterable[Meas
 
     Raises `UserError` where a name is of no matrix of the model.
     """
-    there = ChainMap(states, named_weights(model, loaded))
+    weights = named_weights(model, loaded)
     rows = []
     for measurement in measurements:
         try:
-            names = measurement.select(list(there), f"of {model}")
+            names = measurement.select([*weights, *states], f"of {model}")
             unusable = [name for name in measurement.metrics if name not in OF_ONE]
             if unusable or measurement.tokens is not None:
                 raise ValueError(f"{', '.join(unusable) or 'tokens'}: only metrics of one whole matrix, by name")
         except ValueError as error:
             raise UserError(f"--of: {error}") from None
         for name in names:
-            matrix = Matrix(there[name])
+            matrix = Matrix(states[name] if name in states else weights[name])
             rows += [{"matrix": name, "metric": m, "value": OF_ONE[m](matrix)} for m in measurement.metrics]
     return rows
 

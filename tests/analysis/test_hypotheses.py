@@ -259,6 +259,29 @@ def test_the_strongest_for_each_factor_of_ten(simulated: SweepData) -> None:
     assert per_decade.value == pytest.approx(0, abs=1e-12)
 
 
+def test_a_setting_that_is_no_number_has_no_at(simulated: SweepData) -> None:
+    kinds = planted(simulated, block=np.where(simulated.cells["batch_size"] > 64, "parallel", "sequential"))
+    found = of(kinds, "at", of="loss", over="block", value=1, than="lower")
+    assert found.reason == "block is no number: it has parallel, sequential"
+    assert found.verdict == "undecided"
+
+
+def test_the_learning_rate_of_a_search_space_is_the_one_before_the_factor(simulated: SweepData) -> None:
+    """A grid over it: the same cells, with their batch sizes as rates."""
+    cells = simulated.cells
+    rate = cells["batch_size"] * 1e-5
+    rates = planted(
+        simulated, **{BASE_RATE: rate, "learning_rate": rate * cells["learning_rate_factor"], "batch_size": 1}
+    )
+    for kind, more in (("trend", {}), ("trend_by_size", {}), ("turn", {"part": "rise"})):
+        by_batch = of(simulated, kind, of="effective_rank_W", over="batch_size", **more)
+        by_rate = of(rates, kind, of="effective_rank_W", over="learning_rate", **more)
+        assert by_rate.value == pytest.approx(by_batch.value)
+        assert by_rate.low == pytest.approx(by_batch.low)
+    at = of(rates, "at", of="effective_rank_W", over="learning_rate", value=float(rate.max()), than="lower")
+    assert np.isfinite(at.low)
+
+
 def test_an_upside_down_u(simulated: SweepData) -> None:
     noise_of = 0.01 * np.random.default_rng(0).standard_normal(108)
     bent = planted(simulated, isotropy_W=1 - 0.1 * np.log2(simulated.cells["batch_size"] / 64) ** 2 + noise_of)

@@ -6,7 +6,7 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from raysweep.analysis import coverage, views
+from raysweep.analysis import coverage, summary, views
 from raysweep.analysis import sweep_data as sweep
 from raysweep.analysis.columns import BASE_RATE
 from raysweep.analysis.sweep_data import SweepData
@@ -39,6 +39,18 @@ def test_the_two_way_view_against_statsmodels(simulated: SweepData) -> None:
     # Fisher's z by hand: 108 cells, 6 sizes and 18 settings that share one mean.
     centre, reach = np.arctanh(found["value"]), 1.959964 * np.sqrt((1 + found["value"] ** 2 / 2) / (108 - 23 - 2))
     assert (found["low"], found["high"]) == pytest.approx(tuple(np.tanh([centre - reach, centre + reach])))
+
+
+def test_two_numbers_of_parameters_under_one_name_are_two_views(simulated: SweepData) -> None:
+    """As of another vocabulary, or with QK norm."""
+    cells = simulated.cells
+    half = cells.groupby("parameters").cumcount() % 2
+    table = views.views(
+        drawn(cells.assign(parameters=cells["parameters"] + half), cells["effective_rank_W"], cells["tokens"])
+    )
+    assert not table.duplicated(["outcome", "metric", "view"]).any()
+    assert table["view"].str.startswith("size 4M (").sum() == 2
+    assert summary.further_views(table) is not None
 
 
 def found_loss(cells: pd.DataFrame, rank: pd.Series) -> pd.Series:

@@ -1,5 +1,6 @@
 """What an analysis makes of models that others trained: of what is not known, and of losses that do not compare."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysweep.analysis import over_training, regressions, side_by_side, suite_data, sweep_data
+from raysweep.analysis import over_training, plots, regressions, side_by_side, suite_data, sweep_data, views
 from raysweep.analysis.analyze import analyze_sweep
 from raysweep.errors import UserError
 from raysweep.exchange.published import read_published
@@ -86,6 +87,41 @@ def sweep(cells: pd.DataFrame) -> sweep_data.SweepData:
     )
 
 
+@pytest.mark.parametrize(
+    ("seeds", "kept"), [(None, 30), ([1] * 29 + [None], 30), (["default", "small-aux-2"] * 15, 30)]
+)
+def test_models_whose_seed_is_not_known_or_a_name_are_of_the_design(seeds: list[Any] | None, kept: int) -> None:
+    models_ = models().drop(columns="seed") if seeds is None else models(seed=seeds)
+    of_them = sweep(models_)
+    assert len(of_them.design.cells) == kept
+    assert len(views.views(of_them))  # The comparison between seeds takes their names.
+
+
+def test_models_of_two_learning_rates_are_two_configurations() -> None:
+    cells = models(learning_rate=np.tile([1e-3, 1e-2], 15), corpus="c", weight_decay=0.1)
+    one = sweep_data.from_tables(
+        "theirs", suite_data.as_cells(cells), pd.DataFrame({"cell": []}), 30,
+        settings=("id", "size", "width", "parameters", "learning_rate", "weight_decay", "corpus"),
+    )  # fmt: skip
+    assert len(set(one.configurations)) == 2 * 3
+    assert "base_learning_rate" in one.hyperparameters
+
+
+def test_a_figure_has_every_model_and_its_own_unit() -> None:
+    cells = models(batch_size=[32.0, np.nan] * 15, weight_decay=np.nan, corpus="c")
+    column = "quantized_4bit_in_distribution_loss"
+    cells = cells.assign(**{f"{column}_change": 0.1, f"{column}_before": cells["in_distribution_loss"]})
+    one = replace(sweep(cells), units={column: "bits per byte"})
+    figure = plots.loss_by_size(one, "in_distribution", "effective_rank_W")
+    drawn = sum(len(line.get_xdata()) for ax in figure.axes for line in ax.lines if line.get_marker() == "o")
+    assert drawn == 30
+    assert "batch not known" in [text.get_text() for of in figure.legends for text in of.get_texts()]
+    figure = plots.quantization(one, "quantized_4bit_in_distribution")
+    labels = [ax.get_ylabel() for ax in figure.axes]
+    assert "rise in loss (bits per byte)" in labels
+    assert not [label for label in labels if "nats" in label]
+
+
 def test_what_needs_tokens_has_a_reason_where_nobody_knows_them() -> None:
     known, _ = regressions.regressions(sweep(models()), draws=50, jobs=1)
     unknown, laws = regressions.regressions(
@@ -130,7 +166,6 @@ def test_a_sweep_beside_itself_agrees_in_everything(tmp_path: Path) -> None:
     }  # fmt: skip
     other = load_to_read(Path("search_spaces/demo.yaml"))
     assert other.hypotheses is None or isinstance(other.hypotheses, Hypotheses)
-    from dataclasses import replace
 
     claims = small.hypotheses.model_copy(update={"hypotheses": small.hypotheses.hypotheses[:2]})
     with pytest.raises(UserError, match="have other hypotheses"):
