@@ -50,7 +50,7 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     # Of models that others trained both may not be known.
     batches = sorted(cells["batch_size"].dropna().unique())
     decays = sorted(cells["weight_decay"].dropna().unique())
-    colours = dict(zip(batches, drawing.colours(len(batches)), strict=True))
+    colours = dict(zip(batches, drawing.colours(len(batches)), strict=False))
     markers = dict(zip(decays, drawing.MARKERS, strict=False))
     for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
         for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few], dropna=False):

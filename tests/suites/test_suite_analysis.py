@@ -116,7 +116,7 @@ def test_a_figure_has_every_model_and_its_own_unit() -> None:
     drawn = sum(len(line.get_xdata()) for ax in figure.axes for line in ax.lines if line.get_marker() == "o")
     assert drawn == 30
     assert "batch not known" in [text.get_text() for of in figure.legends for text in of.get_texts()]
-    figure = plots.quantization(one, "quantized_4bit_in_distribution")
+    figure = plots.quantization(one, "quantized_in_distribution")
     labels = [ax.get_ylabel() for ax in figure.axes]
     assert "rise in loss (bits per byte)" in labels
     assert not [label for label in labels if "nats" in label]
