@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from raysweep.analysis.columns import words
+from raysweep.analysis.columns import column_of_setting, words
 from raysweep.analysis.findings import Array, Finding, Tests
 from raysweep.analysis.hypothesis_statistics import within_size_spread
 from raysweep.space.hypotheses import Among, Test
@@ -80,6 +80,11 @@ class Measured:
     def column(self, name: str) -> str:
         """The column of a name in the file."""
         return self.of_sweep.loss if name == "loss" else name
+
+    @property
+    def over(self) -> str:
+        """The column of the setting that the test varies."""
+        return column_of_setting(self.spec.over)
 
     def words(self, name: str) -> str:
         return self.of_sweep.loss_words if name == "loss" else words(name)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from raysweep.analysis.columns import column_of_setting, words
+from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Finding, of_effect, too_few
 from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
 from raysweep.analysis.intervention_effects import comparisons, swapped
@@ -25,7 +25,7 @@ FEWEST_SLOPES_OF_SIZES = 5
 
 
 def trend(m: Measured) -> Iterator[Finding]:
-    over = column_of_setting(m.spec.over)
+    over = m.over
     whole = (m.spec.from_, m.spec.to) == ("lowest", "highest") and not m.spec.only_ends
     if whole and m.tests.sweep.is_sampled(over):
         column, name = m.column(m.spec.of), m.called(m.words(m.spec.of))
@@ -51,7 +51,7 @@ def trend(m: Measured) -> Iterator[Finding]:
 
 
 def at(m: Measured) -> Iterator[Finding]:
-    over, value = column_of_setting(m.spec.over), m.spec.value
+    over, value = m.over, m.spec.value
     side = np.less_equal if m.spec.than == "lower" else np.greater_equal
     name = m.called(f"{m.words(m.spec.of)} at {value:g} minus at {m.spec.than} ones")
     values = m.tests.cells.get(over, pd.Series(dtype=float)).dropna()
@@ -71,7 +71,7 @@ def at(m: Measured) -> Iterator[Finding]:
 
 
 def turn(m: Measured) -> Iterator[Finding]:
-    setting, column, inverted = column_of_setting(m.spec.over), m.column(m.spec.of), m.spec.inverted
+    setting, column, inverted = m.over, m.column(m.spec.of), m.spec.inverted
     over = words(setting)
     there = column in m.tests.cells
     first, second, middles = u(m.tests.sweep, column, setting, inverted) if there else ([], [], 0)
@@ -111,7 +111,7 @@ def intervention(m: Measured) -> Iterator[Finding]:
 
 
 def trend_by_size(m: Measured) -> Iterator[Finding]:
-    over, column = column_of_setting(m.spec.over), m.column(m.spec.of)
+    over, column = m.over, m.column(m.spec.of)
     name = m.called(f"change of {words(over)}'s effect on {m.words(m.spec.of)} per e-fold of size")
     sizes, changes = slopes(m.tests.sweep, over, column) if column in m.tests.cells else (np.array([]), np.array([]))
     if len(np.unique(sizes)) < 3:
@@ -123,7 +123,7 @@ def trend_by_size(m: Measured) -> Iterator[Finding]:
 
 
 def strongest(m: Measured) -> Iterator[Finding]:
-    of, over, sweep = m.column(m.spec.of), column_of_setting(m.spec.over), m.tests.sweep
+    of, over, sweep = m.column(m.spec.of), m.over, m.tests.sweep
     per_decade = m.spec.per == "decade"
     per = "for each factor of ten in" if per_decade else "over the range of"
     name = m.called(f"mean |change| of {m.words(m.spec.of)} {per} {words(over)} minus {per} any other")

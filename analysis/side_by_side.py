@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from raysweep.analysis import claims, drawing, noise, regressions
-from raysweep.analysis.summary import interval
+from raysweep.analysis.summary import interval, table_cell
 from raysweep.analysis.sweep_data import SweepData
 from raysweep.errors import UserError, reason
 from raysweep.files import put_in_place
@@ -136,8 +136,8 @@ def markdown(found: Comparison, first: SweepData, second: SweepData) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in found.card.to_dict("records"):
-        statement = row["statement"].replace("|", "\\|")
-        a, b = (f"{row[f'effect_{side}']}: {row[side]} {row[f'reason_{side}']}".replace("|", "\\|") for side in "ab")
+        statement = table_cell(row["statement"])
+        a, b = (table_cell(f"{row[f'effect_{side}']}: {row[side]} {row[f'reason_{side}']}") for side in "ab")
         lines.append(
             f"| {row['claim']}. {statement} | {row['agreement']} | {row['verdict_a']} | {row['verdict_b']} | {a} | "
             f"{b} |"

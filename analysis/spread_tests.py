@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from raysweep.analysis import statistics
-from raysweep.analysis.columns import column_of_setting, words
+from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Array, Finding, of_mean
 from raysweep.analysis.hypothesis_statistics import (
     SPREADS,
@@ -133,7 +133,7 @@ def under_trained(m: Measured) -> Iterator[Finding]:
 
 
 def late_rise(m: Measured) -> Iterator[Finding]:
-    over, sweep = column_of_setting(m.spec.over), m.tests.sweep
+    over, sweep = m.over, m.tests.sweep
     rise = late_rises(sweep.trajectories)
     lowest = [cells["id"].iloc[0] for cells in sweep.slices(over)]
     rises = sweep.cells.assign(rise=sweep.cells["id"].map(rise))[sweep.cells["id"].isin(lowest)].dropna(subset=["rise"])

@@ -47,9 +47,8 @@ def summary(
         tokenizers = sweep.cells[["tokenizer", "vocabulary"]].drop_duplicates()
         if len(tokenizers) > 1:
             parts += [
-                f"The cells have {len(tokenizers)} tokenizers, and a loss for each token is of other tokens under each. So "
-                "effects of the vocabulary on it, and correlations over all cells, compare unequal things. Bits per byte do "
-                "not.",
+                f"The cells have {len(tokenizers)} tokenizers. Losses per token do not compare between them: neither in "
+                "effects of the vocabulary nor in correlations over all cells. Bits per byte compare.",
                 "",
             ]
     if sweep.chosen:
@@ -94,8 +93,8 @@ def scorecard(card: pd.DataFrame, tests: pd.DataFrame) -> list[str]:
             decided = (
                 f"{decided} ({row['reason']})" if math.isfinite(row["low"]) else f"{row['effect']}: {row['reason']}"
             )
-        says = _cell(row["statement"]) + (f" ({row['place']})" if row["place"] else "")
-        lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {_cell(decided)} | {held} |")
+        says = table_cell(row["statement"]) + (f" ({row['place']})" if row["place"] else "")
+        lines.append(f"| {row['claim']} | {says} | **{row['verdict']}** | {table_cell(decided)} | {held} |")
     note = (
         "A test is supported where its whole 95% interval is on the claimed side of the bound, contradicted where it is on "
         "the other side; a claim is supported if all its tests are, contradicted if one is after correction for the number "
@@ -300,5 +299,6 @@ def _three(number: float) -> str:
     return f"{number:.3g}" if abs(number) >= 1e-4 or number == 0 else f"{number:.5f}"
 
 
-def _cell(text: str) -> str:
+def table_cell(text: str) -> str:
+    """Text as a cell of a pipe table has it."""
     return text.replace("|", "\\|")
