@@ -56,7 +56,9 @@ def correlation(m: Measured) -> Iterator[Finding]:
 
 
 def _of_sizes(m: Measured, of: str, other: str) -> Finding:
-    sizes = sorted(m.tests.cells["parameters"].unique()) if len(m.tests.cells) else []
+    # The ends of what is planned: else the smallest that is finished would stand for the smallest.
+    planned = m.tests.sweep.planned_sizes if m.test.among.sizes is None else ()
+    sizes = planned or (sorted(m.tests.cells["parameters"].unique()) if len(m.tests.cells) else [])
     ends = {"smallest": sizes[0], "largest": sizes[-1]} if sizes else {}
     chosen = [ends[end] for end in (m.spec.size, m.spec.minus_size) if end in ends]
 

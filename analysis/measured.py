@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +16,15 @@ from raysweep.space.hypotheses import Among, Test
 from raysweep.space.hypothesis_columns import columns_named
 
 
-def chosen(among: Among, cells: pd.DataFrame) -> pd.Series:
-    """(n,) of each cell, whether a test of `among` is about it."""
+def chosen(among: Among, cells: pd.DataFrame, planned_sizes: Sequence[float] = ()) -> pd.Series:
+    """(n,) of each cell, whether a test of `among` is about it; the smallest size is that of all that are planned."""
     kept = pd.Series(True, index=cells.index)
     if among.tokens_per_parameter is not None:
         kept &= cells["tokens"] >= among.tokens_per_parameter * cells["parameters"]
     if among.block is not None and "block" in cells:
         kept &= cells["block"] == among.block
     if among.sizes is not None:
-        sizes = np.sort(cells["parameters"].unique())
+        sizes = planned_sizes or sorted(cells["parameters"].unique())
         half = (len(sizes) + 1) // 2
         of = {"smallest": sizes[:1], "largest": sizes[-1:], "smaller half": sizes[:half], "larger half": sizes[-half:]}
         kept &= cells["parameters"].isin(of[among.sizes])
@@ -46,7 +46,7 @@ class Measured:
     @property
     def tests(self) -> Tests:
         """The tests on the cells that this one is about."""
-        kept = chosen(self.test.among, self.of_sweep.cells)
+        kept = chosen(self.test.among, self.of_sweep.cells, self.of_sweep.sweep.planned_sizes)
         return self.of_sweep if kept.all() else replace(self.of_sweep, sweep=self.of_sweep.sweep.of(kept))
 
     @property

@@ -252,8 +252,7 @@ def _about(one: Tested, design: SweepData) -> Keep:
     among = one.test.among
     if among == Among():
         return lambda cell: True
-    # Which size is the smallest is for the finished cells to say.
-    sizes = set(design.cells[chosen(Among(sizes=among.sizes), design.cells)]["parameters"])
+    sizes = set(design.cells[chosen(Among(sizes=among.sizes), design.cells, design.planned_sizes)]["parameters"])
     alone = among.model_copy(update={"sizes": None})
 
     def keep(cell: Cell) -> bool:

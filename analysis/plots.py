@@ -6,6 +6,7 @@ raises `drawing.NoData` with the reason where the sweep lacks what it draws.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -292,12 +293,17 @@ def moved_rank(sweep: SweepData) -> Figure:
     )
     before, after = (pairs[pairs["name"] == lowest][rank].mean() for rank in ("from", "rank"))
     pushed = f"Pushing the effective rank of W from {before:.2f} to {after:.2f}"
-    change = f"changes the {words(main)} by {drawing.interval(effect(swaps))}" if swaps else f"has no {words(main)}"
+    found = effect(swaps) if swaps else None
+    if found is None or not math.isfinite(found.low) or found.low <= 0 <= found.high:
+        change = drawing.does(found, 0.0, words(main))
+    else:
+        change = f"changes the {words(main)} by {drawing.interval(found)}"
+    is_capped = pairs["name"].str.contains("cap").any()
     title = f"{pushed} {change}"
     handles = [
         *drawing.size_legend(sweep.cells),
         Line2D([], [], color="#777777", lw=1.3, label="mean over seeds"),
-        Line2D([], [], ls="", marker="*", ms=9, color="#777777", label="the same, spectral norm capped"),
+        *[Line2D([], [], ls="", marker="*", ms=9, color="#777777", label="the same, spectral norm capped")] * is_capped,
         Line2D([], [], color="#444444", lw=0.8, ls=":", label="rank of the models left alone"),
     ]
     return drawing.finish(figure, title, handles)

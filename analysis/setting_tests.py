@@ -98,7 +98,7 @@ def intervention(m: Measured) -> Iterator[Finding]:
     by, against, column = m.spec.by, m.spec.against, m.column(m.spec.of)
     name = m.called(f"{m.words(m.spec.of)} under {by} minus {f'under {against}' if against else 'left alone'}")
     sweep = m.of_sweep.sweep.whole or m.of_sweep.sweep
-    there = comparisons(sweep.of(chosen(m.test.among, sweep.cells)))
+    there = comparisons(sweep.of(chosen(m.test.among, sweep.cells, sweep.planned_sizes)))
     compared = [(before, after) for n, a, before, after in there if (n, a) == (by, against)]
     swaps = swapped(column, compared) if column in sweep.cells else []
     if swaps:

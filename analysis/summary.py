@@ -28,6 +28,10 @@ SHOWN = (
 )  # fmt: skip
 
 
+def _sizes(sweep: SweepData) -> str:
+    return ", ".join(sweep.cells.sort_values("parameters")["size"].unique())
+
+
 def summary(
     sweep: SweepData, card: pd.DataFrame, tests: pd.DataFrame, tables: list[Table], shown: list[Effects],
     further: pd.DataFrame, held: pd.DataFrame,
@@ -36,6 +40,10 @@ def summary(
     parts = []
     if sweep.condition:
         parts += [f"Only the cells for which `{sweep.condition}`: {len(sweep.cells)} of {sweep.planned}.", ""]
+    elif len(sweep.cells) < sweep.planned:
+        diverged = f"; {len(sweep.diverged)} of the others diverged" if sweep.diverged else ""
+        cells = "models" if len(sweep.models) else f"planned cells, of the sizes {_sizes(sweep)}"
+        parts += [f"**{len(sweep.cells)} of {sweep.planned} {cells}{diverged}.**", ""]
     if "corpus" in sweep.cells and (corpora := sorted(sweep.cells["corpus"].unique()))[1:]:
         parts += [
             f"The cells are of {len(corpora)} corpora ({', '.join(corpora)}), whose losses are of different text. Effects "

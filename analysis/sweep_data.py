@@ -52,6 +52,8 @@ class SweepData:
     """Rows over training: `cell`, `step`, `tokens`, losses and metrics."""
     planned: int
     """Cells in the search space."""
+    planned_sizes: tuple[float, ...] = ()
+    """Parameters of every size that is planned, the smallest first; empty where nobody knows, or `where` chose cells."""
     diverged: tuple[str, ...] = ()
     """Ids of cells whose loss became NaN; no statistic includes them."""
     settings: tuple[str, ...] = tuple(PLAN.names)
@@ -219,7 +221,7 @@ class SweepData:
             ) from None
         if not kept.any():
             raise UserError(f"--where {condition!r} holds for none of the {len(kept)} finished cells")
-        return replace(self.of(kept), condition=condition)
+        return replace(self.of(kept), condition=condition, planned_sizes=())
 
     @cached_property
     def over_seeds(self) -> SweepData:
@@ -330,6 +332,7 @@ def said_of_space(space: Space, declared: list[dict[str, Any]]) -> dict[str, Any
         "protocols": {one.label: one.protocol(fitting[one.label]) for one in space.evaluations},
         "hypotheses": hypotheses,
         "chosen": space.design.said,
+        "planned_sizes": tuple(sorted({float(cell.describe()["parameters"]) for cell in space.cells})),
         "sampled": {column_of_setting(name): over.is_logarithmic for name, over in space.design.over.items()},
         "declared": declarations.said(declared, hypotheses.digest) if declared or space.hypotheses else "",
     }

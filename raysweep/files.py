@@ -41,16 +41,33 @@ def is_lfs_pointer(content: BinaryIO) -> bool:
     return content.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
+def flush(path: Path) -> None:
+    """Wait until what was written to a file is on the disk; of a folder, until its list of names is."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_all(folder: Path) -> None:
+    """Do so for a folder and everything in it."""
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
 @contextmanager
 def put_in_place(path: Path) -> Iterator[Path]:
     """Another name to write a file under, which gets its own at the end; nothing is left of one that fails.
 
-    A reader, or a crash, sees the old content or the new and nothing else.
+    A reader, a crash, or a power cut leaves the old content or the new and nothing else.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
         yield unfinished
+        flush(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         with suppress(OSError):

@@ -310,7 +310,7 @@ def show_claims(card: list[dict[str, Any]]) -> None:
         table.add_column(name, overflow="fold")
     for row in card:
         verdict = Text(row["verdict"], style=VERDICTS[row["verdict"]])
-        table.add_row(str(row["claim"]), verdict, row["statement"])
+        table.add_row(str(row["claim"]), verdict, escape(row["statement"]))
     show(table)
 
 

@@ -100,8 +100,9 @@ def reproduce(options: argparse.Namespace) -> int:
         )
         result, comparison = watched.result or (None, None)
         of_sweep = Watched(result, watched.interrupted, watched.surveyed)
-        if conclude(of_sweep, space, store, shlex.join(again)) or comparison is None:
-            return 1
+        status = conclude(of_sweep, space, store, shlex.join(again))
+        if comparison is None:
+            return status or 1
     messages.show_differences(comparison, folder, store)
     return 1 if comparison.differences else 0
 

@@ -281,7 +281,7 @@ def _show_results(results: pa.Table) -> None:
         table.add_column(name, justify="right")
     for row in rows:
         values = ("" if row.get(name) is None else f"{row[name]:.3f}" for name in measured)
-        table.add_row(row["id"], f"{row['steps_trained']:,}", *values)
+        table.add_row(escape(row["id"]), f"{row['steps_trained']:,}", *values)
     show(table)
     say(f"for all {len(rows[0])} columns: raysweep results ... --output FILE.csv")
 

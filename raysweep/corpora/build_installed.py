@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -221,8 +220,6 @@ def _write_shard(
                 counts.update(documents=1, bytes=len(document.text.encode()), tokens=len(ids) + 1)
                 tokens += len(ids) + 1
             advance(len(documents))
-        file.flush()
-        os.fsync(file.fileno())
     return {
         "dtype": dtype.str,
         "tokens": tokens,

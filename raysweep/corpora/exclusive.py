@@ -15,6 +15,9 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 from raysweep.cache import unwritable
 from raysweep.errors import UserError
+from raysweep.files import flush, flush_all
+
+log = logging.getLogger("raysweep")
 
 # Seconds after which a process that waits says for what.
 SILENT = 60
@@ -40,7 +43,10 @@ def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, res
                 shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(exist_ok=resume)
             make(unfinished)
+            # Its name says from then on that it is whole, and what it was made of may be deleted: after a power cut, too.
+            flush_all(unfinished)
             unfinished.rename(folder)
+            flush(folder.parent)
             return True
     except OSError as error:
         raise unwritable(error) from None
@@ -56,8 +62,16 @@ def exclusive(path: Path) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if _has_flock(path.parent):
-        with FileLock(path):
+        of_file = FileLock(path)
+        try:
+            of_file.acquire(timeout=SILENT)
+        except Timeout:
+            log.warning("waiting for another process on this machine, or one that shares its disk, that holds %s", path)
+            of_file.acquire()
+        try:
             yield
+        finally:
+            of_file.release()
         return
     # filelock's own way from one to the other lets two in at once, where both begin with flock.
     marker = path.with_name(f"{path.name}.held")
@@ -65,7 +79,7 @@ def exclusive(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=SILENT)
     except Timeout:
-        logging.getLogger(__name__).warning(
+        log.warning(
             "waiting for the process that holds %s; if it was killed on another machine, this takes %.0f minutes at most",
             marker, LEASE / 60,
         )  # fmt: skip

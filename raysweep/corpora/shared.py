@@ -65,27 +65,34 @@ def obtain(name: str, fingerprint: str, store: Store) -> TokenizedCorpus:
         if _fingerprint(built) == fingerprint:
             return TokenizedCorpus(built)
     folder = _copied(name, fingerprint)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(Path(f"{folder}.lock")):
-        # Copied before; in a power cut its last files may have come to nothing.
-        with suppress(UserError):
-            if _fingerprint(folder) == fingerprint:
-                return TokenizedCorpus(folder)
-        _copy(name, fingerprint, store, folder)
+    try:
+        with exclusive(Path(f"{folder}.lock")):
+            # Copied before; in a power cut its last files may have come to nothing.
+            with suppress(UserError):
+                if _fingerprint(folder) == fingerprint:
+                    return TokenizedCorpus(folder)
+            _copy(name, fingerprint, store, folder)
+    except OSError as error:
+        raise unwritable(error) from None
     return TokenizedCorpus(folder)
 
 
 def lack_of_room(corpora: Iterable[tuple[str, str, int]]) -> str:
     """Why this node cannot hold corpora, each with its fingerprint and bytes, which it would copy; empty where it can."""
     missing = {
-        fingerprint: size
+        _copied(name, fingerprint): size
         for name, fingerprint, size in corpora
         if all(_fingerprint(built) != fingerprint for built in (*folders(name), _copied(name, fingerprint)))
     }
     there = cache()
     while not there.exists() and there != there.parent:
         there = there.parent
-    free, needed = shutil.disk_usage(there).free, sum(missing.values())
+    # What killed copies have left is deleted before the next one.
+    left = 0
+    for file in (file for folder in missing for copy in _left(folder) for file in copy.rglob("*")):
+        with suppress(OSError):  # Another process deletes it now.
+            left += file.stat().st_size
+    free, needed = shutil.disk_usage(there).free + left, sum(missing.values())
     if free >= needed:
         return ""
     return (
@@ -101,6 +108,11 @@ def _gigabytes(size: int) -> str:
 def _copied(name: str, fingerprint: str) -> Path:
     """Where a node keeps its copy."""
     return cache() / "corpora" / f"{name}-{fingerprint}"
+
+
+def _left(folder: Path) -> list[Path]:
+    """What copies of it that were killed have left."""
+    return list(folder.parent.glob(f"{folder.name}.*.unfinished"))
 
 
 def directory(fingerprint: str) -> str:
@@ -124,7 +136,8 @@ def _copy(name: str, fingerprint: str, store: Store, folder: Path) -> None:
         )
     unfinished = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:8]}.unfinished")
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        for other in (folder, *_left(folder)):
+            shutil.rmtree(other, ignore_errors=True)
         files = {file: size for file, size in store.tree(there).items() if not file.endswith(".unfinished")}
         if lack := lack_of_room([(name, fingerprint, sum(files.values()))]):
             raise UserError(lack)

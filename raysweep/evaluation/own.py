@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 # Of whose losses there are columns.
 TRAINING = ("train", "validation")
 
-_OURS = ("task", "name", "time_limit", "arguments", "version")
+# The settings that every task of the user's own has.
+_FOR_ALL = ("task", "name", "time_limit")
 
 
 class Settings(Evaluation):
@@ -59,11 +60,12 @@ class Settings(Evaluation):
     @model_validator(mode="before")
     @classmethod
     def _of_function(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or "version" in values:
+        # What was checked before has both; a search space gives neither.
+        if not isinstance(values, dict) or {"arguments", "version"} <= values.keys():
             return values
         task = values["task"]
         function = load_function(task, TASKS)
-        given = {name: value for name, value in values.items() if name not in _OURS}
+        given = {name: value for name, value in values.items() if name not in _FOR_ALL}
         name = values.get("name", task.rpartition(":")[2].rpartition(".")[2])
         if name in BUILT_IN or name in TRAINING:
             raise ValueError(f"{name}: raysweep has columns of that name: give this task another by name: ...")
@@ -153,7 +155,7 @@ def _arguments(task: str, function: Any, given: dict[str, Any]) -> dict[str, Any
     where = f"{inspect.getsourcefile(function) or task}:{line_of(function)}"
     for name in given:
         if name not in (names := [p.name for p in settings]):
-            raise ValueError(f"{task} ({where}) has no setting {name}; {allowed(name, [*names, *_OURS[:3]])}")
+            raise ValueError(f"{task} ({where}) has no setting {name}; {allowed(name, [*names, *_FOR_ALL])}")
     arguments = {p.name: given.get(p.name, p.default) for p in settings}
     for name, value in arguments.items():
         if value is inspect.Parameter.empty:

@@ -77,10 +77,7 @@ def export(
         raise UserError(f"{cell.id} has {cell.shape.block} blocks: only sequential blocks can be exported")
     if cell.qk_norm:
         raise UserError(f"{cell.id} has qk_norm: no transformers class has it beside norms before attention and MLP")
-    fingerprint = corpora_record.fingerprints(store).get(cell.corpus.key)
-    # What was trained on, which is not built again for its tokenizer; `installed` can always be.
-    built = fingerprint is not None and cell.corpus.name != "installed"
-    corpus = obtain(cell.corpus.name, str(fingerprint), store) if built else open_corpus(cell.corpus)
+    corpus = _trained_on(cell, store)
     weights, reached = _weights(space, store, cell, corpus, form, step)
     model = to_llama(cell, weights, int(corpus.manifest["end_of_text"]))
     try:
@@ -90,6 +87,27 @@ def export(
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}") from None
     return cell
+
+
+def _trained_on(cell: Cell, store: Store) -> TokenizedCorpus:
+    """The corpus that a cell was trained on, with its tokenizer. Raises `UserError` where there is only another."""
+    fingerprint = corpora_record.fingerprints(store).get(cell.corpus.key)
+    if fingerprint is None:
+        return open_corpus(cell.corpus)
+    try:
+        return obtain(cell.corpus.name, fingerprint, store)
+    except UserError:
+        if cell.corpus.name != "installed":
+            raise
+    # It can be built wherever the same packages are.
+    corpus = open_corpus(cell.corpus)
+    if corpus.fingerprint != fingerprint:
+        raise UserError(
+            f"{cell.id} was trained on the corpus installed, built of other packages ({fingerprint}, here "
+            f"{corpus.fingerprint}), and its tokenizer is not here: install the versions of constraints.txt, or export "
+            "where it was trained"
+        )
+    return corpus
 
 
 def _weights(
@@ -133,7 +151,7 @@ def _checkpoint(store: Store, directory: str, step: int | None, steps: int, what
     if step is not None and step not in kept:
         raise UserError(
             f"{store.location} holds {what} at step {', '.join(map(str, kept))}, not {step}; "
-            "set resources.train.keep_checkpoints: all to keep every checkpoint"
+            "set resources.train.keep_checkpoints: all to keep one for each report"
         )
     damaged = ""
     for name in checkpoints:

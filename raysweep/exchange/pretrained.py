@@ -70,6 +70,8 @@ def matrices(
     asks = any(name.startswith(HIDDEN) for measurement in measurements for name in measurement.of)
     if asks and corpus is None:
         raise UserError("--of: hidden states are of a text: add --corpus installed")
+    if not asks and any("sequences" in measurement.model_fields_set for measurement in measurements):
+        raise UserError("--sequences is for hidden states beside --of: leave it out")
     if corpus is not None and not asks:
         raise UserError(f"--corpus {corpus} is for hidden states beside --of: leave it out")
     path = Path(model)

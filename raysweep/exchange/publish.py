@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysweep.errors import UserError, reason
-from raysweep.exchange.published import LATER, SPACE, TABLES, PublishedResults
+from raysweep.exchange.published import LATER, SPACE, TABLES, TEXTS, PublishedResults, text_keys
 from raysweep.files import put_in_place
 from raysweep.space.read import hypotheses_file, load_to_read
-from raysweep.store import Store, declarations, sessions
+from raysweep.store import Store, corpora_record, declarations, sessions
 from raysweep.store.results import evaluated, nothing_finished, results, timings
 from raysweep.store.schemas import MEASURES, SPECTRA, TRAJECTORIES
 from raysweep.store.tables import read_parquet
@@ -39,6 +39,8 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         "spectra": [row for cell in finished for row in store.read_rows(store.spectra_file(cell), SPECTRA) or []],
     }  # fmt: skip
     declared = declarations.read(store, space.name)
+    recorded = corpora_record.fingerprints(store)
+    texts = {key: recorded[key] for key in text_keys(space) if key in recorded}
     tables = {name: pa.Table.from_pylist(content, schema=TABLES[name]) for name, content in rows.items()}
     # Last, so that a publication that was cut off is seen: its cells are not those of the rows over training.
     tables["results"] = table
@@ -49,11 +51,12 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
         if hypotheses is not None:
             with put_in_place(folder / hypotheses.name) as unfinished:
                 unfinished.write_bytes(hypotheses.read_bytes())
-        if declared:
-            with put_in_place(folder / declarations.FILE) as unfinished:
-                unfinished.write_text(json.dumps(declared, indent=1) + "\n", encoding="utf-8")
-        else:
-            (folder / declarations.FILE).unlink(missing_ok=True)  # An earlier publication's.
+        for name, said in ((declarations.FILE, declared), (TEXTS, texts)):
+            if said:
+                with put_in_place(folder / name) as unfinished:
+                    unfinished.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            else:
+                (folder / name).unlink(missing_ok=True)  # An earlier publication's.
         for name, content in tables.items():
             if name in LATER and not content.num_rows:
                 (folder / f"{name}.parquet").unlink(missing_ok=True)
@@ -62,7 +65,7 @@ def publish(space_file: Path, store: Store, folder: Path) -> PublishedResults:
                 pq.write_table(content, unfinished, compression="zstd")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {reason(error)}") from None
-    return PublishedResults(space, declared=declared, **tables)
+    return PublishedResults(space, declared=declared, texts=texts, **tables)
 
 
 def _check_nothing_is_lost(folder: Path, finished: list[str], store: Store) -> None:

@@ -6,6 +6,7 @@
     evaluations.parquet    every metric, with its task and settings
     timings.parquet        seconds of every training and evaluation
     hypotheses.json        which hypotheses were declared, and how many cells were finished then; their file is beside it
+    texts.json             the fingerprints of the texts that evaluations read beside the corpora, where they read any
     measures.parquet       what `measure` asked for, where it asked for anything
     spectra.parquet        singular values, where they were kept: the largest of these files where many matrices are measured
     sessions.parquet       when the sweep was worked on, where, under which versions
@@ -41,6 +42,7 @@ from raysweep.store.schemas import (
 from raysweep.store.tables import read_parquet, with_defaults
 
 SPACE = "space.yaml"
+TEXTS = "texts.json"
 TABLES = {
     "results": CELLS,
     "trajectories": TRAJECTORIES,
@@ -69,6 +71,8 @@ class PublishedResults:
     spectra: pa.Table = field(default_factory=SPECTRA.empty_table)
     declared: list[dict[str, Any]] = field(default_factory=list)
     """Which hypotheses were declared, and when (`raysweep.store.declarations`)."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """The fingerprint of each text that an evaluation reads, by the text's key."""
 
 
 def read_published(folder: Path) -> PublishedResults:
@@ -99,15 +103,26 @@ def read_published(folder: Path) -> PublishedResults:
             f"{folder} holds files of two publications: results.parquet and trajectories.parquet have different cells: "
             "publish it again"
         )
-    return PublishedResults(load_published(folder / SPACE), declared=_declared(folder), **read_tables)
+    declared: list[dict[str, Any]] = _json(folder / declarations.FILE, list)
+    texts: dict[str, str] = _json(folder / TEXTS, dict)
+    return PublishedResults(load_published(folder / SPACE), declared=declared, texts=texts, **read_tables)
 
 
-def _declared(folder: Path) -> list[dict[str, Any]]:
-    path = folder / declarations.FILE
+def _json(path: Path, kind: type) -> Any:
+    """What a file holds, which is of that kind; nothing where it is not there."""
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else []
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else kind()
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds no {kind.__name__}")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): publish it again") from None
+    return content
+
+
+def text_keys(space: Space) -> dict[str, str]:
+    """The key of every text that an evaluation of the space reads -> the evaluation."""
+    corpora = {cell.corpus: None for cell in space.cells}
+    return {one.text.key(corpus): one.label for one in space.evaluations if one.text for corpus in corpora}
 
 
 def by_cell(table: pa.Table) -> dict[str, list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from raysweep.store import Store
 from raysweep.store.measures import value_key
 from raysweep.store.results import GPU_HOURS, TRAINED_ON, results
 from raysweep.store.schemas import MEASURES, TRAJECTORIES
+from raysweep.store.store import settings_text
 from raysweep.sweep.events import Event
 from raysweep.sweep.runner import SweepResult, run
 
@@ -73,14 +74,17 @@ def compare(published: PublishedResults, space: Space, store: Store) -> Comparis
     theirs_by_id = {row["id"]: row for row in published.results.to_pylist()}
     trajectories, of_cells = by_cell(published.trajectories), by_cell(published.measures)
     here = {row["id"]: row for row in results(space, store).to_pylist()}
-    measured = {named(row["metric"], row["matrix"]) for rows in of_cells.values() for row in rows}
+    asked = {(one.label, settings_text(one.identity)) for one in space.evaluations}
+    # What was not measured yet when it was published is no difference; nor are functions that are not here.
+    may_lack = {named(row["metric"], row["matrix"]) for rows in of_cells.values() for row in rows} | {
+        row["metric"] for row in published.evaluations.to_pylist() if (row["task"], row["settings"]) not in asked
+    }
     count, differences = 0, []
 
     def compare_row(name: str, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         nonlocal count
         for column, value in theirs.items():
-            # What was not measured yet when it was published is no difference; nor are functions that are not here.
-            if column not in _NOT_COMPARED and value is not None and not (column in measured and column not in ours):
+            if column not in _NOT_COMPARED and value is not None and not (column in may_lack and column not in ours):
                 count += 1
                 if not _same(ours.get(column), value):
                     differences.append(Difference(f"{name}{column}", value, ours.get(column)))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
-from raysweep.exchange.published import PublishedResults, by_cell
+from raysweep.exchange.published import PublishedResults, by_cell, text_keys
 from raysweep.store import Store, corpora_record, declarations, measures, sessions
 from raysweep.store.lock import Lock
 from raysweep.store.results import finished
 from raysweep.store.schemas import CELLS, EVALUATIONS, SESSIONS, TIMINGS, TRAJECTORIES
 from raysweep.store.store import PLANNED, settings_text
 from raysweep.sweep.runner import write_plan
+
+log = logging.getLogger("raysweep")
 
 
 def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
@@ -29,9 +32,9 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
     with Lock(store):
         if store.read(PLANNED) is None:
             write_plan(space, store)
-        corpora_record.record(
-            store, {cell.corpus.key: rows[cell.id]["corpus_fingerprint"] for cell in space.cells if cell.id in rows}
-        )
+        of_cells = {cell.corpus.key: rows[cell.id]["corpus_fingerprint"] for cell in space.cells if cell.id in rows}
+        corpora_record.record(store, of_cells | published.texts)
+        _say_unknown_texts(published)
         recorded = {(row["started"], row["host"]) for row in sessions.read(store, space.name)}
         for index, row in enumerate(published.sessions.to_pylist()):
             if (row["started"], row["host"]) not in recorded:
@@ -62,3 +65,10 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
             # Last: it says that the cell is done.
             store.write_table(store.cell_file(cell), [{name: rows[cell][name] for name in CELLS.names}], CELLS)
     return complete, lacked
+
+
+def _say_unknown_texts(published: PublishedResults) -> None:
+    """Warn of evaluations of which no one will see that the rest of the cells read another text."""
+    unknown = {label for key, label in text_keys(published.space).items() if key not in published.texts}
+    for label in sorted(unknown):
+        log.warning("%s: which text it read was not published: make sure that its text is the same here", label)

@@ -123,11 +123,11 @@ class Over(Strict):
         if self.powers_of is None or self.between is None:
             return ()
         low, high = self.between
-        powers, power = [], 1
-        while power <= high:
-            powers += [power] * (power >= low)
-            power *= self.powers_of
-        return tuple(powers)
+        first, last = (math.floor(math.log(end, self.powers_of)) for end in self.between)
+        # One further at either end: logarithms are rounded.
+        exponents = range(first - 1, last + 2)
+        powers = (self.powers_of**e if e >= 0 else 1 / self.powers_of**-e for e in exponents)
+        return tuple(power for power in powers if low <= power <= high)
 
     @property
     def is_logarithmic(self) -> bool:

@@ -35,7 +35,7 @@ class YamlFile:
     def __init__(self, path: Path, what: str = "search space") -> None:
         self.path = path
         text = _text(path, what)
-        if directive := re.match(r"(?:\s*(?:#.*)?\n)*(%.*)", text):
+        if directive := re.match(r"(?:[^\S\n]*(?:#.*)?\n)*(%.*)", text):
             line = text.count("\n", 0, directive.start(1)) + 1
             raise UserError(f"{path}:{line}: not valid YAML: {directive[1].strip()} would change what values mean")
         reader = YAML(typ="safe", pure=True)

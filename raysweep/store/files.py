@@ -65,8 +65,6 @@ class StoreFiles:
                 return
             with put_in_place(Path(full)) as unfinished, unfinished.open("wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
 
         self._with_retries(put, self._unwritable, wait)
 

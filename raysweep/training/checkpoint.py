@@ -129,18 +129,17 @@ def append(
     """Write the next checkpoint of a run, and delete those that it replaces.
 
     `intact` names the checkpoints that this run wrote or resumed from, the furthest first; with the new one they are
-    returned, and `keep` of them stay (None: every checkpoint). Others up to here were left by other runs and are deleted:
-    they may be damaged, or never have been finished. What is further stays until this run has passed it.
+    returned, and `keep` of them stay (None: the last two, and one of every row). Others up to here were left by other runs
+    and are deleted: they may be damaged, or never have been finished. What is further stays until this run has passed it.
     """
     step = checkpoint.state.step
     new = new_name(step)
     write(checkpoint, store, f"{run_directory}/{new}")
-    intact = [new, *intact]
-    if keep is not None:
-        intact = intact[:keep]
-        for other in names(store, run_directory):
-            if step_of(other) <= step and other not in intact:
-                store.delete_directory(f"{run_directory}/{other}")
+    intact = [new, *intact][: keep or 2]
+    of_rows = {row["step"] for row in checkpoint.state.rows} if keep is None else set()
+    for other in names(store, run_directory):
+        if step_of(other) <= step and other not in intact and step_of(other) not in of_rows:
+            store.delete_directory(f"{run_directory}/{other}")
     return intact
 
 

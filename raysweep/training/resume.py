@@ -30,10 +30,11 @@ def train_to_end(
 
     Where `ending` says that the process is about to be ended there is one more, and `on_kept` is called when it is written.
 
-    Checkpoints go to `directory` of the store, and `keep` of them stay (None: all). `resumed_from` names the one that the
-    run went on from. A thread writes each while training goes on; the last is written when this returns. `on_row` is called
-    at each, with the row where there is one. With several workers rank 0 writes, and its clock and its `ending` decide for
-    all. Raises `StoreError` where the store cannot be written, at the latest when the next checkpoint is due.
+    Checkpoints go to `directory` of the store, and `keep` of them stay (None: those of rows, and the last two).
+    `resumed_from` names the one that the run went on from. A thread writes each while training goes on; the last is
+    written when this returns. `on_row` is called at each, with the row where there is one. With several workers rank 0
+    writes, and its clock and its `ending` decide for all. Raises `StoreError` where the store cannot be written, at the
+    latest when the next checkpoint is due.
     """
     saved, asked, kept = time.monotonic(), False, False
 

@@ -95,7 +95,9 @@ class Run:
         self._begun = time.monotonic() - self.state.seconds
         # Replicas start from rank 0's weights, so they are wrapped once those are in place.
         if compile:
-            self.model.olmo.compile()
+            # Of fixed shapes: else the first graph depends on which of training and validation came first, as it does not in
+            # a run that resumes.
+            self.model.olmo.compile(dynamic=False)
         self.replica = distribute(self.model)
         if self.state.computed_by[-1:] != [here := self.model.computed_by()]:
             self.state.computed_by.append(here)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from raysweep.corpora.exclusive import made_once
+
 # Each reads a number, waits, and writes it back one larger: two at once lose one.
 COUNT = """
 import sys, time
@@ -36,6 +38,26 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str
     (tmp_path / "no_flock.c").write_text(NO_FLOCK)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "no_flock.so", tmp_path / "no_flock.c"], check=True)
     return os.environ | {"LD_PRELOAD": str(tmp_path / "no_flock.so")}
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut may leave it whole by its name, with empty files."""
+    flushed, fsync = [], os.fsync
+
+    def spy(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+
+    def make(folder: Path) -> None:
+        (folder / "shard").mkdir()
+        (folder / "shard/a.bin").write_bytes(b"tokens")
+        (folder / "manifest.json").write_text("{}")
+
+    assert made_once(tmp_path / "corpus", tmp_path / "corpus", make, resume=False)
+    assert sorted(flushed[:-1]) == sorted(["shard", "a.bin", "manifest.json", "corpus.unfinished"])
+    assert flushed[-1] == tmp_path.name
 
 
 def test_one_at_a_time(environment: dict[str, str], tmp_path: Path) -> None:

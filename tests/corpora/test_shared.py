@@ -53,6 +53,31 @@ def test_a_node_copies_it_once(
     assert {path: path.stat().st_mtime_ns for path in copies[0].folder.rglob("*")} == written
 
 
+def test_what_a_killed_copy_has_left_is_deleted_and_no_lack_of_room(
+    corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, store = Corpus(**TINY), Store(str(tmp_path / "store"))
+    upload(corpus, store, quiet)
+    on_another_node(monkeypatch, tmp_path / "cache")
+    left = tmp_path / "cache" / "corpora" / f"{what.name}-{corpus.fingerprint}.01234567.unfinished"
+    (left / "pretraining").mkdir(parents=True)
+    (left / "pretraining/train.bin").write_bytes(b"x" * 2**20)
+    # More than a petabyte is nowhere free: what is said is how much room there would be.
+    said = [float(lack_of_room([(name, corpus.fingerprint, 10**15)]).split()[2]) for name in (what.name, "another")]
+    assert said[0] > 0
+    assert obtain(what.name, corpus.fingerprint, store).manifest == corpus.manifest
+    assert not left.exists()
+
+
+def test_a_cache_that_cannot_be_written_says_what_to_do(
+    corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    on_another_node(monkeypatch, tmp_path / "file" / "cache")
+    with pytest.raises(UserError, match=r"cannot be written: .*set RAYSWEEP_CACHE to another folder"):
+        obtain("installed", corpus.fingerprint, Store(str(tmp_path / "store")))
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_node_whose_disk_is_too_small_says_how_much_too_small(
     corpus: TokenizedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

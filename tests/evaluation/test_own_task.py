@@ -151,6 +151,11 @@ def test_what_it_does_wrong_is_one_line(subject: Subject, name: str, more: dict[
             {"task": "own_tasks.tasks:good", "sequence": 4},
             r"tasks\.py:\d+\) has no setting sequence; allowed: sequences, words",
         ),
+        (
+            {"task": "own_tasks.tasks:good", "arguments": {"sequences": 4}},
+            r"tasks\.py:\d+\) has no setting arguments; ",
+        ),
+        ({"task": "own_tasks.tasks:good", "version": "2"}, r"tasks\.py:\d+\) has no setting version; "),
         ({"task": "own_tasks.tasks:needs"}, r"needs the setting must"),
         ({"task": "own_tasks.tasks:none"}, r"tasks\.py:\d+: none must take the trained cell first"),
         (

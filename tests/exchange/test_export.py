@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from raysweep.exchange import export
 from raysweep.model.language_model import LanguageModel
 from raysweep.space.cell import Cell
 from raysweep.space.space import Space, find_cell
-from raysweep.store import Store
+from raysweep.store import Store, corpora_record
 from raysweep.training import checkpoint
 from raysweep.training.run import Run
 
@@ -142,6 +143,21 @@ def test_what_is_not_there_is_named(swept: tuple[Space, Store, Cell, Run], tmp_p
     parallel = make_cell(block="parallel")
     with pytest.raises(UserError, match="has parallel blocks"):  # Whether it was trained or not.
         export.export(space, store, parallel, tmp_path / "e")
+
+
+def test_a_tokenizer_of_other_packages_is_not_written_beside_the_weights(
+    swept: tuple[Space, Store, Cell, Run], corpus: TokenizedCorpus, tmp_path: Path
+) -> None:
+    space, store, cell, _ = swept
+    copy = Store(str(tmp_path / "store"))
+    shutil.copytree(store.root, copy.root)
+    corpora_record.record(copy, {cell.corpus.key: corpus.fingerprint})
+    export.export(space, copy, cell, tmp_path / "a")
+    (Path(copy.root) / corpora_record.FILE).unlink()
+    corpora_record.record(copy, {cell.corpus.key: "0123456789abcdef"})
+    with pytest.raises(UserError, match=r"built of other packages \(0123456789abcdef, here .*constraints.txt"):
+        export.export(space, copy, cell, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_model_that_is_not_finished_is_exported_only_when_asked_for(

@@ -204,3 +204,5 @@ def test_hidden_states_need_a_text(tmp_path: Path) -> None:
         matrices(str(tmp_path), None, [hidden])
     with pytest.raises(UserError, match="--corpus installed is for hidden states beside --of: leave it out"):
         matrices(str(tmp_path), None, [weights], "installed")
+    with pytest.raises(UserError, match="--sequences is for hidden states beside --of: leave it out"):
+        matrices(str(tmp_path), None, [Measurement(of=("unembedding",), sequences=64)])

@@ -239,6 +239,52 @@ def test_what_was_not_measured_when_it_was_published_is_no_difference(folder: Pa
     assert reproduce.compare(changed, planned, store).differences == []
 
 
+def test_a_task_of_one_s_own_that_is_not_here_is_no_difference(folder: Path) -> None:
+    published, planned, store = one(folder)
+    rows, metrics = published.results.to_pylist(), published.evaluations.to_pylist()
+    own = next(row for row in metrics if row["cell"] == rows[5]["id"])
+    own = own | {"task": "own_agreement", "settings": "{}", "metric": "own_agreement_accuracy", "value": 0.5}
+    results = published.results.append_column("own_agreement_accuracy", pa.array([0.5] * len(rows)))
+    evaluations = pa.Table.from_pylist([*metrics, own], schema=published.evaluations.schema)
+    assert (
+        reproduce.compare(replace(published, results=results, evaluations=evaluations), planned, store).differences
+        == []
+    )
+    # A metric of a task that is here still has to be there.
+    found = reproduce.compare(replace(published, results=results), planned, store).differences
+    assert [d.name for d in found] == ["own_agreement_accuracy"]
+
+
+def test_the_texts_of_evaluations_are_restored_with_the_results(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "law").mkdir()
+    file = tmp_path / "one.yaml"
+    base = {"size": {"width": 16}, "tokens": 1e5, "batch_size": 8, "sequence_length": 64}
+    base["corpus"] = {"name": "installed", "tokenizer": "bpe", "vocabulary": 1024}
+    law = {"task": "loss", "name": "law", "on": {"folder": str(tmp_path / "law")}}
+    file.write_text(yaml.safe_dump({"name": "one", "base": base, "evaluations": [law]}), "utf-8")
+    planned, store = space.load(file), Store(str(tmp_path / "store"))
+    example.fill(store, planned)
+    (evaluation,) = planned.evaluations
+    assert evaluation.text is not None
+    key = evaluation.text.key(planned.cells[0].corpus)
+    corpora_record.record(store, {key: "f" * 16, "of another sweep": "0" * 16})
+    publish(file, store, tmp_path / "published")
+    again = Store(str(tmp_path / "again"))
+    restore(read_published(tmp_path / "published"), again)
+    recorded = corpora_record.fingerprints(again)
+    assert recorded[key] == "f" * 16
+    assert "of another sweep" not in recorded
+    assert caplog.messages == []
+    # Published by an older raysweep.
+    (tmp_path / "published/texts.json").unlink()
+    restore(read_published(tmp_path / "published"), Store(str(tmp_path / "third")))
+    assert caplog.messages == [
+        "loss_law: which text it read was not published: make sure that its text is the same here"
+    ]
+
+
 def test_a_search_space_behind_a_link_is_not_written_over(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("mine")

@@ -190,7 +190,7 @@ def test_what_is_not_the_unembedding_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["./modle", "/no/such/modle", "folder/modle", "modle", "a/b/c", "modle.safetensors"])
+@pytest.mark.parametrize("name", ["./modle", "/no/such/modle", "folder/modle", "a/b/c"])
 def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -199,6 +199,19 @@ def test_a_mistyped_path_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: py
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="no such folder or file"):
         unembedding(name)
+
+
+def test_a_file_of_a_similar_name_is_named_and_no_reason_not_to_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of `raysweep geometry gpt2 --json > gpt2.json`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    (tmp_path / "gpt2.json").touch()
+    with pytest.raises(
+        UserError, match=r"^gpt2: no such folder, and the hub cannot be reached .*did you mean 'gpt2.json'"
+    ):
+        unembedding("gpt2")
 
 
 def test_a_tied_model_whose_file_has_only_the_head_is_refused(tmp_path: Path) -> None:

@@ -91,6 +91,10 @@ def test_values_of_a_share() -> None:
     assert powers.levels == (4, 8, 16, 32, 64)
     assert [powers.at(share, whole=True) for share in (0, 0.199, 0.2, 0.999)] == [4, 4, 8, 64]
     assert Over(powers_of=10, between=(1, 500)).levels == (1, 10, 100)
+    assert Over(powers_of=2, between=(0.25, 4)).levels == (0.25, 0.5, 1, 2, 4)
+    assert Over(powers_of=10, between=(1e-3, 0.1)).levels == (0.001, 0.01, 0.1)
+    # Each end of every range of powers is one of them, however its logarithm is rounded.
+    assert all(len(Over(powers_of=10, between=(10.0**e, 10.0 ** (e + 2))).levels) == 3 for e in range(-12, 13))
     assert [Over(choice=("a", "b")).at(share, whole=False) for share in (0.49, 0.5)] == ["a", "b"]
 
 

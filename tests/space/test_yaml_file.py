@@ -71,6 +71,15 @@ def test_what_is_missing_is_missing_where_it_should_be(tmp_path: Path) -> None:
         load(file)
 
 
+def test_a_file_of_comments_and_blank_lines_is_read_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("\n\n  # not this\n\n" * 500 + "a: 1\n", encoding="utf-8")
+    assert YamlFile(file).content == {"a": 1}
+    file.write_text("\n # a comment\n\n%YAML 1.1\n---\na: 1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine.yaml:4: not valid YAML: %YAML 1.1 would change what values mean"):
+        YamlFile(file)
+
+
 def test_yaml_1_2_is_read_as_it_looks(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("a: 32e9\nb: 1_000\nc: yes\nd: 'no'\ne: -0.5\nf: ~\ng: 'x: 1'\nh: true\n", encoding="utf-8")

@@ -31,6 +31,10 @@ def at(run: Run, step: int) -> checkpoint.Checkpoint:
     return made
 
 
+def put(store: Store, run: Run, step: int) -> None:
+    checkpoint.write(at(run, step), store, f"{DIRECTORY}/{new_name(step)}")
+
+
 def steps(store: Store) -> list[int]:
     return [step_of(name) for name in names(store, DIRECTORY)]
 
@@ -40,8 +44,17 @@ def furthest(store: Store, warned: list[str] | None = None) -> int | None:
     return found[1].state.step if found else None
 
 
-@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (None, [30, 20, 10, 0])])
-def test_the_last_are_kept(store: Store, run: Run, keep: int | None, left: list[int]) -> None:
+def test_with_all_those_of_rows_are_kept_and_the_last_two(store: Store, run: Run) -> None:
+    intact: list[str] = []
+    for step in (0, 4, 8, 10, 12, 14, 20, 24):
+        made = at(run, step)
+        made.state.rows = [{"step": row} for row in (0, 10, 20) if row <= step]
+        intact = checkpoint.append(made, store, DIRECTORY, intact, None)
+    assert steps(store) == [24, 20, 10, 0]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (2, [30, 20]), (3, [30, 20, 10])])
+def test_the_last_are_kept(store: Store, run: Run, keep: int, left: list[int]) -> None:
     intact: list[str] = []
     for step in (0, 10, 20, 30):
         intact = checkpoint.append(at(run, step), store, DIRECTORY, intact, keep)
@@ -55,7 +68,7 @@ def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, kee
     """The run went on from step 10 since 20 is damaged and 30 unfinished; what it writes at 15 and at 30 must stay."""
     warned: list[str] = []
     for step in (10, 20, 30):
-        checkpoint.append(at(run, step), store, DIRECTORY, [])
+        put(store, run, step)
     unfinished, damaged, good = (Path(store.root) / DIRECTORY / name for name in names(store, DIRECTORY))
     (unfinished / checkpoint.STATE).unlink()
     (damaged / checkpoint.MODEL).write_bytes(b"x")
@@ -72,8 +85,8 @@ def test_a_damaged_one_never_displaces_an_intact_one(store: Store, run: Run, kee
 
 def test_a_store_out_of_reach_damages_nothing(store: Store, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a cell that is finished would count as lost, and be trained again."""
-    checkpoint.append(at(run, 10), store, DIRECTORY, [])
-    checkpoint.append(at(run, 20), store, DIRECTORY, [])
+    put(store, run, 10)
+    put(store, run, 20)
     real = store.read
     for file in (checkpoint.STATE, checkpoint.MODEL, checkpoint.OPTIMIZER):
 
@@ -93,13 +106,13 @@ def test_one_of_a_later_schema_is_refused_and_not_passed_over(
     """Else an older raysweep would begin anew, and delete what is further."""
     with monkeypatch.context() as later:
         later.setattr(checkpoint, "SCHEMA_VERSION", "9")
-        checkpoint.append(at(run, 10), store, DIRECTORY, [])
+        put(store, run, 10)
     with pytest.raises(UserError, match=r"state.json was written under schema 9, this raysweep reads 1 to \d+"):
         furthest(store)
 
 
 def test_what_a_kill_left_unfinished_is_passed_over_without_a_word(store: Store, run: Run) -> None:
-    checkpoint.append(at(run, 10), store, DIRECTORY, [])
+    put(store, run, 10)
     unfinished = Path(store.root) / DIRECTORY / new_name(20)
     unfinished.mkdir()
     (unfinished / checkpoint.MODEL).write_bytes(b"half")
