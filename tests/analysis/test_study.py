@@ -79,7 +79,10 @@ def test_the_page_shows_what_is_left_without_short_runs(steps: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("study", "folder", "condition"),
-    [*((study, "report", None) for study in (*STUDIES, "saturation", "mini-2")), ("mini", "long", LONG)],
+    [
+        *((study, "report", None) for study in (*STUDIES, "saturation", "mini-2", "interventions-2")),
+        ("mini", "long", LONG),
+    ],
 )
 def test_the_committed_tables_follow_from_the_committed_rows(
     study: str, folder: str, condition: str | None, tmp_path: Path
