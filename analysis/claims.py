@@ -101,7 +101,8 @@ def scorecard(every: list[Tested]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _deciding(tests: list[dict[str, Any]], count: int) -> dict[str, Any]:
     """The test that decides a hypothesis, with the hypothesis's verdict; of several the first."""
     against = [test for test in tests if test["verdict"] == "contradicted"]
-    if decided := next((test for test in against if test["p_against"] < _LEVEL), None):
+    # Of one test alone nothing is to be corrected.
+    if decided := next((test for test in against if count == 1 or test["p_against"] < _LEVEL), None):
         return decided
     if against:
         alone = f"contradicted alone, not among the {count} tests of the hypothesis"

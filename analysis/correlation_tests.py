@@ -41,6 +41,10 @@ def correlation(m: Measured) -> Iterator[Finding]:
     elif not m.narrowed and (task, of, statistic) in m.of_sweep.regressions.index:
         finding = m.of_sweep.regression(str(task), of, statistic, m.rule)
         yield replace(finding, effect=m.called(finding.effect))
+    elif given in ("line", "law") and task is not None and m.of_sweep.has(task, of):
+        # Of a metric of one layer, which the table leaves out.
+        finding = m.of_sweep.regression(task, of, statistic, m.rule)
+        yield replace(finding, effect=m.called(finding.effect))
     elif given in ("line", "law"):
         name = m.called(f"Spearman of {pair}, given the {given}")
         yield Finding(name, m.rule, reason="a metric and a task's loss are needed, in this order")

@@ -14,11 +14,13 @@ from fnmatch import fnmatchcase
 import numpy as np
 import pandas as pd
 
+from raysweep.analysis import scaling_law
 from raysweep.analysis.claims import expanded
 from raysweep.analysis.findings import FEWEST_CONFIGURATIONS, Finding, Tests
 from raysweep.analysis.hypothesis_tests import findings
 from raysweep.analysis.measured import Measured
 from raysweep.analysis.noise import seed_noise
+from raysweep.analysis.regressions import FEWEST_FOR_FOLDS
 from raysweep.analysis.sweep_data import SweepData, from_tables, said_of_space
 from raysweep.space.hypotheses import Hypotheses, Hypothesis, Test
 from raysweep.space.hypothesis_columns import columns_named
@@ -63,6 +65,11 @@ def without_verdict(space: Space) -> list[WithoutVerdict]:
 
 
 def _findings(tests: Tests, test: Test) -> list[Finding]:
+    if test.intervention is not None and test.intervention.against:
+        # Which penalty leaves the rank where it is, and is a control, only results say: both are to be there.
+        both = (test.intervention.by, test.intervention.against)
+        each = [test.intervention.model_copy(update={"by": name, "against": ""}) for name in both]
+        return [f for one in each for f in findings(tests, test.model_copy(update={"intervention": one}))]
     if test.kind not in _SLOW:
         return findings(tests, test)
     measured = Measured(tests, test)
@@ -76,6 +83,11 @@ def _findings(tests: Tests, test: Test) -> list[Finding]:
         reason = "all cells are of one size"
     if not reason and min(numbers) < FEWEST_CONFIGURATIONS:
         reason = f"{sum(numbers)} configurations; at least {FEWEST_CONFIGURATIONS} of a kind are needed"
+    if not reason and test.added_r2 is not None and min(numbers) < FEWEST_FOR_FOLDS:
+        reason = f"{min(numbers)} configurations; at least {FEWEST_FOR_FOLDS} are needed for 5 folds"
+    if not reason and getattr(measured.spec, "given", None) == "law":
+        trained = sweep.cells["steps"] * sweep.cells["batch_size"] * sweep.cells["sequence_length"]
+        reason = scaling_law.enough(sizes.to_numpy(float), trained.to_numpy(float))
     name = measured.called(f"{test.kind} of {' and '.join(measured.columns)}")
     return [Finding(name, measured.rule, reason=reason)] if reason else []
 

@@ -165,7 +165,9 @@ def _need(
     over = (
         getattr(getattr(test, test.kind), "over", None) if test is not None and test.kind in _OF_COMPARISONS else None
     )
-    units = "points" if sampled is not None else "configurations" if over is None else "comparisons"
+    pairs = test is not None and test.intervention is not None
+    compares = over is not None or pairs
+    units = "points" if sampled is not None else "comparisons" if compares else "configurations"
     today = found.comparisons or round(found.n / untested.seeds_there)
     if sampled is not None:
         points = [name for name in design.sampled if name in design.cells]
@@ -183,6 +185,10 @@ def _need(
         return without(found.reason or "it has no interval")
     if test is None or number is None:
         return without(f"no number would: the estimate lies on the bound (more than {MOST} times today's)")
+    if pairs:
+        return without(
+            f"{number} pairs of cells are needed: finish those that are planned, or add seeds by hand", number
+        )
     if sampled is not None and larger is not None:
         # The finished points are to those planned as the new ones will be.
         count = math.ceil(sampled.count * number / today)

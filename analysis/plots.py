@@ -39,9 +39,13 @@ NO_LINE = 0.5
 """R² up to which a title calls a relation no strong line."""
 
 
+# More batch sizes than this are not all in a legend.
+_NAMED = 12
+
+
 def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
-    """The task's loss against one metric, a panel for each size: coloured by batch size, marked by weight decay, hollow
-    where few steps were trained."""
+    """The task's loss against one metric, a panel for each size: coloured by batch size, marked by weight decay where
+    those are few, hollow where few steps were trained."""
     column = drawing.column(sweep, task)
     cells = drawing.need(sweep, column, metric)
     sizes = drawing.sizes(cells)
@@ -52,7 +56,9 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     batches = sorted(cells["batch_size"].dropna().unique())
     decays = sorted(cells["weight_decay"].dropna().unique())
     colours = dict(zip(batches, drawing.colours(len(batches)), strict=False))
-    markers = dict(zip(decays, drawing.MARKERS, strict=False))
+    # Of a setting that was sampled there are more values than marks.
+    markers = dict(zip(decays, drawing.MARKERS, strict=True)) if len(decays) <= len(drawing.MARKERS) else {}
+    named = batches if len(batches) <= _NAMED else [batches[round(i)] for i in np.linspace(0, len(batches) - 1, _NAMED)]
     for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
         for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few], dropna=False):
             marker, colour = markers.get(decay, "o"), colours.get(batch, "#777777")
@@ -65,11 +71,11 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
         drawing.label(ax, sweep.label(metric), sweep.label(column))
     drawing.hide(axes[len(sizes) :])
     # A bar of colour: a round one would look like a weight decay's mark.
-    handles = [Line2D([], [], lw=6, solid_capstyle="butt", color=colours[b], label=f"batch {b:,}") for b in batches]
+    handles = [Line2D([], [], lw=6, solid_capstyle="butt", color=colours[b], label=f"batch {b:,}") for b in named]
     if batches and cells["batch_size"].isna().any():
         handles.append(Line2D([], [], lw=6, solid_capstyle="butt", color="#777777", label="batch not known"))
-    if len(decays) > 1:
-        handles += [drawing.dot("#777777", markers.get(d, "o"), f"weight decay {d:g}") for d in decays]
+    if len(markers) > 1:
+        handles += [drawing.dot("#777777", marker, f"weight decay {d:g}") for d, marker in markers.items()]
     if few.any():
         said = "hollow: at most half the median steps"
         handles.append(Line2D([], [], ls="", marker="o", mfc="none", mec="#777777", mew=1.1, ms=6, label=said))

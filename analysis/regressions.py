@@ -60,6 +60,9 @@ DRAWS = 2000
 SEED = 0
 _REPEATS = 5
 _FEWEST = 8
+
+FEWEST_FOR_FOLDS = 5 * 5
+"""Configurations from which what a metric adds to predictions is cross-validated."""
 """Fewest cells for a statistic; one that fits parameters needs this many more than the number of parameters."""
 
 
@@ -275,9 +278,8 @@ class Outcome:
         )
 
     def _predictive_r2(self, metric: str) -> Any:
-        fewest = 5 * 5
-        if self.configurations < fewest:
-            return _Missing(f"{self.configurations} configurations; at least {fewest} are needed for 5 folds")
+        if self.configurations < FEWEST_FOR_FOLDS:
+            return _Missing(f"{self.configurations} configurations; at least {FEWEST_FOR_FOLDS} are needed for 5 folds")
         value = float(np.mean([self._added(metric, fold) for fold in self._partitions]))
         low, high = statistics.added_r2_interval(self.baseline, self.metrics[metric], self.loss, self.groups)
         return (value, low, high) if np.isfinite(low) else _Missing("size, compute and tokens determine the metric")

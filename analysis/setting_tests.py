@@ -13,7 +13,7 @@ from scipy import stats
 from raysweep.analysis.columns import words
 from raysweep.analysis.findings import Finding, of_effect, too_few
 from raysweep.analysis.hypothesis_statistics import between, shared_choice, u
-from raysweep.analysis.intervention_effects import comparisons, swapped
+from raysweep.analysis.intervention_effects import MAX_CONTROL_SHIFT, comparisons, swapped
 from raysweep.analysis.measured import Measured, chosen
 from raysweep.analysis.trends import effect, of_lowest_and_middle, of_middle_and_highest, slopes
 
@@ -105,9 +105,12 @@ def intervention(m: Measured) -> Iterator[Finding]:
         yield of_effect(name, m.rule, effect(swaps))
         return
     known = sorted({f"{n} against {a}" if a else n for n, a, _, _ in there})
-    yield Finding(
-        name, m.rule, reason=f"no two cells with {column} differ in that; there are {', '.join(known) or 'none'}"
-    )
+    reason = f"no two cells with {column} differ in that; there are {', '.join(known) or 'none'}"
+    if against and {by, against} <= {n for n, a, _, _ in there if not a}:
+        reason = (
+            f"{against} is no control: that is the penalty that moves the rank least, by less than {MAX_CONTROL_SHIFT}"
+        )
+    yield Finding(name, m.rule, reason=reason)
 
 
 def trend_by_size(m: Measured) -> Iterator[Finding]:

@@ -146,10 +146,11 @@ def markdown(found: Comparison, first: SweepData, second: SweepData) -> str:
 
 
 def figure(found: Comparison, first: str, second: str) -> Figure:
-    """Each test that has an interval in both."""
+    """The tests that have an interval in both, or the first of them; the title says of how many."""
     tests = found.tests
     finite = tests[["low_a", "high_a", "low_b", "high_b"]].apply(pd.to_numeric, errors="coerce")
-    shown = tests[finite.notna().all(axis=1) & finite.abs().lt(math.inf).all(axis=1)].head(_MOST)
+    of_both = tests[finite.notna().all(axis=1) & finite.abs().lt(math.inf).all(axis=1)]
+    shown = of_both.head(_MOST)
     if shown.empty:
         raise drawing.NoData("no test has an interval in both")
     with mpl.rc_context(drawing.style()):
@@ -168,7 +169,8 @@ def figure(found: Comparison, first: str, second: str) -> Figure:
         # Correlations and fractions have a scale of their own; what is larger is seen by its sign and size.
         axis.set_xscale("symlog", linthresh=1.0)
         axis.set_xlabel("effect and 95% interval (beyond 1 the axis is logarithmic)")
-        axis.set_title(f"{first} (blue) and {second} (red)", loc="left")
+        few = f": the first {_MOST} of {len(of_both)} tests" if len(of_both) > _MOST else ""
+        axis.set_title(f"{first} (blue) and {second} (red){few}", loc="left")
     return made
 
 

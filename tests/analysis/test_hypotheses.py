@@ -125,6 +125,15 @@ def test_metrics_of_layers_are_tested_as_those_of_the_whole_model_are(simulated:
         (row["value"], row["low"], row["high"], row["n"]) for row in expected
     ]
     assert layer[0].low > 0.05, "it does add to the prediction"
+    correlation = {"of": "effective_rank_blocks_0_mlp_up", "with": "in_distribution_loss", "given": "line"}
+    (given,) = hypothesis_tests.findings(
+        SweepTests(of_layer, pd.DataFrame()), OneTest.model_validate({"correlation": correlation, "expect": "> 0"})
+    )
+    (row,) = [
+        row for row in rows
+        if (row["task"], row["metric"], row["statistic"]) == ("in_distribution", "another_W", "residual_spearman_linear")
+    ]  # fmt: skip
+    assert given.value == row["value"]
 
 
 def test_a_correlation_within_sizes_against_scipy(simulated: SweepData) -> None:

@@ -15,6 +15,7 @@ from raysweep.analysis.noise import NOISE_COLUMNS
 from raysweep.analysis.untested import Untested
 from raysweep.cli.main import main
 from raysweep.errors import UserError
+from raysweep.exchange.published import read_published
 from raysweep.space.cell import Cell
 from raysweep.space.read import load, load_with_count
 from raysweep.space.space import Space
@@ -336,3 +337,18 @@ def test_options_alone_and_other_names(
         main(["analyze", str(written(tmp_path, [DECAY])), "--output", str(tmp_path / "report"), *options])
     assert said in capsys.readouterr().err
     assert not (tmp_path / "report").exists()
+
+
+def test_cells_without_the_intervention_are_not_offered_for_one() -> None:
+    """None of them would make a pair, however many there are."""
+    published = read_published(Path(__file__).parents[2] / "results/interventions-2")
+    sweep = sweep_data.published(published)
+    tested = [one for one in found(sweep) if str(one.hypothesis.id) == "costs-at-96"]
+    assert [one.finding.verdict for one in tested] == ["undecided"] * 2
+    between = pd.DataFrame([], columns=NOISE_COLUMNS)
+    proposed = next_cells(published.space, sweep.design, tested, between, published.timings.to_pandas())
+    assert proposed.cells == []
+    for need in proposed.needs:
+        assert (need.units, need.today) == ("comparisons", 8)
+        assert need.number > 8
+        assert need.reason.endswith("add seeds by hand")
