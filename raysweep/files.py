@@ -46,6 +46,10 @@ def flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError:
+        # Some network file systems cannot do it for folders, and do not need it.
+        if not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 
