@@ -57,7 +57,7 @@ def loss_by_size(sweep: SweepData, task: str, metric: str) -> Figure:
     decays = sorted(cells["weight_decay"].dropna().unique())
     colours = dict(zip(batches, drawing.colours(len(batches)), strict=False))
     # Of a setting that was sampled there are more values than marks.
-    markers = dict(zip(decays, drawing.MARKERS, strict=True)) if len(decays) <= len(drawing.MARKERS) else {}
+    markers = dict(zip(decays, drawing.MARKERS, strict=False)) if len(decays) <= len(drawing.MARKERS) else {}
     named = batches if len(batches) <= _NAMED else [batches[round(i)] for i in np.linspace(0, len(batches) - 1, _NAMED)]
     for ax, (size, of_size) in zip(axes, sizes.items(), strict=False):
         for (batch, decay, short_run), group in of_size.groupby(["batch_size", "weight_decay", few], dropna=False):
