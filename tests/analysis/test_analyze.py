@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +455,20 @@ def test_revisions_over_their_steps() -> None:
         plots.revisions([{"revision": "main"}, {"revision": "step1"}])
     with pytest.raises(drawing.NoData, match="names end in their step"):  # Commits are no steps.
         plots.revisions([{"revision": digits * 10} for digits in ("aaa7", "bb12")])
+
+
+def test_a_setting_that_was_sampled_does_not_fill_the_legend(simulated: SweepData) -> None:
+    """More weight decays than marks would give two of them one mark; 54 entries ran off the figure."""
+    rng = np.random.default_rng(0)
+    count = len(simulated.cells)
+    sampled = simulated.cells.assign(
+        weight_decay=rng.uniform(0.01, 1.0, count), batch_size=2 ** rng.integers(2, 40, count)
+    )
+    figure = plots.loss_by_size(replace(simulated, cells=sampled), "in_distribution", "effective_rank_W")
+    (legend,) = figure.legends
+    entries = [text.get_text() for text in legend.get_texts()]
+    assert not [entry for entry in entries if entry.startswith("weight decay")]
+    named = [entry for entry in entries if entry.startswith("batch ")]
+    assert len(set(named)) == len(named) == 12
+    ends = sampled["batch_size"].agg(["min", "max"])
+    assert [named[0], named[-1]] == [f"batch {end:,}" for end in ends]
