@@ -43,7 +43,7 @@ def made_once(folder: Path, complete: Path, make: Callable[[Path], None], *, res
                 shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(exist_ok=resume)
             make(unfinished)
-            # Its name says from then on that it is whole, and what it was made of may be deleted: after a power cut, too.
+            # Once it has its name it counts as whole, and what it was made of may be deleted: a power cut must not empty it.
             flush_all(unfinished)
             unfinished.rename(folder)
             flush(folder.parent)
@@ -63,11 +63,7 @@ def exclusive(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if _has_flock(path.parent):
         of_file = FileLock(path)
-        try:
-            of_file.acquire(timeout=SILENT)
-        except Timeout:
-            log.warning("waiting for another process on this machine, or one that shares its disk, that holds %s", path)
-            of_file.acquire()
+        _acquire(of_file, f"waiting for the process that holds {path}, on this machine or on one that shares its disk")
         try:
             yield
         finally:
@@ -76,20 +72,25 @@ def exclusive(path: Path) -> Iterator[None]:
     # filelock's own way from one to the other lets two in at once, where both begin with flock.
     marker = path.with_name(f"{path.name}.held")
     lock = SoftFileLease(marker, lease_duration=LEASE)
-    try:
-        lock.acquire(timeout=SILENT)
-    except Timeout:
-        log.warning(
-            "waiting for the process that holds %s; if it was killed on another machine, this takes %.0f minutes at most",
-            marker, LEASE / 60,
-        )  # fmt: skip
-        lock.acquire()
+    most = f"{LEASE / 60:.0f} minutes at most"
+    _acquire(
+        lock, f"waiting for the process that holds {marker}; if it was killed on another machine, this takes {most}"
+    )
     try:
         yield
         if lock.compromise is not None:
             raise UserError(f"another process has taken over {marker}, since this one stood still: run it again")
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock | SoftFileLease, waiting: str) -> None:
+    """Wait for a lock, and say `waiting` where that takes long."""
+    try:
+        lock.acquire(timeout=SILENT)
+    except Timeout:
+        log.warning("%s", waiting)
+        lock.acquire()
 
 
 class Hold:

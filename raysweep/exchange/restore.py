@@ -68,7 +68,7 @@ def restore(published: PublishedResults, store: Store) -> tuple[int, int]:
 
 
 def _say_unknown_texts(published: PublishedResults) -> None:
-    """Warn of evaluations of which no one will see that the rest of the cells read another text."""
+    """Warn of each evaluation whose text may have changed since, where nothing can tell."""
     unknown = {label for key, label in text_keys(published.space).items() if key not in published.texts}
     for label in sorted(unknown):
         log.warning("%s: which text it read was not published: make sure that its text is the same here", label)
