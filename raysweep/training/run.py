@@ -95,7 +95,7 @@ class Run:
         self._begun = time.monotonic() - self.state.seconds
         # Replicas start from rank 0's weights, so they are wrapped once those are in place.
         if compile:
-            # With dynamic shapes the graphs depend on what comes first: validation in a new run, training in one that resumes.
+            # With dynamic shapes graphs depend on what comes first: validation in a new run, training in one that resumes.
             self.model.olmo.compile(dynamic=False)
         self.replica = distribute(self.model)
         if self.state.computed_by[-1:] != [here := self.model.computed_by()]:
